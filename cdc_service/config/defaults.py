@@ -1,0 +1,31 @@
+"""Every default of the configuration, in one place. Sizes are bytes, times are seconds."""
+
+from __future__ import annotations
+
+CONFIG_FILE = "cdc.yaml"
+CONFIG_VARIABLE = "CDC_CONFIG"
+
+MODE = "upsert"
+TARGET = "{schema}.{table}"
+KEYLESS = "refuse"
+METADATA = "full"
+
+FLUSH_ROWS = 100_000
+FLUSH_BYTES = 64 * 2**20
+FLUSH_SECONDS = 1.0
+
+LIMIT_MEMORY = 400 * 2**20
+LIMIT_QUARANTINE_ROWS = 10_000
+LIMIT_QUARANTINE_SHARE = 0.01
+
+META_SCHEMA = "_cdc"
+CONNECT_SECRETS = "env"
+API_LISTEN = "127.0.0.1:0"
+STATE_DIR = ".cdc"
+
+FILE_SCHEMES = frozenset({"duckdb"})
+"""URL schemes whose database is a file, so that a relative one means: beside the configuration file."""
+
+YAML_BYTES_MAX = 4 * 2**20
+YAML_NODES_MAX = 100_000
+"""A configuration larger than this is a mistake (or a chain of aliases that multiply)."""

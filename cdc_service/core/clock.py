@@ -1,0 +1,61 @@
+"""Time and chance as the service sees them: injected, so that a simulation can own both. Wall-clock time is shown, never an order."""
+
+from __future__ import annotations
+
+import random
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+
+class Clock(Protocol):
+    def monotonic(self) -> float:
+        """Seconds since some moment; never goes back."""
+        ...
+
+    def wall_us(self) -> int:
+        """Microseconds since 1970, for people."""
+        ...
+
+    def chance(self) -> float:
+        """A random number in [0, 1)."""
+        ...
+
+
+class RealClock:
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def wall_us(self) -> int:
+        return time.time_ns() // 1000
+
+    def chance(self) -> float:
+        return random.random()
+
+
+def rfc3339(us: int | None) -> str | None:
+    """Microseconds since 1970 as people and JSON read them, in UTC."""
+    return None if us is None else datetime.fromtimestamp(us / 1e6, UTC).isoformat().replace("+00:00", "Z")
+
+
+class Backoff:
+    """Waits between attempts: doubling from 0.2 s to 30 s, jittered so that many who wait do not come back at once."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._attempts = 0
+        self.until = float("-inf")
+
+    def failed(self) -> float:
+        """Counts a failure; the seconds to wait now."""
+        seconds = min(30.0, 0.2 * float(2**self._attempts)) * (0.5 + 0.5 * self._clock.chance())
+        self._attempts = min(self._attempts + 1, 10)
+        self.until = self._clock.monotonic() + seconds
+        return seconds
+
+    def succeeded(self) -> None:
+        self._attempts, self.until = 0, float("-inf")
+
+    @property
+    def waiting(self) -> bool:
+        return self._clock.monotonic() < self.until

@@ -1,0 +1,258 @@
+"""Fold: many changes of one table become at most one per key, the latest, with everything accounted for.
+
+Promises: rows of the result have distinct keys; which change wins is decided by core.order alone; a value that the source did not send
+is taken from the latest earlier image of the row within the batch (across changes of key too) or named for the merge to look up; every
+record is counted as winner, folded or duplicate. Columns in, columns out: index arithmetic, no row visited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cdc_service.core.keys import key_text
+from cdc_service.core.order import INCREMENTAL, is_snapshot
+from cdc_service.core.types import ChangeBatch, Delta, Op, Span, Target, Truncation
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Generations = Callable[[npt.NDArray[np.int32], Ints, Ints], npt.NDArray[np.int32]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sorted:
+    """The batch's row changes sorted by (key, core.order). ``order`` are row numbers, ``code`` numbers the keys."""
+
+    order: Ints
+    code: Ints
+    gen: npt.NDArray[np.int32]
+    record: Ints
+    op: npt.NDArray[np.int8]
+    partition: npt.NDArray[np.int32]
+
+
+def fold(batches: Sequence[ChangeBatch], *, batch_id: str, target: Target, generations: Generations) -> Delta:
+    """One Delta of ``batches``: one or more, of one schema version, each partition's spans in order.
+
+    ``generations(partition, offset, record)`` says to which generation each change belongs (core.order.generations).
+    """
+    schema = batches[0].schema
+    data = pa.concat_tables([b.data for b in batches]).combine_chunks()
+    meta = pa.concat_tables([b.meta for b in batches]).combine_chunks()
+    op = _numpy(meta["op"])
+    partition = _numpy(meta["partition"])
+    offset, record = _numpy(meta["offset"]), _numpy(meta["record"])
+    gen = generations(partition, offset, record)
+    truncation = _truncation(op, gen, record, partition)
+    alive = op != Op.TRUNCATE
+    if truncation is not None:
+        alive &= (gen > truncation.generation) | ((gen == truncation.generation) & (record >= truncation.record))
+    text = key_text(data.select(schema.key))
+    codes = pc.dictionary_encode(text)
+    rows = np.flatnonzero(alive)
+    code = _numpy(codes.indices.fill_null(-1)).astype(np.int64)
+    rows = rows[np.lexsort((offset[rows], op[rows] != Op.DELETE, record[rows], gen[rows], code[rows]))]
+    s = _Sorted(rows, code[rows], gen[rows], record[rows], op[rows], partition[rows])
+
+    same_key = _same_as_next(s.code)
+    winners = np.flatnonzero(~same_key)
+    twice = same_key & _same_as_next(s.gen) & _same_as_next(s.record)
+    counts = _counts(s, same_key & ~twice, twice, partition[~alive], op[~alive] == Op.TRUNCATE, truncation)
+
+    picked = rows[winners]
+    unsent = concat_masks([b.unsent for b in batches], [b.num_rows for b in batches])
+    moved = pa.concat_arrays([_or_false(b.moved, b.num_rows) for b in batches]).take(pa.array(picked))
+    # The merge keeps the image of a moved row as it stands in the target: only where nothing of its key was folded beneath the delete.
+    moved = pc.and_(moved, pa.array(~_same_as_previous(s.code)[winners]))
+    folded_meta = (
+        meta.take(picked)
+        .append_column("gen", pa.array(s.gen[winners]))
+        .append_column("key", text.take(pa.array(picked)))
+        .append_column("moved", moved)
+    )
+    delta = Delta(
+        batch_id=batch_id,
+        target=target,
+        schema=schema,
+        data=data.take(picked),
+        meta=folded_meta,
+        spans=join_spans([b.spans for b in batches]),
+        counts=counts,
+        truncation=truncation,
+        rejected=tuple(r for b in batches for r in b.rejected),
+        snapshot_record=int(record[read].max()) if (read := is_snapshot(record)).any() else None,
+    )
+    if unsent is None:
+        return delta
+    old_key = _concat_keys([b.old_key for b in batches], [b.num_rows for b in batches], schema.arrow, schema.key)
+    return _fill(delta, s, winners, data, text, unsent, old_key)
+
+
+def join_spans(groups: Sequence[Sequence[Span]]) -> tuple[Span, ...]:
+    """One span a partition from those of consecutive batches. Raises ValueError where they do not meet."""
+    joined: dict[int, Span] = {}
+    for span in (span for group in groups for span in group):
+        joined[span.partition] = joined[span.partition].then(span) if span.partition in joined else span
+    return tuple(joined.values())
+
+
+def _truncation(op: npt.NDArray[np.int8], gen: npt.NDArray[np.int32], record: Ints, partition: npt.NDArray[np.int32]) -> Truncation | None:
+    rows = np.flatnonzero(op == Op.TRUNCATE)
+    if not len(rows):
+        return None
+    last = rows[np.lexsort((record[rows], gen[rows]))[-1]]
+    return Truncation(int(gen[last]), int(record[last]), int(partition[last]))
+
+
+def _counts(
+    s: _Sorted, folded: Bools, twice: Bools, gone: npt.NDArray[np.int32], gone_truncates: Bools, truncation: Truncation | None
+) -> Mapping[int, Mapping[str, int]]:
+    """Per partition: folded and duplicate rows; the truncate that decides counts as applied, what it sweeps away as folded."""
+    counts: dict[int, dict[str, int]] = {}
+
+    def add(partitions: npt.NDArray[np.int32], name: str) -> None:
+        for number, count in zip(*np.unique(partitions, return_counts=True), strict=True):
+            entry = counts.setdefault(int(number), {"applied": 0, "folded": 0, "duplicate": 0})
+            entry[name] += int(count)
+
+    add(s.partition[folded], "folded")
+    add(s.partition[twice], "duplicate")
+    add(gone, "folded")
+    if truncation is not None and gone_truncates.any():
+        counts[truncation.partition]["folded"] -= 1
+        counts[truncation.partition]["applied"] += 1
+    return counts
+
+
+def _fill(delta: Delta, s: _Sorted, winners: Ints, data: pa.Table, text: pa.Array, unsent: pa.Table, old_key: pa.Table | None) -> Delta:
+    """Follows each unsent value back to the image that holds it; what the batch does not hold is named by ``base_*``."""
+    n = len(s.order)
+    here = np.arange(n)
+    old_text = key_text(old_key).take(pa.array(s.order)) if old_key is not None else pa.nulls(n, pa.string())
+    is_move = _numpy(pc.is_valid(old_text))
+    parent, base_move = _parents(s, text, old_text, is_move)
+    columns = list(data.columns)
+    masks = {}
+    root = _ends(np.where(parent >= 0, parent, here))
+    for name in unsent.column_names:
+        missing = _numpy(unsent[name])[s.order]
+        hop = _ends(np.where(missing & (parent >= 0), parent, here))
+        place = delta.schema.names.index(name)
+        source = hop[winners]
+        columns[place] = data.column(place).take(pa.array(s.order[source]))
+        masks[name] = missing[source]
+    for place, name in enumerate(delta.schema.names):
+        if name not in masks:
+            columns[place] = delta.data.column(place)
+    still = {name: mask for name, mask in masks.items() if mask.any()}
+    filled = pa.table(columns, schema=delta.data.schema)
+    if not still:
+        return replace(delta, data=filled)
+    need = np.logical_or.reduce(list(still.values()))
+    ends = np.where(need, root[winners], -1)
+    index = pa.array(np.where(ends >= 0, s.order[ends], 0), mask=ends < 0)
+    key = data.select(delta.schema.key).take(index)
+    key_of_end = text.take(index)
+    if old_key is not None:
+        moved_end = pa.array(is_move[ends] & (ends >= 0))
+        earlier = old_key.take(index)
+        key = pa.table([pc.if_else(moved_end, o, k) for o, k in zip(earlier.columns, key.columns, strict=True)], schema=key.schema)
+        key_of_end = pc.if_else(moved_end, old_text.take(pa.array(np.where(ends >= 0, ends, 0), mask=ends < 0)), key_of_end)
+    move = base_move[ends]
+    # Behind a change of key, what stands under the old key is the image only if it is older than the change.
+    bound = np.where(is_move[ends] & (ends >= 0), s.record[ends], s.record[winners])
+    return replace(
+        delta,
+        data=filled,
+        unsent=pa.table({name: pa.array(mask) for name, mask in still.items()}),
+        base_key=key,
+        base_text=key_of_end,
+        base_move=pa.array(move, mask=(move < 0) | (ends < 0)),
+        base_record=pa.array(bound, mask=ends < 0),
+    )
+
+
+def _parents(s: _Sorted, text: pa.Array, old_text: pa.Array, is_move: Bools) -> tuple[Ints, Ints]:
+    """For each sorted row the row that holds its earlier image (-1: outside of the batch), and where that is the other half of a move
+    outside of the batch (or an image that cannot be known), the record of the move (else -1)."""
+    n = len(s.order)
+    previous = np.arange(n) - 1
+    # What was known before a resync may have been wrong: images are followed within one generation only.
+    previous[~(_same_as_previous(s.code) & _same_as_previous(s.gen))] = -1
+    # A row of an incremental snapshot stands before the stream's changes in the order, and may be of a later moment than they.
+    previous[(previous >= 0) & (s.record[previous] == INCREMENTAL)] = -1
+    deleted_before = (previous >= 0) & (s.op[previous] == Op.DELETE)
+    parent = np.where(deleted_before, -1, previous)
+    base_move = np.where(deleted_before & ~is_move, s.record, np.int64(-1))
+    moves = np.flatnonzero(is_move)
+    if not len(moves):
+        return parent, base_move
+    # The old key's delete carries the same position as the create: find it among the batch's deletes.
+    deletes = np.flatnonzero(s.op == Op.DELETE)
+    texts = pa.concat_arrays([text.take(pa.array(s.order[deletes])), old_text.take(pa.array(moves))])
+    codes = _numpy(pc.dictionary_encode(texts).indices).astype(np.int64)
+    records, rank = np.unique(np.concatenate([s.record[deletes], s.record[moves]]), return_inverse=True)
+    pair = codes * len(records) + rank
+    by_pair = np.argsort(pair[: len(deletes)], kind="stable")
+    wanted = pair[len(deletes) :]
+    at = np.minimum(np.searchsorted(pair[by_pair], wanted), max(len(deletes) - 1, 0))
+    found = np.zeros(len(moves), np.bool_) if not len(deletes) else pair[by_pair[at]] == wanted
+    before = np.where(found, previous[deletes[by_pair[at]]], -1) if len(deletes) else np.full(len(moves), -1)
+    usable = (before >= 0) & (s.op[before] != Op.DELETE) & (s.gen[before] == s.gen[moves])
+    parent[moves] = np.where(usable, before, -1)
+    base_move[moves] = np.where(usable | (found & (before < 0)), -1, s.record[moves])
+    return parent, base_move
+
+
+def _ends(pointers: Ints) -> Ints:
+    """Where each chain of pointers ends (a row that points to itself), by doubling: log2(longest chain) rounds."""
+    while not np.array_equal(further := pointers[pointers], pointers):
+        pointers = further
+    return pointers
+
+
+def _numpy(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = column.to_numpy() if isinstance(column, pa.ChunkedArray) else column.to_numpy(zero_copy_only=False)
+    return values
+
+
+def _same_as_next(values: npt.NDArray[np.generic]) -> Bools:
+    same = np.zeros(len(values), np.bool_)
+    same[:-1] = values[:-1] == values[1:]
+    return same
+
+
+def _same_as_previous(values: npt.NDArray[np.generic]) -> Bools:
+    same = np.zeros(len(values), np.bool_)
+    same[1:] = values[1:] == values[:-1]
+    return same
+
+
+def _or_false(mask: pa.Array | None, rows: int) -> pa.Array:
+    return pa.array(np.zeros(rows, np.bool_)) if mask is None else mask.combine_chunks() if isinstance(mask, pa.ChunkedArray) else mask
+
+
+def concat_masks(masks: Sequence[pa.Table | None], rows: Sequence[int]) -> pa.Table | None:
+    names = sorted({name for mask in masks if mask is not None for name in mask.column_names})
+    if not names:
+        return None
+    false = {name: [np.zeros(n, np.bool_) for n in rows] for name in names}
+    for at, mask in enumerate(masks):
+        if mask is not None:
+            for name in mask.column_names:
+                false[name][at] = _numpy(mask[name])
+    return pa.table({name: np.concatenate(parts) for name, parts in false.items()})
+
+
+def _concat_keys(keys: Sequence[pa.Table | None], rows: Sequence[int], schema: pa.Schema, names: Sequence[str]) -> pa.Table | None:
+    if all(key is None for key in keys):
+        return None
+    fields = pa.schema([schema.field(name) for name in names])
+    none = [pa.table([pa.nulls(n, field.type) for field in fields], schema=fields) for n in rows]
+    return pa.concat_tables([empty if key is None else key for key, empty in zip(keys, none, strict=True)]).combine_chunks()
