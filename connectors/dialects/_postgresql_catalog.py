@@ -1,0 +1,257 @@
+# ruff: noqa: S608  (the dialect passes quoted names and the catalog's own type names; values are parameters)
+"""PostgreSQL's catalog: the queries that the dialect asks, what its types mean for the connector,
+and the text forms in which events carry values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from cdc_service.core.errors import ConfigError
+from cdc_service.core.postgresql import INTERVAL_TEXT, input_text
+from cdc_service.core.types import TableId
+from connectors.protocol import Hazard
+
+
+def quoted(*parts: str) -> str:
+    """The identifier, each part in double quotes: the only way that a name enters SQL here. Raises ConfigError on a NUL character."""
+    if any("\0" in part for part in parts):
+        raise ConfigError("a PostgreSQL name cannot hold a NUL character")
+    return ".".join('"' + part.replace('"', '""') + '"' for part in parts)
+
+
+def qualified(table: TableId) -> str:
+    return quoted(table.schema, table.name)
+
+
+_SYSTEM = "n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp_)'"
+
+TABLES = f"""
+SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind = 'p' AS partitioned, c.relpersistence = 'p' AS logged,
+       c.relreplident::text AS identity, rn.nspname AS root_schema, r.relname AS root_name,
+       coalesce(k.conname, '') AS key_name, coalesce(k.condeferrable, false) AS key_deferrable,
+       ARRAY(SELECT a.attname::text FROM unnest(k.conkey) WITH ORDINALITY u(number, place)
+             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = u.number ORDER BY u.place) AS key,
+       ARRAY(SELECT a.attname::text FROM pg_index i CROSS JOIN unnest(i.indkey) WITH ORDINALITY u(number, place)
+             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = u.number
+             WHERE i.indrelid = c.oid AND i.indisreplident ORDER BY u.place) AS identity_index,
+       has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AS readable,
+       pg_has_role(c.relowner, 'USAGE') AS owned,
+       CASE WHEN c.relkind = 'p'
+            THEN (SELECT coalesce(sum(greatest(l.reltuples, 0)), 0) FROM pg_partition_tree(c.oid) p JOIN pg_class l ON l.oid = p.relid
+                  WHERE p.isleaf)
+            ELSE greatest(c.reltuples, 0) END::bigint AS rows
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_constraint k ON k.conrelid = c.oid AND k.contype = 'p'
+LEFT JOIN pg_class r ON c.relispartition AND r.oid = pg_partition_root(c.oid)
+LEFT JOIN pg_namespace rn ON rn.oid = r.relnamespace
+WHERE c.relkind IN ('r', 'p') AND {_SYSTEM}
+ORDER BY n.nspname COLLATE "C", c.relname COLLATE "C"
+"""
+
+_TYPE = """format_type(a.atttypid, a.atttypmod) AS type, b.typcategory::text AS category,
+       CASE WHEN b.typtype = 'e' THEN 'enum' WHEN b.typcategory = 'A' THEN
+            (SELECT CASE WHEN e.typtype = 'e' THEN 'enum' ELSE e.typname END FROM pg_type e WHERE e.oid = b.typelem)
+            ELSE b.typname END AS base,
+       (SELECT quote_ident(tn.nspname) FROM pg_namespace tn WHERE tn.oid = b.typnamespace) AS type_schema"""
+_TYPE_JOIN = """JOIN pg_type t ON t.oid = a.atttypid JOIN pg_type b ON b.oid = CASE WHEN t.typtype <> 'd' THEN t.oid ELSE (
+    WITH RECURSIVE below AS (
+        SELECT t.typbasetype AS oid UNION ALL
+        SELECT d.typbasetype FROM below JOIN pg_type d ON d.oid = below.oid AND d.typtype = 'd')
+    SELECT below.oid FROM below JOIN pg_type d ON d.oid = below.oid AND d.typtype <> 'd') END"""
+
+COLUMNS = f"""
+SELECT c.oid, a.attname AS name, NOT a.attnotnull AS nullable,
+       a.attgenerated <> '' AS generated, t.typtype = 'd' AS domain, a.attstorage <> 'p' AS may_be_unsent, {_TYPE}
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+{_TYPE_JOIN}
+WHERE c.relkind IN ('r', 'p') AND {_SYSTEM}
+ORDER BY c.oid, a.attnum
+"""
+
+COLUMN_TYPES = f"""
+SELECT a.attname AS name, {_TYPE}
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+{_TYPE_JOIN}
+WHERE n.nspname = :schema AND c.relname = :table AND c.relkind IN ('r', 'p')
+"""
+
+FILL = f"""
+SELECT c.relname AS name, n.nspname AS schema, {_TYPE},
+       CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END AS missing,
+       a.attnotnull AS required, pg_relation_filenode(c.oid) = c.oid AS as_created
+FROM (SELECT coalesce(p.relid, root.oid) AS oid
+      FROM pg_class root JOIN pg_namespace rn ON rn.oid = root.relnamespace
+      LEFT JOIN LATERAL pg_partition_tree(root.oid) p ON p.isleaf
+      WHERE rn.nspname = :schema AND root.relname = :table) AS leaf
+JOIN pg_class c ON c.oid = leaf.oid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = :column AND a.attnum > 0 AND NOT a.attisdropped
+{_TYPE_JOIN}
+"""
+
+EMPTY_ENUMS = """
+SELECT format_type(t.oid, NULL) AS name FROM pg_type t
+WHERE t.typcategory = 'E' AND NOT EXISTS (SELECT FROM pg_enum e WHERE e.enumtypid = t.oid) ORDER BY 1
+"""
+
+POSITION = "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint AS position"
+
+FACTS = """
+SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS version_number,
+       current_setting('wal_level') AS wal_level, pg_is_in_recovery() AS in_recovery,
+       current_setting('max_replication_slots')::int AS slots_max, (SELECT count(*) FROM pg_replication_slots) AS slots,
+       current_setting('max_wal_senders')::int AS senders_max,
+       (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender') AS senders,
+       current_setting('max_slot_wal_keep_size') AS keep_size,
+       current_user::text AS role, current_database()::text AS database, r.rolsuper AS superuser,
+       r.rolsuper OR r.rolreplication
+           OR coalesce((SELECT pg_has_role(g.oid, 'USAGE') FROM pg_roles g WHERE g.rolname = 'rds_replication'), false) AS may_replicate,
+       has_database_privilege(current_database(), 'CREATE') AS may_create,
+       (SELECT bool_and(has_function_privilege(p.oid, 'EXECUTE')) FROM pg_proc p
+        WHERE p.proname = 'pg_logical_emit_message' AND p.proargtypes[2] = 'text'::regtype) AS may_emit
+FROM pg_roles r WHERE r.rolname = current_user
+"""
+
+SLOT = """
+SELECT s.slot_name::text, s.active, s.wal_status, s.safe_wal_size, s.plugin::text, s.database::text,
+       (s.confirmed_flush_lsn - '0/0'::pg_lsn)::bigint AS confirmed,
+       (pg_current_wal_lsn() - s.restart_lsn)::bigint AS retained
+FROM (SELECT 1) AS one LEFT JOIN pg_replication_slots s ON s.slot_name = :slot
+"""
+
+PUBLICATION = """
+SELECT p.pubname::text, p.puballtables, p.pubviaroot, pg_has_role(p.pubowner, 'USAGE') AS owned,
+       array_remove(ARRAY[CASE WHEN p.pubinsert THEN 'insert' END, CASE WHEN p.pubupdate THEN 'update' END,
+                          CASE WHEN p.pubdelete THEN 'delete' END, CASE WHEN p.pubtruncate THEN 'truncate' END], NULL) AS operations
+FROM (SELECT 1) AS one LEFT JOIN pg_publication p ON p.pubname = :name
+"""
+
+SIGNALS = """
+SELECT n.nspname::text AS schema, pg_has_role(c.relowner, 'USAGE') AS owned,
+       has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'DELETE') AS usable,
+       (SELECT has_schema_privilege(h.oid, 'CREATE') FROM pg_namespace h WHERE h.nspname = :home) AS may_create
+FROM (SELECT 1) AS one LEFT JOIN pg_class c ON c.relname = :name AND c.relkind = 'r' LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
+ORDER BY n.nspname LIMIT 1
+"""
+
+PUBLISHED_14 = (
+    "SELECT schemaname::text AS schema, tablename::text AS name, false AS narrow FROM pg_publication_tables WHERE pubname = :name"
+)
+PUBLISHED = """
+SELECT t.schemaname::text AS schema, t.tablename::text AS name,
+       t.rowfilter IS NOT NULL OR EXISTS (
+           SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid
+           JOIN pg_namespace n ON n.oid = c.relnamespace
+           WHERE p.pubname = t.pubname AND n.nspname = t.schemaname AND c.relname = t.tablename AND r.prattrs IS NOT NULL) AS narrow
+FROM pg_publication_tables t WHERE t.pubname = :name
+"""
+
+# What Debezium 3.6 does to values of these types was seen on a real stream; see the table of types in docs/.
+_ARRAYS_NEVER_SENT = {"interval", "money", "name", "point", "refcursor", "xml"}
+_ARRAYS_FAIL = {"bit", "varbit"}
+_ARRAYS_FAIL_ON_NULL = {"enum", "ltree"}
+_ARRAYS_UNSENT_AS_PLACEHOLDER = {"text", "varchar", "jsonb", "bytea", "int4", "int8", "date", "uuid"}
+
+
+def hazard(column: Mapping[Any, Any], *, full_identity: bool) -> Hazard | None:
+    """What the connector cannot carry of a column (a row of COLUMNS), by its type."""
+    name, base, array = column["name"], column["base"], column["category"] == "A"
+    leave_out = f'leave it out: connect.options: {{column.exclude.list: "schema\\\\.table\\\\.{name}"}}'
+    if array and base in _ARRAYS_NEVER_SENT:
+        return Hazard(
+            f"column {name} ({column['type']}) is not part of the connector's events", "the target will not have it", blocking=False
+        )
+    if array and base in _ARRAYS_FAIL:
+        return Hazard(
+            f"column {name} ({column['type']}): the connector cannot convert it and stops at the first value", leave_out, blocking=True
+        )
+    if base == "varbit" and column["domain"]:
+        return Hazard(
+            f"column {name} ({column['type']}): events carry it as if all its values were of one length", leave_out, blocking=True
+        )
+    unsent_lost = base == "varbit" or (array and base not in _ARRAYS_UNSENT_AS_PLACEHOLDER)
+    if unsent_lost and column["may_be_unsent"] and not full_identity:
+        message = f"column {name} ({column['type']}): a large value that an UPDATE leaves as it is cannot be told from NULL"
+        return Hazard(message, f"ALTER TABLE ... REPLICA IDENTITY FULL;  -- or {leave_out}", blocking=True)
+    if base == "varbit":
+        return Hazard(f"column {name} ({column['type']}): events do not say how long the bit string is", leave_out, blocking=False)
+    if array and base in _ARRAYS_FAIL_ON_NULL:
+        message = f"column {name} ({column['type']}): the connector stops at an array with a NULL in it"
+        return Hazard(message, f"keep NULL out of these arrays, or {leave_out}", blocking=False)
+    return None
+
+
+_AS_TEXT = {
+    *("text", "varchar", "name", "citext", "enum", "xml", "json", "jsonb", "uuid", "cidr", "macaddr", "macaddr8", "ltree"),
+    *("tsvector", "int4range", "int8range", "numrange", "tsrange", "tstzrange", "daterange", "int2", "int4", "int8", "oid"),
+}
+_JSON_ELEMENTS = {"int2", "int4", "int8", "bool", "float4", "float8"}
+_TEXT_ELEMENTS = {"text", "varchar", "uuid", "enum", "citext", "json", "jsonb", "cidr", "macaddr"}
+_NUMERIC = (
+    "CASE CAST({0} AS text) WHEN 'NaN' THEN 'NAN' WHEN 'Infinity' THEN 'POSITIVE_INFINITY' WHEN '-Infinity' THEN 'NEGATIVE_INFINITY'"
+    " ELSE CAST({0} AS text) END"
+)
+_INSTANT = """CASE {0} WHEN 'infinity' THEN 'infinity' WHEN '-infinity' THEN '-infinity' ELSE (
+        SELECT CASE WHEN y > 9999 THEN '+' || y WHEN y > 0 THEN lpad(y::text, 4, '0') WHEN y = -1 THEN '0000'
+            ELSE '-' || lpad((-y - 1)::text, 4, '0') END || to_char(u, '-MM-DD"T"HH24:MI:SS.US"Z"')
+        FROM (SELECT {0} AT TIME ZONE 'UTC' AS u, CAST(extract(year FROM {0} AT TIME ZONE 'UTC') AS integer) AS y) AS at) END"""
+_FORMS = {
+    "bool": "CAST({0} AS text)",
+    "float4": "CAST({0} AS text)",
+    "float8": "CAST({0} AS text)",
+    # A cast of character(n) to text loses its trailing blanks; its output function keeps them.
+    "bpchar": "CAST(textin(bpcharout({0})) AS text)",
+    "bytea": "translate(encode({0}, 'base64'), E'\\n', '')",
+    "numeric": _NUMERIC,
+    # A cast to text writes a whole address's /32, which the output function leaves out.
+    "inet": "CAST(textin(inet_out({0})) AS text)",
+    "money": "CAST(CAST({0} AS numeric) AS text)",
+    "interval": INTERVAL_TEXT,
+    "time": "CAST(CAST(extract(epoch FROM {0}) * 1000000 AS bigint) AS text)",
+    # Infinite values as the connector writes them (docs/debezium-postgresql.md).
+    "date": """CASE {0} WHEN 'infinity' THEN '-2147472692' WHEN '-infinity' THEN '-2147472691'
+        ELSE CAST({0} - DATE '1970-01-01' AS text) END""",
+    "timestamp": """CASE {0} WHEN 'infinity' THEN '9223372036825200000' WHEN '-infinity' THEN '-9223372036832400000'
+        ELSE CAST(CAST(extract(epoch FROM {0}) * 1000000 AS bigint) AS text) END""",
+    "timestamptz": _INSTANT,
+    "hstore": "CAST({1}.hstore_to_json({0}) AS text)",
+}
+
+
+def event_text(base: str, category: str, value: str, type_schema: str) -> str | None:
+    """The SQL expression that gives ``value`` (an SQL expression too) as events carry it: text as it is, bytes in base64, arrays as JSON
+    text, days and microseconds since 1970 as numbers. None where the form of events is not one that SQL can give."""
+    if category == "A":
+        if base in _JSON_ELEMENTS:
+            return f"CAST(to_json({value}) AS text)"
+        return f"CAST(to_json(CAST({value} AS text[])) AS text)" if base in _TEXT_ELEMENTS else None
+    if base in _AS_TEXT:
+        return f"CAST({value} AS text)"
+    form = _FORMS.get(base)
+    return None if form is None else form.format(value, type_schema)
+
+
+def reread(table: str, key: Sequence[tuple[str, str]], forms: Sequence[str]) -> str:
+    """One row for each key, in their order: its place, whether the row is there, then the forms. Keys are the parameters k0, k1, ...:
+    arrays of text. ``key`` pairs each quoted column with its type."""
+    arrays = ", ".join(f"CAST(:k{i} AS text[])" for i in range(len(key)))
+    names = ", ".join(f"k{i}" for i in range(len(key)))
+    equal = " AND ".join(f"t.{column} = CAST(k.k{i} AS {type_})" for i, (column, type_) in enumerate(key))
+    values = "".join(f", {form}" for form in forms)
+    return (
+        f"SELECT k.place, t.{key[0][0]} IS NOT NULL{values} FROM unnest({arrays}) WITH ORDINALITY AS k({names}, place)"
+        f" LEFT JOIN {table} AS t ON {equal} ORDER BY k.place"
+    )
+
+
+def key_parameter(column: pa.ChunkedArray) -> list[str]:
+    """Key values as the text that PostgreSQL reads back into the same value."""
+    return list(input_text(column.combine_chunks()).to_pylist())

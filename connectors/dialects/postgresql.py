@@ -1,0 +1,605 @@
+# ruff: noqa: S608  (names enter statements through quoted() and types through format_type; values are parameters)
+"""PostgreSQL as a source, through pgoutput: catalog facts, pre-flight checks with the DDL that cures, and the connector's configuration.
+
+Positions are LSNs as integers. Reads only, except for the statements of ``preparation`` and ``release``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import pyarrow as pa
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.engine import URL, RowMapping
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+from cdc_service.core.errors import CdcError, ConfigError, Unavailable
+from cdc_service.core.names import Names
+from cdc_service.core.side import Scan
+from cdc_service.core.types import TableId, TableSchema
+from connectors.dialects import _postgresql_catalog as sql
+from connectors.dialects import _postgresql_findings as findings_of
+from connectors.dialects import _postgresql_schema as learned
+from connectors.dialects._postgresql_catalog import qualified, quoted
+from connectors.dialects._postgresql_settings import PINNED, SETTINGS
+from connectors.dialects._postgresql_settle import settle
+from connectors.protocol import (
+    MESSAGE_BYTES_MAX,
+    UNKNOWN_FILL,
+    ConnectorRequest,
+    Fill,
+    Finding,
+    Identity,
+    Level,
+    LogHold,
+    Preparation,
+    Progress,
+    Reread,
+    SignalRecord,
+    SourceColumn,
+    SourceDialect,
+    SourceTable,
+    Statement,
+)
+
+CONNECT_TIMEOUT_SECONDS = 10
+STATEMENT_TIMEOUT_SECONDS = 30
+REREAD_KEYS_MAX = 10_000
+_OPERATIONS = {"insert", "update", "delete", "truncate"}
+_WITH = "(publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
+_TLS = {"sslmode": "database.sslmode", "sslrootcert": "database.sslrootcert", "sslcert": "database.sslcert", "sslkey": "database.sslkey"}
+
+
+def open_dialect(url: URL) -> SourceDialect:
+    return PostgresDialect(url)
+
+
+class PostgresDialect:
+    """SourceDialect of PostgreSQL 14 and later."""
+
+    name = "postgresql"
+    connector_class = SETTINGS["connector.class"]
+
+    def __init__(self, url: URL) -> None:
+        self._url = url
+        options = f"{url.query.get('options', '')} -c statement_timeout={STATEMENT_TIMEOUT_SECONDS * 1000}"
+        self._engine = create_engine(
+            url.set(drivername="postgresql+psycopg"),
+            poolclass=NullPool,
+            isolation_level="AUTOCOMMIT",
+            hide_parameters=True,
+            connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "application_name": "cdc", "options": options},
+        )
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # -- the catalog
+
+    def tables(self) -> tuple[SourceTable, ...]:
+        with self._connected() as connection:
+            columns: dict[int, list[RowMapping]] = {}
+            for row in _rows(connection, sql.COLUMNS):
+                columns.setdefault(row["oid"], []).append(row)
+            return tuple(_table(row, columns.get(row["oid"], ())) for row in _rows(connection, sql.TABLES))
+
+    def schema(self, table: SourceTable, options: Mapping[str, str]) -> TableSchema | None:
+        if not learned.may_be_told(options, SETTINGS):
+            return None
+        name = {"schema": table.table.schema, "table": table.table.name}
+        with self._connected() as connection:
+            columns = _rows(connection, learned.COLUMNS, **name)
+            types = {row["oid"]: row for row in _rows(connection, learned.TYPES, **name)}
+        return learned.schema_of(table, columns, types)
+
+    def position(self) -> int:
+        with self._connected() as connection:
+            return int(_row(connection, sql.POSITION)["position"])
+
+    def parse_position(self, text: str) -> int:
+        found = re.fullmatch(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})", text.strip())
+        if found:
+            return int(found[1], 16) << 32 | int(found[2], 16)
+        if re.fullmatch(r"[0-9]{1,20}", text.strip()) and int(text) < 2**64:
+            return int(text)
+        raise ConfigError(f"{text!r} is not a log position", hint="write an LSN such as 16/B374D848, or a decimal number")
+
+    def format_position(self, position: int) -> str:
+        return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
+
+    def hold(self, names: Names) -> LogHold | None:
+        with self._connected() as connection:
+            row = _row(connection, sql.SLOT, slot=names.slot)
+        if row["slot_name"] is None:
+            return None
+        return LogHold(
+            row["slot_name"], bool(row["active"]), row["wal_status"] or "lost", row["retained"], row["safe_wal_size"], row["confirmed"]
+        )
+
+    # -- values that events do not carry
+
+    def fill_of_added_column(self, table: TableId, column: str) -> Fill:
+        with self._connected() as connection:
+            leaves = _rows(connection, sql.FILL, schema=table.schema, table=table.name, column=column)
+            fills = {_fill(connection, leaf, column) for leaf in leaves}
+        return fills.pop() if len(fills) == 1 else UNKNOWN_FILL
+
+    def reread(self, table: TableId, keys: pa.Table, columns: Sequence[str]) -> Reread:
+        if keys.num_rows > REREAD_KEYS_MAX:
+            raise ValueError(f"at most {REREAD_KEYS_MAX} keys can be read again at once, not {keys.num_rows}")
+        with self._connected() as connection:
+            types = {row["name"]: row for row in _rows(connection, sql.COLUMN_TYPES, schema=table.schema, table=table.name)}
+            missing = [name for name in (*keys.column_names, *columns) if name not in types]
+            if missing:
+                raise CdcError(
+                    f"{table}: the source has no column {', '.join(missing)} any more, so values that it did not send cannot be read again",
+                    hint=f"load the table anew: cdc resync {table}",
+                    code="reread_failed",
+                )
+            forms = {
+                name: sql.event_text(types[name]["base"], types[name]["category"], f"t.{quoted(name)}", types[name]["type_schema"])
+                for name in columns
+            }
+            statement = sql.reread(
+                qualified(table),
+                [(quoted(name), types[name]["type"]) for name in keys.column_names],
+                [form or "CAST(NULL AS text)" for form in forms.values()],
+            )
+            values = {f"k{i}": sql.key_parameter(keys.column(i)) for i in range(keys.num_columns)}
+            position = settle(connection, table)
+            rows = [tuple(row) for row in connection.execute(text(statement), values)]
+        arrays = [pa.array([row[2 + i] for row in rows], pa.string()) for i in range(len(columns))]
+        found = pa.array([bool(row[1]) for row in rows], pa.bool_())
+        unreadable = tuple(name for name, form in forms.items() if form is None)
+        return Reread(pa.table(arrays, names=list(columns)), found, position, unreadable)
+
+    # -- whole tables, for reconciliation
+
+    def scan(self, table: TableId) -> Scan:
+        from connectors.dialects._postgresql_scan import TableScan
+
+        return TableScan(self._url, table, self._column_types(table))
+
+    def settled(self, table: TableId) -> int:
+        with self._connected() as connection:
+            return settle(connection, table)
+
+    def _column_types(self, table: TableId) -> dict[str, RowMapping]:
+        with self._connected() as connection:
+            found = {row["name"]: row for row in _rows(connection, sql.COLUMN_TYPES, schema=table.schema, table=table.name)}
+        if not found:
+            raise CdcError(f"the source has no table {table}", hint="check its name, or take it out of 'tables'", code="no_table")
+        return found
+
+    # -- what must be so before a connector may stream
+
+    def refusal(self, table: SourceTable) -> Finding | None:
+        place, name = f"table {table.table}", qualified(table.table)
+
+        def refuse(message: str, cure: str) -> Finding:
+            return Finding(place, ok=False, message=message, cure=cure)
+
+        if table.root is not None:
+            return refuse(f"is a partition of {table.root}; its changes arrive under that name", f"register {table.root} in its place")
+        if '"' in table.table.schema + table.table.name:
+            message = "has a double quote in its name, at which the connector fails for good with the first change"
+            return refuse(message, f"ALTER TABLE {name} RENAME TO ...;")
+        if not table.logged:
+            return refuse("is unlogged or temporary: its changes never reach the log", f"ALTER TABLE {name} SET LOGGED;")
+        if not table.key and not table.log:
+            cure = f"ALTER TABLE {name} ADD PRIMARY KEY (...);  -- or keep it as a log of its changes: keyless: append"
+            return refuse("has no primary key, so a change cannot be tied to a row", cure)
+        if not table.key and table.partitioned:
+            message = "is partitioned and has no primary key: each partition, new ones too, would need REPLICA IDENTITY FULL by itself"
+            return refuse(message, f"ALTER TABLE {name} ADD PRIMARY KEY (...);")
+        if not table.key and table.identity is not Identity.FULL:
+            message = "has no primary key and no REPLICA IDENTITY FULL: its own UPDATE and DELETE would fail once it is published"
+            return refuse(message, f"ALTER TABLE {name} REPLICA IDENTITY FULL;")
+        if table.key_deferrable:
+            key = ", ".join(quoted(c) for c in table.key)
+            return refuse(
+                "has a deferrable primary key: within a transaction two rows may share it, so the order of its changes is not known,"
+                " and PostgreSQL refuses its updates once it is published",
+                f"ALTER TABLE {name} DROP CONSTRAINT {quoted(table.key_name)}, ADD PRIMARY KEY ({key});",
+            )
+        if set(table.key) & set(table.generated):
+            return refuse("has a generated column in its primary key, which the log does not carry", "choose another primary key")
+        if table.identity is Identity.NOTHING or not table.identity_columns:
+            message = "has no replica identity: its own UPDATE and DELETE would fail once it is published"
+            return refuse(message, f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT;")
+        if not set(table.key) <= set(table.identity_columns):
+            message = "has a replica identity without its primary key: a delete would not say which row went"
+            return refuse(message, f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT;")
+        for column in table.columns:
+            if column.hazard is not None and column.hazard.blocking and not column.generated:
+                return refuse(f"has a {column.hazard.message}", column.hazard.cure.replace("TABLE ...", f"TABLE {name}"))
+        return None
+
+    def check(self, tables: Sequence[SourceTable], names: Names) -> list[Finding]:
+        with self._connected() as connection:
+            facts = _row(connection, sql.FACTS)
+            slot = _row(connection, sql.SLOT, slot=names.slot)
+            published = _published(connection, names, facts["version_number"])
+            empty_enums = [row["name"] for row in _rows(connection, sql.EMPTY_ENUMS)]
+            asked = [question for table in tables if table.readable and (question := findings_of.old_dates(table)) is not None]
+            old = [finding for statement, finding in asked if _row(connection, statement)["found"]]
+        findings = [*findings_of.server(facts, has_slot=slot["slot_name"] is not None), *findings_of.role_rights(facts, tables)]
+        findings += [finding for table in tables for finding in (self.refusal(table), *findings_of.notes(table)) if finding is not None]
+        findings += old
+        if empty_enums:
+            message = f"enums without a label stop the connector at its start: {', '.join(empty_enums)}"
+            findings.append(
+                Finding("enums", False, message, "".join(f"DROP TYPE {e};  -- or give it a label\n" for e in empty_enums).strip())
+            )
+        if slot["slot_name"] is not None:
+            findings.append(findings_of.slot(slot, names))
+        return [*findings, *(self._publication_findings(tables, names, published) if tables else ())]
+
+    def _publication_findings(self, tables: Sequence[SourceTable], names: Names, published: Mapping[TableId, bool]) -> list[Finding]:
+        preparation = self.preparation(tables, names)
+        needed = preparation.statements
+        narrowed = [str(t) for t, narrow in published.items() if narrow]
+        findings = []
+        if narrowed:
+            findings.append(
+                Finding(
+                    "publication filters",
+                    ok=False,
+                    message=f"{names.publication} has a row filter or a column list on {', '.join(narrowed)}: rows would be missing",
+                    cure=f"DROP PUBLICATION {quoted(names.publication)};  -- then create it again: cdc register",
+                )
+            )
+        if preparation.signals is None:
+            table = TableId(tables[0].table.schema, names.signal_table)
+            by_hand = [f"{s.sql};" for s in _signal_table(table, str(self._url.username), allowed=False)]
+            cure = "\n".join([*by_hand, f"ALTER PUBLICATION {quoted(names.publication)} ADD TABLE {qualified(table)};"])
+            message = (
+                "no table for signals: the snapshot of a table that is added later may fail under load, and its rows are not in order"
+                " with the stream until it ends"
+            )
+            findings.append(Finding("signals", False, message, cure, Level.WARNING))
+        if not needed:
+            return [*findings, Finding("publication", ok=True, message=f"{names.publication} covers the tables")]
+        return findings + [
+            Finding(
+                "publication",
+                ok=False,
+                message=statement.why + ("; cdc register will do it" if statement.allowed else f"; {statement.by_whom} must run this"),
+                cure=statement.sql + ";",
+                level=Level.INFO if statement.allowed else Level.ERROR,
+            )
+            for statement in needed
+        ]
+
+    def preparation(self, tables: Sequence[SourceTable], names: Names) -> Preparation:
+        wanted = [t for t in tables if self.refusal(t) is None]
+        # The connector does not find a table for signals in a schema whose name is not a plain one.
+        home = next((t.table.schema for t in wanted if re.fullmatch(r"\w+", t.table.schema)), "public")
+        with self._connected() as connection:
+            facts = _row(connection, sql.FACTS)
+            head = _row(connection, sql.PUBLICATION, name=names.publication)
+            published = _published(connection, names, facts["version_number"])
+            signals = _row(connection, sql.SIGNALS, name=names.signal_table, home=home)
+        new = head["pubname"] is None
+        foreign = any(not t.owned for t in wanted if t.table not in published)
+        may_publish = bool(facts["superuser"] or (facts["may_create"] and not foreign if new else head["owned"]))
+        made: list[Statement] = []
+        table = TableId(signals["schema"], names.signal_table) if signals["usable"] else None
+        # Where a person has to make the publication anyway, the table for signals comes along; else its lack stops nothing.
+        if signals["schema"] is None and wanted and ((may_publish and signals["may_create"]) or (new and not may_publish)):
+            table = TableId(home, names.signal_table)
+            made += _signal_table(table, facts["role"], allowed=may_publish and bool(signals["may_create"]))
+        entries = {t.table: t.owned for t in wanted} | ({table: signals["schema"] is None or signals["owned"]} if table else {})
+        made += _publication_statements(names, facts, head, published, entries)
+        return Preparation(tuple(made), table)
+
+    def release(self, names: Names) -> list[Statement]:
+        with self._connected() as connection:
+            facts = _row(connection, sql.FACTS)
+            slot = _row(connection, sql.SLOT, slot=names.slot)
+            head = _row(connection, sql.PUBLICATION, name=names.publication)
+            signals = _row(connection, sql.SIGNALS, name=names.signal_table, home="public")
+        made = []
+        if slot["slot_name"] is not None:
+            literal = "'" + names.slot.replace("'", "''") + "'"
+            drop = f"SELECT pg_drop_replication_slot({literal})"
+            made.append(Statement("slot", drop, "the slot keeps the log", bool(facts["may_replicate"]), "a role with REPLICATION"))
+        if head["pubname"] is not None:
+            allowed = bool(facts["superuser"] or head["owned"])
+            drop = f"DROP PUBLICATION {quoted(names.publication)}"
+            made.append(Statement("publication", drop, "nothing reads it any more", allowed, "the owner of the publication or a superuser"))
+        if signals["schema"] is not None:
+            allowed = bool(facts["superuser"] or signals["owned"])
+            drop = f"DROP TABLE {quoted(signals['schema'], names.signal_table)}"
+            made.append(Statement("signals", drop, "nothing reads signals any more", allowed, "the owner of the table or a superuser"))
+        return made
+
+    def execute(self, statement: Statement) -> None:
+        with self._connected() as connection:
+            connection.exec_driver_sql(statement.sql.replace("%", "%%"))
+
+    # -- the connector
+
+    def connector_config(self, request: ConnectorRequest) -> dict[str, str]:
+        pinned = sorted(PINNED & set(request.options))
+        if pinned:
+            raise ConfigError(
+                f"connect.options may not set {', '.join(pinned)}: events or values would be lost without a trace",
+                hint="remove it from connect.options",
+            )
+        names, url = request.names, self._url
+        exclusions = {_pattern(t.table, column) for t in request.tables for column in t.generated}
+        if "column.exclude.list" in request.options:
+            exclusions.add(request.options["column.exclude.list"])
+        placeholder = (request.existing or {}).get("unavailable.value.placeholder") or f"__cdc_unsent_{secrets.token_hex(12)}"
+        query = {k: v if isinstance(v, str) else v[-1] for k, v in url.query.items()}
+        config = {
+            "name": names.connector,
+            **SETTINGS,
+            "database.hostname": request.host or url.host or query.get("host") or "localhost",
+            "database.port": str(request.port or url.port or 5432),
+            "database.user": url.username or "postgres",
+            "database.dbname": url.database or url.username or "postgres",
+            **{_TLS[k]: v for k, v in query.items() if k in _TLS},
+            "topic.prefix": names.topic_prefix,
+            "slot.name": names.slot,
+            "publication.name": names.publication,
+            "table.include.list": ",".join(sorted(_pattern(t.table, siblings=request.siblings) for t in request.tables)),
+            "unavailable.value.placeholder": placeholder,
+            "notification.sink.topic.name": names.notification_topic,
+        }
+        config |= _signal_settings(request)
+        if request.password is not None:
+            config["database.password"] = request.password
+        config |= {**_keyless_settings(request), **request.options}
+        if exclusions:
+            config["column.exclude.list"] = ",".join(sorted(exclusions))
+        return config
+
+    def registered(self, config: Mapping[str, str]) -> frozenset[TableId]:
+        items = re.findall(r"((?:[^,\\]|\\.)+)", config.get("table.include.list", ""))
+        # A dot between names is escaped and one within a name is in brackets, so these tokens leave the separators out.
+        names = ["".join(t if t != r"\." else "\0" for t in re.findall(r"\\.|[^\\]", i.removeprefix("(?-i)"))).split("\0") for i in items]
+        return frozenset(TableId(*map(_plain, parts)) for parts in names if len(parts) == 2)
+
+    def collection(self, table: TableId) -> str:
+        return f"{table.schema}.{table.name}"
+
+    def names_collection(self, text: str, table: TableId) -> bool:
+        return text == self.collection(table)
+
+    def ask_snapshot(self, config: Mapping[str, str], tables: Sequence[TableId], signal_id: str) -> SignalRecord | None:
+        data = json.dumps({"data-collections": [_collection(t) for t in tables], "type": "INCREMENTAL"})
+        place = config.get("signal.data.collection")
+        if place is None:
+            value = json.dumps({"id": signal_id, "type": "execute-snapshot", "data": json.loads(data)}).encode()
+            return SignalRecord(config["signal.kafka.topic"], config["topic.prefix"], value)
+        table = quoted(*place.rsplit(".", 1))
+        with self._connected() as connection:
+            # Only inserts count as signals: what was read, and the marks that the connector left, may go.
+            connection.execute(text(f"DELETE FROM {table}"))
+            insert = text(f"INSERT INTO {table} (id, type, data) VALUES (:id, 'execute-snapshot', :data)")
+            connection.execute(insert, {"id": signal_id, "data": data})
+        return None
+
+    def progress(self, offsets: Sequence[tuple[Mapping[str, object], Mapping[str, object] | None]]) -> Progress:
+        offset = next((value for _, value in offsets if value), None)
+        if offset is None:
+            return Progress(None, snapshot=True, incremental=False)
+        snapshot = "snapshot" in offset and offset.get("snapshot_completed") is not True
+        position = offset.get("lsn_commit") or offset.get("lsn_proc") or offset.get("lsn")
+        return Progress(int(str(position)) if position is not None else None, snapshot, "incremental_snapshot_primary_key" in offset)
+
+    def set_back(
+        self, offsets: Sequence[tuple[Mapping[str, object], Mapping[str, object] | None]]
+    ) -> Sequence[tuple[Mapping[str, object], Mapping[str, object] | None]]:
+        """To the last commit. Rows of one COPY share a log position, and the connector goes on behind the position that it stored."""
+        return [
+            (partition, {**offset, "lsn": commit, "lsn_proc": commit})
+            for partition, offset in offsets
+            if offset and "snapshot" not in offset and (commit := offset.get("lsn_commit")) and offset.get("lsn_proc") != commit
+        ]
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except DBAPIError as error:
+            raise self._explained(error) from None
+
+    def _explained(self, error: DBAPIError) -> CdcError:
+        where = f"{self._url.host or 'localhost'}:{self._url.port or 5432}/{self._url.database or ''}"
+        state = getattr(error.orig, "sqlstate", None) or ""
+        lines = str(error.orig).splitlines() or [type(error.orig).__name__]
+        first = next((line for line in lines if "FATAL:" in line), lines[0]).strip()
+        if state.startswith("28") or any(t in first for t in _LOGIN):
+            hint = "check the user and password of source.url, and pg_hba.conf"
+            return ConfigError(f"PostgreSQL at {where} refused the login of {self._url.username}", hint=hint, code="source_auth")
+        if state == "3D000" or ("database" in first and "does not exist" in first):
+            hint = "check the database in source.url"
+            return ConfigError(f"PostgreSQL at {where} has no such database", hint=hint, code="source_database")
+        if state == "42501":
+            hint = "grant what is missing: cdc check prints the statement"
+            return ConfigError(f"PostgreSQL refused: {first}", hint=hint, code="source_rights")
+        if state == "57014":
+            message = f"a statement at PostgreSQL {where} took longer than {STATEMENT_TIMEOUT_SECONDS} s"
+            return Unavailable(message, hint="another transaction may hold a lock: SELECT * FROM pg_stat_activity WHERE state <> 'idle'")
+        if not state or state[:2] in {"08", "53", "57"} or state == "55P03":
+            return Unavailable(f"PostgreSQL at {where} does not answer: {first}", hint="is it running, and is source.url right?")
+        # The text of a data error may quote a value: only its class is passed on.
+        detail = f": {first}" if state[:2] in {"42", "55", "25"} else ""
+        message = f"PostgreSQL at {where} refused a statement (SQLSTATE {state}){detail}"
+        return CdcError(message, hint="see the server's log", code="source_statement")
+
+
+_LOGIN = ("authentication failed", "pg_hba.conf", "no password supplied")
+"""What libpq says, without an SQLSTATE, where the login is wrong."""
+
+
+def _rows(connection: Connection, statement: str, **values: object) -> Sequence[RowMapping]:
+    return connection.execute(text(statement), values).mappings().all()
+
+
+def _row(connection: Connection, statement: str, **values: object) -> RowMapping:
+    return _rows(connection, statement, **values)[0]
+
+
+def _keyless_settings(request: ConnectorRequest) -> dict[str, str]:
+    """For tables without a key: one partition a topic, so that the log keeps its order, also where Connect itself makes the topic; and the
+    running numbers within transactions, by which rows that came again are told from rows that are alike."""
+    topics = [request.names.topic(t.table) for t in request.tables if not t.key]
+    if not topics:
+        return {}
+    if request.options.get("provide.transaction.metadata", "true") != "true":
+        raise ConfigError(
+            "connect.options set provide.transaction.metadata=false, without which rows of a table without a key could be applied twice",
+            hint="remove it from connect.options, or leave the tables without a key out",
+        )
+    if "io.debezium.transforms.ExtractNewRecordState" in request.options.values():
+        raise ConfigError(
+            "connect.options flatten the events: without the row before and the numbers in the transaction, changes of a table without"
+            " a key cannot be told apart",
+            hint="remove the transform ExtractNewRecordState, or leave the tables without a key out",
+        )
+    return {
+        "provide.transaction.metadata": "true",
+        "topic.creation.groups": "keyless",
+        "topic.creation.keyless.include": ",".join(sorted(re.escape(topic) for topic in topics)),
+        "topic.creation.keyless.partitions": "1",
+        "topic.creation.keyless.replication.factor": "-1",
+        "topic.creation.keyless.cleanup.policy": "delete",
+        "topic.creation.keyless.max.message.bytes": str(MESSAGE_BYTES_MAX),
+    }
+
+
+def _signal_settings(request: ConnectorRequest) -> dict[str, str]:
+    """A table for signals where there is one: the connector's own marks in it keep the rows of a snapshot in order with the stream.
+    Without it the watermarks are transaction ids: nothing is written at the source, but under load such a snapshot may fail and be lost."""
+    if request.signals is not None:
+        place = f"{request.signals.schema}.{request.signals.name}"
+        return {"signal.enabled.channels": "source", "signal.data.collection": place, "read.only": "false"}
+    return {
+        "signal.enabled.channels": "kafka",
+        "read.only": "true",
+        "signal.kafka.topic": request.names.signal_topic,
+        "signal.kafka.bootstrap.servers": request.bootstrap_servers,
+        "signal.kafka.groupId": f"{request.names.group}_signal",
+        "signal.kafka.poll.timeout.ms": "100",
+    }
+
+
+def _signal_table(table: TableId, role: str, *, allowed: bool) -> list[Statement]:
+    name, why = qualified(table), "a table through which snapshots are asked for"
+    create = f"CREATE TABLE {name} (id text PRIMARY KEY, type text NOT NULL, data text)"
+    made = [Statement("signals", create, why, allowed, "" if allowed else "the owner of the schema")]
+    if not allowed:
+        grant = f"GRANT SELECT, INSERT, DELETE ON {name} TO {quoted(role)}"
+        made.append(Statement("signals", grant, why, allowed, "the owner of the schema"))
+    return made
+
+
+def _publication_statements(
+    names: Names, facts: RowMapping, head: RowMapping, published: Mapping[TableId, bool], entries: Mapping[TableId, bool]
+) -> Iterator[Statement]:
+    """What brings the publication to cover ``entries`` (each with whether the role owns it)."""
+    name = quoted(names.publication)
+
+    def statement(body: str, why: str, touched: Iterable[TableId], *, entitled: bool) -> Statement:
+        foreign = [t for t in touched if not entries[t]]
+        allowed = bool(facts["superuser"] or (entitled and not foreign))
+        who = "the owner of the tables or a superuser" if foreign else "the owner of the publication or a superuser"
+        return Statement("publication", body, why, allowed, "" if allowed else who)
+
+    if head["pubname"] is None:
+        if entries:
+            listed = ", ".join(qualified(t) for t in entries)
+            why = f"publication {names.publication} does not exist"
+            yield statement(f"CREATE PUBLICATION {name} FOR TABLE {listed} WITH {_WITH}", why, entries, entitled=facts["may_create"])
+        return
+    if set(head["operations"]) != _OPERATIONS or not head["pubviaroot"]:
+        why = f"publication {names.publication} leaves out operations or names partitions"
+        yield statement(f"ALTER PUBLICATION {name} SET {_WITH}", why, (), entitled=head["owned"])
+    added = [t for t in entries if t not in published]
+    if added and not head["puballtables"]:
+        why = f"publication {names.publication} lacks {', '.join(map(str, added))}"
+        body = f"ALTER PUBLICATION {name} ADD TABLE {', '.join(map(qualified, added))}"
+        yield statement(body, why, added, entitled=head["owned"])
+
+
+def _pattern(table: TableId, column: str | None = None, siblings: Iterable[TableId] = ()) -> str:
+    """The Java regular expression that matches this name alone. A dot within a name is ``[.]``, so that ``\\.`` only ever stands between
+    names, and a blank is ``[ ]``, since Debezium cuts them off an expression's ends. It compares without case unless told otherwise."""
+    parts = [table.schema, table.name] if column is None else [table.schema, table.name, column]
+    body = r"\.".join(re.sub(r"[.\s]", r"[\g<0>]", re.sub(r"[^\w\s.]", r"\\\g<0>", part)) for part in parts)
+    folded = str(table).casefold()
+    return f"(?-i){body}" if any(s != table and str(s).casefold() == folded for s in siblings) else body
+
+
+def _collection(table: TableId) -> str:
+    """The table as a signal names it: an expression, of which Debezium then reads the matching name as if it were SQL, and so loses one
+    with a blank or a dot in it. A quoted name matches nothing, and is read as it stands."""
+    return qualified(table) if re.search(r"[.\s]", table.schema + table.name) else f"(?-i){_pattern(table)}"
+
+
+def _plain(pattern: str) -> str:
+    return re.sub(r"\\(.)|\[([.\s])\]", lambda m: m[1] or m[2], pattern, flags=re.DOTALL)
+
+
+def _table(row: RowMapping, found: Sequence[RowMapping]) -> SourceTable:
+    key = tuple(row["key"])
+    identity = {"d": Identity.KEY, "f": Identity.FULL, "i": Identity.INDEX, "n": Identity.NOTHING}[row["identity"]]
+    full = identity is Identity.FULL
+    columns = tuple(SourceColumn(c["name"], c["type"], c["nullable"], c["generated"], sql.hazard(c, full_identity=full)) for c in found)
+    by = {
+        # A deferrable key is no replica identity.
+        Identity.KEY: () if row["key_deferrable"] else key,
+        Identity.FULL: tuple(column.name for column in columns),
+        Identity.INDEX: tuple(row["identity_index"]),
+        Identity.NOTHING: (),
+    }
+    return SourceTable(
+        TableId(row["schema"], row["name"]),
+        columns,
+        key=key,
+        key_name=row["key_name"],
+        key_deferrable=row["key_deferrable"],
+        identity=identity,
+        identity_columns=by[identity],
+        partitioned=row["partitioned"],
+        root=TableId(row["root_schema"], row["root_name"]) if row["root_name"] is not None else None,
+        logged=row["logged"],
+        rows=row["rows"],
+        readable=row["readable"],
+        owned=row["owned"],
+    )
+
+
+def _published(connection: Connection, names: Names, version: int) -> dict[TableId, bool]:
+    """Each published table, and whether only a part of it is."""
+    statement = sql.PUBLISHED if version >= 150000 else sql.PUBLISHED_14
+    return {TableId(r["schema"], r["name"]): r["narrow"] for r in _rows(connection, statement, name=names.publication)}
+
+
+def _fill(connection: Connection, leaf: RowMapping, column: str) -> Fill:
+    if leaf["missing"] is not None:
+        form = sql.event_text(leaf["base"], leaf["category"], "v", leaf["type_schema"])
+        if form is None:
+            return UNKNOWN_FILL
+        # The type's text comes from format_type, which quotes what it must; the value is a parameter.
+        statement = f"SELECT {form} AS fill FROM (SELECT CAST(CAST(:missing AS text) AS {leaf['type']}) AS v) AS one"
+        fill = _row(connection, statement, missing=leaf["missing"])["fill"]
+        return UNKNOWN_FILL if fill is None else Fill(known=True, text=fill)
+    if leaf["required"]:
+        return UNKNOWN_FILL
+    # Without a stored value, old rows hold NULL, unless the table was written anew since: a volatile default makes PostgreSQL do that.
+    if leaf["as_created"]:
+        return Fill(known=True)
+    place = quoted(leaf["schema"], leaf["name"])
+    holds = _row(connection, f"SELECT EXISTS (SELECT FROM {place} WHERE {quoted(column)} IS NOT NULL) AS holds")["holds"]
+    return UNKNOWN_FILL if holds else Fill(known=True)

@@ -1,0 +1,80 @@
+"""What the records of the notification topic say: Debezium's, and the one that registration adds. Pure; nothing is read here."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+REGISTRATION = "Registration"
+RETURNING = "RETURNING"
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """One record of the notification topic, its kinds in Debezium's words.
+
+    ``aggregate`` is initial, incremental or registration; ``type`` STARTED, IN_PROGRESS, TABLE_SCAN_COMPLETED, COMPLETED, SKIPPED,
+    ABORTED, ... ``status`` is SUCCEEDED, or EMPTY, at the end of a table's scan that read the table, NO_PRIMARY_KEY where it has no key to
+    be read by; anything else there (UNKNOWN_SCHEMA, ...) is a scan that did not. ``tables`` are as ``SourceDialect.names_collection``
+    understands them: the one table that the record is about, or at STARTED all that were asked for (there a name with a comma falls apart).
+    ``at_ms`` is the connector's clock.
+
+    ``id`` is the signal's id only while one signal is under way. A second one that comes before the first has ended gets no STARTED of its
+    own, what is left of the first goes on under the second's id, and one COMPLETED ends both; of several, some ids never show. A table that
+    both ask for is scanned twice. ``waiting`` is how many more scans of the table were asked for when this one ended: an end under a
+    signal's own id with none waiting is the end of the scan that the signal asked for; an end with another id may be that of another.
+    ``rows`` is how many a scan that ended has read, None where it does not say.
+
+    registration/RETURNING is written by registration, before the connector knows the table: ``tables`` were captured earlier and then not
+    for a while, so that their deletes in between are missing.
+    """
+
+    id: str
+    aggregate: str
+    type: str
+    tables: tuple[str, ...]
+    status: str
+    at_ms: int
+    waiting: int = 0
+    rows: int | None = None
+
+    @property
+    def scanned(self) -> bool:
+        """Whether this ends the scan of its table well."""
+        return self.type == "TABLE_SCAN_COMPLETED" and self.status in ("SUCCEEDED", "EMPTY", "NO_PRIMARY_KEY")
+
+
+def parse(value: bytes | None) -> Notification | None:
+    """A record's value, JSON with or without its schema; None for what is no notification."""
+    try:
+        document: Any = json.loads(value or b"null")
+        record = document.get("payload", document)
+        data = record.get("additional_data") or {}
+        one = data.get("scanned_collection") or data.get("current_collection_in_progress")
+        many = data.get("data_collections")
+        return Notification(
+            str(record["id"]),
+            str(record["aggregate_type"]).removesuffix(" Snapshot").lower(),
+            str(record["type"]),
+            (one,) if one else tuple(many.split(",")) if many else (),
+            str(data.get("status") or ""),
+            int(record["timestamp"]),
+            max(0, _times(one, many) - 1) if one and many else 0,
+            int(data["total_rows_scanned"]) if "total_rows_scanned" in data else None,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _times(name: str, names: str) -> int:
+    """How often ``name`` stands in the comma-separated list; too often, if anything, where names hold commas."""
+    return len(re.findall(rf"(?<![^,]){re.escape(name)}(?![^,])", names))
+
+
+def returning(id_: str, table: str, at_ms: int) -> tuple[str, bytes]:
+    """Key and value of the record that says that ``table`` comes back."""
+    data = {"scanned_collection": table}
+    record = {"id": id_, "type": RETURNING, "aggregate_type": REGISTRATION, "additional_data": data, "timestamp": at_ms}
+    return json.dumps({"id": id_}), json.dumps({"schema": None, "payload": record}, ensure_ascii=False).encode()

@@ -1,0 +1,357 @@
+"""The source side's seam: what a source dialect tells about its database, and what it does there.
+
+One file per source, ``connectors/dialects/<name>.py``, found by the URL's scheme and imported only when it is used; it defines
+``open_dialect(url) -> SourceDialect``. Nothing else in the service knows which database it reads from.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Protocol, cast
+
+import pyarrow as pa
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from cdc_service.core.errors import ConfigError
+from cdc_service.core.names import Names as Names
+from cdc_service.core.side import Scan
+from cdc_service.core.types import TableId, TableSchema
+
+MESSAGE_BYTES_MAX = 16 * 2**20
+"""Largest event that the connector may write and the topics take. Kafka's default of 1 MiB stops a connector at its first large row."""
+
+_DIALECTS = {"postgresql": "postgresql", "postgres": "postgresql"}
+
+
+class Identity(StrEnum):
+    """What an UPDATE or DELETE in the log says about the old row: its key, all of it, another index's columns, or nothing."""
+
+    KEY = "key"
+    FULL = "full"
+    INDEX = "index"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Hazard:
+    """What the connector cannot carry exactly of a column. ``blocking``: one such value would stop or falsify the stream, so a table that
+    has the column is refused; else the values concerned are lost in a way that the message tells, or quarantined."""
+
+    message: str
+    cure: str
+    blocking: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SourceColumn:
+    """A column as the source's catalog has it; ``type`` is the source's own spelling with its modifiers, e.g. ``numeric(10,2)``."""
+
+    name: str
+    type: str
+    nullable: bool
+    generated: bool
+    hazard: Hazard | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTable:
+    """A table as the source's catalog has it.
+
+    ``key`` names the primary key's columns in key order (empty: none). ``identity_columns`` are the columns by which the log names the
+    old row. ``root`` is the partitioned table that a partition belongs to: its changes arrive under the root's name. ``rows`` is the
+    planner's estimate. ``logged`` is false for a table whose changes never reach the log. ``log`` is true where the
+    configuration takes the table without a key, as a log of its changes.
+    """
+
+    table: TableId
+    columns: tuple[SourceColumn, ...]
+    key: tuple[str, ...]
+    key_name: str
+    key_deferrable: bool
+    identity: Identity
+    identity_columns: tuple[str, ...]
+    partitioned: bool
+    root: TableId | None
+    logged: bool
+    rows: int
+    readable: bool
+    owned: bool
+    log: bool = False
+
+    @property
+    def generated(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns if column.generated)
+
+
+def without_columns(tables: Iterable[SourceTable], exclude: str) -> tuple[SourceTable, ...]:
+    """``tables`` without the columns that the option ``column.exclude.list`` (comma-separated regular expressions on schema.table.column)
+    leaves out, key columns kept. Raises ConfigError where an expression cannot be read."""
+    try:
+        patterns = [re.compile(p.strip(), re.IGNORECASE) for p in re.split(r"(?<!\\),", exclude) if p.strip()]
+    except re.error as error:
+        raise ConfigError("connect.options: column.exclude.list is not a list of regular expressions", hint=str(error)) from error
+
+    def kept(table: SourceTable, column: SourceColumn) -> bool:
+        name = f"{table.table.schema}.{table.table.name}.{column.name}"
+        return column.name in table.key or not any(p.fullmatch(name) for p in patterns)
+
+    return tuple(replace(table, columns=tuple(c for c in table.columns if kept(table, c))) for table in tables)
+
+
+class Level(StrEnum):
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One pre-flight check. ``ok`` is false when something is to be done, ``level`` says how bad that is, ``cure`` is what to do or the
+    text to paste (DDL, a worker setting)."""
+
+    name: str
+    ok: bool
+    message: str
+    cure: str = ""
+    level: Level = Level.ERROR
+
+    @property
+    def failed(self) -> bool:
+        return not self.ok and self.level is Level.ERROR
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement that the source needs. ``subject`` is what it makes or drops (slot, publication); ``allowed`` is false where the role
+    may not run it: then ``by_whom`` says who may."""
+
+    subject: str
+    sql: str
+    why: str
+    allowed: bool
+    by_whom: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What the source lacks before a connector may stream. ``signals`` is the table through which the connector is asked for snapshots,
+    once the statements ran; None where the role may not write to the source: then a Kafka topic takes its place."""
+
+    statements: tuple[Statement, ...]
+    signals: TableId | None
+
+
+@dataclass(frozen=True, slots=True)
+class SignalRecord:
+    """A record of the signal topic."""
+
+    topic: str
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LogHold:
+    """What holds the source's log for this pipeline (a replication slot). Positions are as ``SourceDialect.position`` gives them.
+
+    ``status`` is the source's own word (PostgreSQL: reserved, extended, unreserved, lost); ``retained_bytes`` is what the source keeps
+    for it, ``left_bytes`` what may still be written before it is lost (None: no limit).
+    """
+
+    name: str
+    active: bool
+    status: str
+    retained_bytes: int | None
+    left_bytes: int | None
+    confirmed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """What rows that existed before a column was added hold in it. Unknown: only reading the rows tells. ``text`` is in the form that
+    ``reread`` gives (None: NULL)."""
+
+    known: bool
+    text: str | None = None
+
+
+UNKNOWN_FILL = Fill(known=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Reread:
+    """Rows read again from the source, one for each key asked for and in that order.
+
+    ``rows`` has string columns, in the textual form of the connector's events; ``found`` is false where the row is gone (then its delete
+    is on its way). ``rows`` show every change of these rows up to ``position`` that was ever committed, and maybe later ones; any change
+    after ``position`` will still arrive as an event, one up to it may arrive again.
+    ``unreadable`` are the columns whose events have a form that text cannot give; they are NULL in ``rows``.
+    """
+
+    rows: pa.Table
+    found: pa.BooleanArray
+    position: int
+    unreadable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectorRequest:
+    """What a connector configuration is made of, apart from what the dialect knows itself.
+
+    ``siblings`` are all tables of the source, registered or not; ``signals`` is as in Preparation. ``password`` is text or a reference
+    that Connect resolves (``${env:..}``, ``${file:..}``); it is never printed. ``host`` and ``port`` are the source as Connect sees it
+    (None: as we do). ``existing`` is the configuration of the running connector: what must not change under it (the placeholder of unsent
+    values) is taken from there. ``options`` win, except where exactness hangs on a setting.
+    """
+
+    names: Names
+    tables: Sequence[SourceTable]
+    siblings: Sequence[TableId]
+    bootstrap_servers: str
+    signals: TableId | None = None
+    password: str | None = field(default=None, repr=False)
+    host: str | None = None
+    port: int | None = None
+    existing: Mapping[str, str] | None = field(default=None, repr=False)
+    options: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where the connector stands, out of the offsets that Connect holds for it. ``snapshot`` is true until the initial snapshot ended;
+    ``incremental`` while an incremental one is under way."""
+
+    position: int | None
+    snapshot: bool
+    incremental: bool
+
+
+class SourceDialect(Protocol):
+    """One source database. Every call opens what it needs and leaves no transaction behind; each raises ``Unavailable`` when the server
+    cannot be reached, ``ConfigError`` when it refuses who we are. Nothing here is called once per row or per batch."""
+
+    name: str
+    connector_class: str
+
+    def tables(self) -> tuple[SourceTable, ...]:
+        """Every table outside the system's schemas, partitions included, ordered by id; whether it can be replicated or not."""
+        ...
+
+    def schema(self, table: SourceTable, options: Mapping[str, str]) -> TableSchema | None:
+        """The schema that a decoder will learn from the table's events, under a connector with these ``options``: for a table that has had
+        none yet. None where the form of some column in events is not certain."""
+        ...
+
+    def check(self, tables: Sequence[SourceTable], names: Names) -> list[Finding]:
+        """Pre-flight facts about the server, the role and ``tables``, each failure with its cure. Changes nothing; reads tables of up to a
+        million rows where only their values tell."""
+        ...
+
+    def refusal(self, table: SourceTable) -> Finding | None:
+        """Why ``table`` cannot be replicated exactly, or None. A refused table must never be added to what the source publishes: the
+        source's own updates could fail."""
+        ...
+
+    def preparation(self, tables: Sequence[SourceTable], names: Names) -> Preparation:
+        """The statements that are missing before a connector may stream ``tables``, in order; none when nothing is."""
+        ...
+
+    def release(self, names: Names) -> list[Statement]:
+        """The statements that take back what a pipeline holds at the source; empty when it holds nothing. The connector must be gone."""
+        ...
+
+    def execute(self, statement: Statement) -> None:
+        """Runs one statement of ``preparation`` or ``release``. Raises ConfigError, with the statement to paste, where it is refused."""
+        ...
+
+    def hold(self, names: Names) -> LogHold | None:
+        """What holds the log for the pipeline, or None where nothing does (never registered, or lost)."""
+        ...
+
+    def position(self) -> int:
+        """The end of the log now, as an integer that compares with the positions of events. All that committed before the call lies
+        at or before it."""
+        ...
+
+    def parse_position(self, text: str) -> int:
+        """The source's own spelling (PostgreSQL: ``16/B374D848``), or a decimal number. Raises ConfigError on anything else."""
+        ...
+
+    def format_position(self, position: int) -> str: ...
+
+    def fill_of_added_column(self, table: TableId, column: str) -> Fill:
+        """What rows older than ``column`` got when it was added, where the catalog tells it exactly."""
+        ...
+
+    def reread(self, table: TableId, keys: pa.Table, columns: Sequence[str]) -> Reread:
+        """Reads ``columns`` of the rows with these keys (columns named as the key's). Meant for few rows: at most 10,000 keys a call.
+        Raises Unavailable (source_busy) while a transaction with uncommitted changes of the table stays open."""
+        ...
+
+    def scan(self, table: TableId) -> Scan:
+        """Opens a snapshot of the table as it is now."""
+        ...
+
+    def settled(self, table: TableId) -> int:
+        """A position; a scan opened after the call shows every change of the table up to it that was ever committed. Raises Unavailable
+        (source_busy) while a transaction with uncommitted changes of the table stays open."""
+        ...
+
+    def connector_config(self, request: ConnectorRequest) -> dict[str, str]:
+        """The whole configuration of the connector, by Debezium's own names. The same request and ``existing`` give the same result.
+        Raises ConfigError for options that would lose values or events."""
+        ...
+
+    def registered(self, config: Mapping[str, str]) -> frozenset[TableId]:
+        """The tables that a connector configuration made by ``connector_config`` captures."""
+        ...
+
+    def collection(self, table: TableId) -> str:
+        """The table as the connector's notifications name it. Tables that share a name share a topic, and are not registered together."""
+        ...
+
+    def names_collection(self, text: str, table: TableId) -> bool:
+        """Whether ``text``, out of a notification, means the table."""
+        ...
+
+    def ask_snapshot(self, config: Mapping[str, str], tables: Sequence[TableId], signal_id: str) -> SignalRecord | None:
+        """Asks the connector of ``config`` for an incremental snapshot of ``tables``; its notifications carry ``signal_id``. Returns None
+        when the signal was written at the source, else the record that the caller has to write. May be called while the connector is
+        stopped: it sees the signal when it starts."""
+        ...
+
+    def progress(self, offsets: Sequence[tuple[Mapping[str, object], Mapping[str, object] | None]]) -> Progress:
+        """Reads Connect's offsets (partition, offset) of this dialect's connector."""
+        ...
+
+    def set_back(
+        self, offsets: Sequence[tuple[Mapping[str, object], Mapping[str, object] | None]]
+    ) -> Sequence[tuple[Mapping[str, object], Mapping[str, object] | None]]:
+        """Those of a stopped connector's offsets that have to be set back, as they have to be, so that it loses nothing when it goes on:
+        a connector that was stopped among the rows of one log record would skip the rest of them. Events that come again do no harm."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def dialect_name(url: str | URL) -> str:
+    """The dialect's module name for a URL. Raises ConfigError on a scheme that no dialect serves."""
+    try:
+        scheme = make_url(url).get_backend_name()
+    except ArgumentError as error:
+        raise ConfigError("source.url is not a URL", hint="write it as postgresql://user:${PASSWORD}@host:5432/database") from error
+    if scheme not in _DIALECTS:
+        known = ", ".join(sorted(set(_DIALECTS.values())))
+        raise ConfigError(f"no source dialect for {scheme}://", hint=f"sources that can be read: {known}")
+    return _DIALECTS[scheme]
+
+
+def open_dialect(url: str | URL) -> SourceDialect:
+    """The dialect of ``url``. Nothing is connected yet; the driver is imported only now."""
+    module = importlib.import_module(f"connectors.dialects.{dialect_name(url)}")
+    return cast(SourceDialect, module.open_dialect(make_url(url)))
