@@ -1,0 +1,29 @@
+"""Arrow columns as the CSV text that PostgreSQL's COPY reads, exactly and by whole columns (core.postgresql says each value's text)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+from pyarrow import csv
+
+from cdc_service.core.postgresql import input_text
+
+BLOCK_ROWS = 16_384
+"""Rows of one block of text: what stands in memory beside the batch itself."""
+
+_OPTIONS = csv.WriteOptions(include_header=False)
+
+
+def csv_blocks(table: pa.Table) -> Iterator[memoryview]:
+    """The rows of ``table`` as COPY ... (FORMAT csv) takes them: NULL is nothing, an empty text is two quotes."""
+    for batch in table.to_batches(max_chunksize=BLOCK_ROWS):
+        sink = pa.BufferOutputStream()
+        columns = [column if _is_plain(column.type) else input_text(column) for column in batch.columns]
+        csv.write_csv(pa.record_batch(columns, names=batch.schema.names), sink, _OPTIONS)
+        yield memoryview(sink.getvalue())
+
+
+def _is_plain(type_: pa.DataType) -> bool:
+    """Whether pyarrow writes it as PostgreSQL reads it."""
+    return bool(pa.types.is_boolean(type_) or pa.types.is_integer(type_) or pa.types.is_string(type_))

@@ -1,0 +1,406 @@
+"""DuckDB: one file, embedded, ``duckdb:///FILE`` (relative) or ``duckdb:////FILE`` (absolute), ``duckdb:///:memory:`` for tests.
+
+No second process can open the file, not even to read: an idle service lets go of it (``release``), and opens it again in about 20 ms.
+The database never reads or writes another file, whoever asks: external access is off and the configuration is locked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from sqlalchemy.engine import make_url
+
+from cdc_service.core.canonical import Canonical
+from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Fenced, Unavailable
+from cdc_service.core.logical import Kind
+from cdc_service.core.types import Column, TableSchema, Target
+from mergers.dialect import Dialect
+from mergers.protocol import Capabilities
+from mergers.sql import Mismatch, SqlDestination
+from mergers.statements import MergeSql
+from mergers.view import View
+
+DIALECT = Dialect(
+    name="duckdb",
+    types={
+        Kind.BOOL: "BOOLEAN",
+        Kind.INT16: "SMALLINT",
+        Kind.INT32: "INTEGER",
+        Kind.INT64: "BIGINT",
+        Kind.FLOAT32: "FLOAT",
+        Kind.FLOAT64: "DOUBLE",
+        Kind.NUMERIC: "VARCHAR",
+        Kind.STRING: "VARCHAR",
+        Kind.BYTES: "BLOB",
+        Kind.DATE: "DATE",
+        Kind.TIME: "TIME",
+        Kind.TIMESTAMP: "TIMESTAMP",
+        Kind.TIMESTAMPTZ: "TIMESTAMP WITH TIME ZONE",
+        # Its INTERVAL keeps months, days and microseconds but reads no ISO text, and the text is what the source sent.
+        Kind.INTERVAL: "VARCHAR",
+        Kind.UUID: "UUID",
+        Kind.JSON: "JSON",
+    },
+    image="MAP(VARCHAR, VARCHAR)",
+    image_of="MAP(CAST({names} AS VARCHAR[]), [{values}])",
+    image_value="{image}[?]",
+    image_has="MAP_CONTAINS({image}, ?)",
+    text_exact="TRY_CAST(CAST({c} AS VARCHAR) AS {t}) IS NOT DISTINCT FROM {c}",
+    us_of_time="EPOCH_US({time})",
+    time_of_us="CAST(MAKE_TIMESTAMP({us}) AS TIMESTAMP WITH TIME ZONE)",
+)
+
+_TEXT = "CAST({0} AS VARCHAR)"
+_BITS = "CASE WHEN isnan({0}) THEN 'nan' ELSE lower(hex(CAST(CAST(CAST({0} AS DOUBLE) + 0.0 AS BIT) AS BLOB))) END"
+_MOMENT = "CASE WHEN isfinite({0}) THEN CAST(epoch_us({0}) AS VARCHAR) ELSE CAST({0} AS VARCHAR) END"
+
+CANONICAL = Canonical(
+    texts={
+        Kind.BOOL: "CAST(CAST({0} AS INTEGER) AS VARCHAR)",
+        **dict.fromkeys((Kind.INT16, Kind.INT32, Kind.INT64, Kind.DECIMAL, Kind.NUMERIC, Kind.UUID, Kind.JSON), _TEXT),
+        Kind.FLOAT32: _BITS,
+        Kind.FLOAT64: _BITS,
+        Kind.STRING: "{0}",
+        Kind.INTERVAL: "{0}",
+        Kind.BYTES: "lower(hex({0}))",
+        Kind.DATE: "CASE WHEN isfinite({0}) THEN CAST({0} - DATE '1970-01-01' AS VARCHAR) ELSE CAST({0} AS VARCHAR) END",
+        Kind.TIME: "CAST(epoch_us({0}) AS VARCHAR)",
+        Kind.TIMESTAMP: _MOMENT,
+        Kind.TIMESTAMPTZ: _MOMENT,
+    },
+    md5="CAST('0x' || right(md5({0}), 15) AS BIGINT)",
+    length="strlen({0})",
+    divide="({0} // {1})",
+)
+
+_DAY_US = 86_400_000_000
+_FIRST_US, _LAST_US = -9_223_372_022_400_000_000, 2**63 - 2
+
+CAPABILITIES = Capabilities(
+    # Found by trial: what stores and reads back as SQL text, as Arrow and after the file was opened again.
+    ranges={
+        Kind.DATE: (-(2**31) + 2, 2**31 - 2),
+        Kind.TIME: (0, _DAY_US),
+        Kind.TIMESTAMP: (_FIRST_US, _LAST_US),
+        Kind.TIMESTAMPTZ: (_FIRST_US + _DAY_US, _LAST_US - _DAY_US),
+    },
+    infinity=frozenset({Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ}),
+    nul_in_text=True,
+    reads_while_writing=False,
+    gaps={
+        "ranges": "an earlier moment stores, and no reading of it succeeds; instants keep a day's distance: time zones move them",
+        "reads_while_writing": "one process at a time can open the file",
+    },
+)
+
+# A checkpoint rewrites every row group that a batch touched: seconds on a table of millions. After 128 MB of log it is worth that; a log
+# of this size is read again in under a second when the file is opened after a crash.
+_SETTINGS = {"memory_limit": "1GB", "preserve_insertion_order": "false", "checkpoint_threshold": "128MB"}
+_LOCKED = {"enable_external_access": "false", "lock_configuration": "true"}
+_UPPER = {i: i + 32 for i in range(ord("A"), ord("Z") + 1)}
+_READS = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+
+
+def open(url: str, *, pipeline: str, meta_schema: str, options: Mapping[str, Any]) -> DuckDb:
+    """``options`` are DuckDB's own settings (memory_limit, threads, temp_directory, ...); the ones that keep it closed cannot be set."""
+    database = make_url(url).database
+    if not database:
+        raise ConfigError("destination.url names no file", hint="write it as duckdb:///warehouse.duckdb")
+    if locked := sorted(set(options) & set(_LOCKED)):
+        raise ConfigError(f"destination.options cannot set {', '.join(locked)}", hint="remove it: queries must not reach other files")
+    settings = {**_SETTINGS, **{name: str(value) for name, value in options.items()}, **_LOCKED}
+    return DuckDb(database, settings, pipeline=pipeline, meta_schema=meta_schema)
+
+
+class DuckDb(SqlDestination):
+    """The line's thread merges on one connection; ``query`` may be called from any thread and has its own. Nothing else may."""
+
+    capabilities = CAPABILITIES
+    dialect = DIALECT
+
+    def __init__(self, database: str, settings: Mapping[str, str], *, pipeline: str, meta_schema: str) -> None:
+        super().__init__(pipeline=pipeline, meta_schema=meta_schema)
+        self._database = database
+        self._settings = dict(settings)
+        self._lock = threading.Lock()
+        self._main: DuckDbConnection | None = None
+        self._readers = 0
+
+    def fold(self, identifier: str) -> str:
+        """DuckDB compares identifiers without the case of ASCII letters; other letters keep theirs."""
+        return identifier.translate(_UPPER)
+
+    def probe(self) -> str:
+        path = Path(self._database)
+        if self._database == ":memory:" or path.exists():
+            self.connection().fetch("SELECT 1")
+            self.release()
+            return f"{path.name} can be opened and written"
+        folder = next(p for p in path.absolute().parents if p.exists())
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ConfigError(f"{folder} cannot be written, so {path.name} cannot be made in it", hint="grant the rights, or name another")
+        return f"{path.name} will be made with the first run"
+
+    def connection(self) -> DuckDbConnection:
+        with self._lock:
+            return self._open()
+
+    def _open(self) -> DuckDbConnection:
+        if self._main is None or self._main.broken:
+            self._main = DuckDbConnection(_connect(self._database, self._settings))
+        return self._main
+
+    def query(self, sql: str, *, rows_max: int) -> pa.Table:
+        """At most ``rows_max`` rows of one SELECT or EXPLAIN, in a read-only transaction of its own. Makes no file where there is none."""
+        if self._database != ":memory:" and not Path(self._database).exists():
+            raise ConfigError(
+                f"there is no warehouse file {self._database} yet", hint="cdc run makes it; destination.url names it", code="no_warehouse"
+            )
+        with self._lock:
+            cursor = self._open().raw.cursor()
+            self._readers += 1
+        try:
+            return _query(cursor, sql, rows_max)
+        finally:
+            cursor.close()
+            with self._lock:
+                self._readers -= 1
+
+    def view(self, target: Target, schema: TableSchema) -> DuckDbView:
+        with self._lock:
+            cursor = self._open().raw.cursor()
+            self._readers += 1
+        return DuckDbView(self._sql(target), cursor, self._left)
+
+    def _left(self) -> None:
+        with self._lock:
+            self._readers -= 1
+
+    def release(self) -> None:
+        """Closes the file, unless a query is reading it: then the next call does."""
+        with self._lock:
+            if self._main is not None and not self._readers and self._database != ":memory:":
+                self._main.close()
+                self._main = None
+
+    def close(self) -> None:
+        with self._lock:
+            if self._main is not None:
+                self._main.close()
+                self._main = None
+
+
+def _connect(database: str, settings: Mapping[str, str]) -> duckdb.DuckDBPyConnection:
+    try:
+        if database != ":memory:":
+            Path(database).parent.mkdir(parents=True, exist_ok=True)
+        return duckdb.connect(database, config=dict(settings))
+    except (duckdb.IOException, OSError) as error:
+        held = re.search(r"PID (\d+)", str(error))
+        if held or "lock" in str(error):
+            by = f"by the process {held[1]}" if held else "by another process"
+            cure = f"wait for it or end it: kill {held[1]}" if held else "end the other process"
+            raise Unavailable(
+                f"the warehouse file {database} is held open {by}; DuckDB lets one process at a time open a file",
+                hint=f"{cure}; while the service runs, read through it: cdc query SQL",
+            ) from error
+        raise Unavailable(
+            f"the warehouse file {database} cannot be opened: {_first_line(error)}", hint="check the path, the rights and the disk"
+        ) from error
+    except duckdb.Error as error:
+        raise ConfigError(
+            f"DuckDB refuses to open {database}: {_first_line(error)}", hint="check destination.options, and that the file is DuckDB's"
+        ) from error
+
+
+def _query(cursor: duckdb.DuckDBPyConnection, sql: str, rows_max: int) -> pa.Table:
+    try:
+        statements = cursor.extract_statements(sql)
+        if len(statements) != 1 or not _reads(statements[0]):
+            raise ConfigError("a query is one statement that only reads", hint="write one SELECT; changes come through the source")
+        cursor.execute("BEGIN TRANSACTION READ ONLY")
+        try:
+            reader = cursor.sql(sql).to_arrow_reader(max(1, min(rows_max, 10_000)))
+            batches, rows = [], 0
+            for batch in reader:
+                batches.append(batch.slice(0, rows_max - rows))
+                rows += batches[-1].num_rows
+                if rows >= rows_max:
+                    break
+            result = pa.Table.from_batches(batches, schema=reader.schema)
+            reader.close()
+            return result
+        finally:
+            cursor.execute("ROLLBACK")
+    except duckdb.FatalException as error:
+        raise Unavailable(f"the warehouse failed while it read: {_first_line(error)}") from error
+    except duckdb.Error as error:
+        raise ConfigError(str(error), hint="correct the query") from error
+
+
+def _reads(statement: Any) -> bool:
+    try:
+        return statement.type in _READS
+    except ValueError:  # A kind of statement that the driver has no name for.
+        return False
+
+
+class DuckDbView(View):
+    """A read-only transaction on a cursor of its own."""
+
+    native = True
+    canonical = CANONICAL
+
+    def __init__(self, statements: MergeSql, cursor: duckdb.DuckDBPyConnection, left: Callable[[], None]) -> None:
+        self._cursor = cursor
+        self._left = left
+        try:
+            cursor.execute("BEGIN TRANSACTION READ ONLY")
+            super().__init__(statements)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._cursor.close()
+        self._left()
+
+    def read(self, sql: str) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from self._cursor.sql(sql).to_arrow_reader(200_000)
+        except duckdb.Error as error:
+            # Its text may quote a value where a conversion fails.
+            kind = type(error).__name__
+            detail = f": {_first_line(error)}" if isinstance(error, (duckdb.BinderException, duckdb.CatalogException)) else ""
+            raise CdcError(f"the warehouse failed while it read ({kind}){detail}", code="warehouse") from None
+
+    def matching(self, key: Sequence[Column], keys: pa.Table) -> str:
+        self._cursor.register("keys_wanted", keys)
+        names, wanted = ([DIALECT.quote(c.name) for c in key] for _ in range(2))
+        types = [DIALECT.column_type(c.type) for c in key]
+        casts = ", ".join(f"CAST({n} AS {t})" for n, t in zip(wanted, types, strict=True))
+        return f"({', '.join(names)}) IN (SELECT {casts} FROM keys_wanted)"
+
+
+class DuckDbConnection:
+    """mergers.sql.Connection over one DuckDB connection. ``broken`` is true when it has to be opened again."""
+
+    def __init__(self, raw: duckdb.DuckDBPyConnection) -> None:
+        self.raw = raw
+        self.broken = False
+
+    def execute(self, sql: str, params: Sequence[object] = ()) -> int:
+        rows = self.fetch(sql, params)
+        return int(rows[0][0]) if rows and isinstance(rows[0][0], int) else 0
+
+    def fetch(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        try:
+            rows: list[tuple[Any, ...]] = self.raw.execute(sql, list(params)).fetchall()
+            return rows
+        except duckdb.Error as error:
+            raise self._translated(error) from None
+
+    def stage(self, name: str, table: pa.Table, types: Sequence[str]) -> None:
+        view = f"{name}_arrow"
+        marked = pa.schema([_mark_json(field, type_) for field, type_ in zip(table.schema, types, strict=True)])
+        columns = ", ".join(
+            f"CAST({DIALECT.quote(field.name)} AS {type_}) AS {DIALECT.quote(field.name)}"
+            for field, type_ in zip(marked, types, strict=True)
+        )
+        try:
+            self.raw.register(view, pa.Table.from_arrays(table.columns, schema=marked))
+            self.fetch(f"CREATE OR REPLACE TEMPORARY TABLE {DIALECT.quote(name)} AS SELECT {columns} FROM {DIALECT.quote(view)}")
+        except duckdb.Error as error:
+            raise self._translated(error) from None
+        finally:
+            self._quietly(lambda: self.raw.unregister(view))
+
+    def fill(self, name: str, select: str, params: Sequence[object] = ()) -> None:
+        self.fetch(f"CREATE TEMPORARY TABLE {DIALECT.quote('temp', name)} AS {select}", params)
+
+    def unstage(self, name: str) -> None:
+        self._quietly(lambda: self.raw.execute(f"DROP TABLE IF EXISTS {DIALECT.quote('temp', name)}").fetchall())
+
+    def columns(self, namespace: str, name: str) -> Sequence[tuple[str, str]] | None:
+        sql = """SELECT column_name, data_type FROM duckdb_columns()
+WHERE database_name = current_database() AND lower(schema_name) = lower(?) AND lower(table_name) = lower(?) ORDER BY column_index"""
+        return [(column, type_) for column, type_ in self.fetch(sql, [namespace, name])] or None
+
+    def begin(self) -> None:
+        self.fetch("BEGIN TRANSACTION")
+
+    def commit(self) -> None:
+        try:
+            self.raw.execute("COMMIT").fetchall()
+        except duckdb.TransactionException as error:
+            # A conflict found while committing: DuckDB has rolled back.
+            raise self._translated(error) from None
+        except duckdb.Error as error:
+            self.broken = True
+            self.close()
+            raise CommitUnknown(f"the warehouse failed during COMMIT: {_first_line(error)}") from None
+
+    def rollback(self) -> None:
+        self._quietly(lambda: self.raw.execute("ROLLBACK").fetchall())
+
+    def close(self) -> None:
+        self.broken = True
+        self._quietly(self.raw.close)
+
+    @staticmethod
+    def _quietly(action: Callable[[], object]) -> None:
+        with contextlib.suppress(duckdb.Error):
+            action()
+
+    def _translated(self, error: duckdb.Error) -> CdcError:
+        """The service's error for DuckDB's. Its messages may quote cell values; ours do not."""
+        match error:
+            case duckdb.TransactionException() if "onflict" in str(error):
+                return Fenced("another writer changed the same rows of the warehouse at the same time")
+            case duckdb.TransactionException() if "write file" in str(error):
+                # Found while committing; DuckDB has rolled back and cut its log to where it was.
+                return Unavailable(f"the warehouse cannot write its file: {_first_line(error)}", hint="free space on its disk")
+            case duckdb.BinderException() | duckdb.CatalogException():
+                return Mismatch(f"the warehouse refuses a statement: {_first_line(error)}")
+            case duckdb.ConstraintException():
+                return Mismatch("a constraint or index that somebody put on the target refuses the rows; drop it")
+            case duckdb.DependencyException():
+                return Mismatch(f"something that somebody made depends on the target: {_first_line(error)}")
+            case duckdb.FatalException() | duckdb.InternalException() | duckdb.ConnectionException():
+                self.close()
+                return Unavailable("the warehouse had to be closed after an internal error of DuckDB; it is opened again")
+            case duckdb.OutOfMemoryException():
+                return Unavailable(
+                    "the warehouse has no memory or disk left for this batch",
+                    hint="raise destination.options.memory_limit, lower defaults.flush.rows, or free disk space",
+                )
+            case duckdb.IOException():
+                return Unavailable(f"the warehouse cannot read or write its file: {_first_line(error)}", hint="check the disk")
+            case duckdb.DataError() | duckdb.InvalidInputException():
+                return CdcError(
+                    f"the warehouse refuses a value ({type(error).__name__}); its message is withheld because it quotes the value",
+                    code="value_refused",
+                )
+        return CdcError(f"the warehouse failed: {type(error).__name__}", code="warehouse")
+
+
+def _mark_json(field: pa.Field, type_: str) -> pa.Field:
+    """Tells DuckDB that text is JSON already: the source has validated it, and DuckDB's parser refuses some of what the source accepts
+    (a lone surrogate), which would fail the whole batch."""
+    if type_ == "JSON":
+        return field.with_metadata({"ARROW:extension:name": "arrow.json", "ARROW:extension:metadata": ""})
+    if type_.endswith("[]") and pa.types.is_list(field.type):
+        return pa.field(field.name, pa.list_(_mark_json(field.type.value_field, type_[:-2])))
+    return field
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

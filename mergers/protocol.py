@@ -1,0 +1,303 @@
+"""The contract between the line and a destination: what is ordered, what may repeat, what a return promises.
+
+One destination is one file in mergers/destinations, found by the scheme of its URL (``open_destination``). The line calls from one thread.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
+
+from cdc_service.core.errors import CdcError, ConfigError
+from cdc_service.core.evolve import Change
+from cdc_service.core.logical import Kind
+from cdc_service.core.types import Checkpoint, Delta, Headers, LogId, Receipt, TableSchema, Tail, Target
+
+
+class UnsentUnknown(CdcError):
+    """A merge met rows whose unsent values stand nowhere in the warehouse; nothing was applied.
+
+    ``keys`` holds the key columns of these rows, ``columns`` the names of the columns to read again at the source. The line reads them,
+    completes the delta and merges again.
+    """
+
+    code = "unsent_unknown"
+
+    def __init__(self, keys: pa.Table, columns: tuple[str, ...]) -> None:
+        super().__init__("some values were not sent by the source and stand nowhere in the warehouse")
+        self.keys = keys
+        self.columns = columns
+
+
+if TYPE_CHECKING:
+    from mergers.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a destination can hold and do. A False or a bound is a gap that docs and the conformance suite name.
+
+    ``ranges`` bounds, inclusive, the integer behind Arrow values of a kind (microseconds, days); the infinities of core.logical are
+    outside of the bounds and allowed where ``infinity`` holds the kind. Values outside are parked, never coerced.
+    """
+
+    ranges: Mapping[Kind, tuple[int, int]]
+    infinity: frozenset[Kind]
+    nul_in_text: bool
+    reads_while_writing: bool
+    """Whether other processes can read, and write other tables or partitions, while the service writes."""
+    gaps: Mapping[str, str]
+    """By the names above, why each that falls short does: "ranges" always, "infinity" where a kind misses, the others where False."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableState:
+    """What is kept of a table beside its checkpoint, one row of ``table_state``; positions are as in core.order.
+
+    ``generation`` was opened at source position ``opened_record`` and at the offsets ``opened_at`` (partition -> next offset); while
+    ``resync`` is true its rows still arrive, and its end sweeps. ``complete_through`` is the source commit position up to which the table
+    holds everything, known at ``complete_at`` (microseconds since 1970).
+    """
+
+    state: str = "waiting"
+    generation: int = 0
+    opened_record: int = 0
+    opened_at: Mapping[int, int] | None = None
+    resync: bool = False
+    complete_through: int | None = None
+    complete_at: int | None = None
+    error_code: str = ""
+    error_message: str = ""
+    error_hint: str = ""
+    error_at: int | None = None
+    version: int = 0
+    """How often it was written: who writes it must have seen the last version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A record of the quarantine. ``state`` is parked, replayed, discarded, or superseded (its table was read anew); times are
+    microseconds since 1970. ``key``, ``value`` and ``headers`` are None where only the list was asked for."""
+
+    id: str
+    batch_id: str
+    topic_id: str
+    partition: int
+    offset: int
+    key_text: str | None
+    stage: str
+    code: str
+    message: str
+    state: str
+    parked_us: int | None
+    decided_by: str | None
+    decided_us: int | None
+    reason: str | None
+    key: bytes | None = None
+    value: bytes | None = None
+    headers: Headers | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What was done for a target. ``counts`` are its records by what became of them (applied, folded, duplicate, parked, filtered), as far
+    as the ledger reaches back; ``waiting`` are, by code, those parked that nobody has decided on, ``decided`` the others by their state;
+    ``high_commit`` and ``high_record`` are the highest positions applied, ``synced_us`` when the last merge was (microseconds since 1970).
+    ``verified_*`` are when and at which source position the target was last found equal to its source."""
+
+    counts: Mapping[str, int]
+    waiting: Mapping[str, int]
+    decided: Mapping[str, int]
+    high_commit: int | None = None
+    high_record: int | None = None
+    synced_us: int | None = None
+    verified_us: int | None = None
+    verified_position: int | None = None
+
+
+class Destination(Protocol):
+    """A warehouse. Every method may be called again after any failure; none leaves staging behind that matters.
+
+    Raises Unavailable when the warehouse does not answer (nothing was applied), CommitUnknown when the reply to COMMIT was lost, Fenced
+    when another writer took a partition, TableStopped when this table needs a person, ConfigError for what was asked wrongly.
+    """
+
+    capabilities: Capabilities
+
+    def fold(self, identifier: str) -> str:
+        """The identifier as the destination compares it: two that fold together would be one table or column."""
+        ...
+
+    def probe(self) -> str:
+        """A sentence on what would be written to. Changes nothing; raises what ``prepare`` would raise, as far as it can be told."""
+        ...
+
+    def prepare(self) -> None:
+        """Creates or migrates the meta schema (contract: checkpoint, batch, quarantine, ...). Errors name the grant that is missing."""
+        ...
+
+    def checkpoints(self, target: Target) -> Sequence[Checkpoint]:
+        """All checkpoint rows of the target, of any log. Takes nothing."""
+        ...
+
+    def take(self, target: Target, log: LogId, starts: Mapping[int, int]) -> Sequence[Checkpoint]:
+        """Takes the partitions for this writer: a new epoch each, durable on return; older epochs are fenced from then on.
+
+        A partition that has no checkpoint row in ``log`` begins at ``starts[partition]``; one that has keeps its own next_offset.
+        """
+        ...
+
+    def begin_anew(
+        self, target: Target, log: LogId, starts: Mapping[int, int], state: TableState, *, forget: bool = True, retire: bool = False
+    ) -> TableState:
+        """The beginning of a resync, all of it or nothing: keeps ``state`` as ``save_state`` does, takes the partitions at ``starts``
+        (older writers are fenced), decides all parked records as superseded (their rows are read anew). ``forget`` drops all checkpoint
+        rows first; without it they stay, and say where each partition goes on.
+
+        ``retire`` also drops the target's table, the history of its schema and the versions of its deleted keys, so that ``evolve`` makes
+        it anew (after a change of key or type); a table that this service did not make (``schemas`` is empty) is left alone. A log of
+        changes (Mode.APPEND) is not dropped but renamed, to <name>_until_<generation>. Writer, ledger and quarantine stay.
+        """
+        ...
+
+    def tails(self, target: Target, log: LogId) -> Mapping[int, Tail]:
+        """The last change of each partition of ``log``, where the table has no key (``Delta.tails``); of the others none."""
+        ...
+
+    def table_rows(self, target: Target) -> int | None:
+        """Number of live rows (soft-deleted ones not counted), or None where the table does not exist."""
+        ...
+
+    def schemas(self, target: Target) -> Sequence[TableSchema]:
+        """The versions applied so far, oldest first; empty for a table that this service did not make. The last is the table's own."""
+        ...
+
+    def evolve(self, target: Target, changes: Sequence[Change], schema: TableSchema) -> None:
+        """Makes the target hold ``schema`` and records it as version ``schema.version + 1``; Fenced where another writer recorded that
+        first. Idempotent: a crash half-way and a second call end the same. Creates the table (and namespace) where ``changes`` begin with
+        CreateTable. No merge runs meanwhile."""
+        ...
+
+    def drift(self, target: Target, schema: TableSchema) -> Sequence[str]:
+        """Sentences on what somebody changed in the target against ``schema`` and the metadata columns; empty when nothing."""
+        ...
+
+    def merge(self, delta: Delta, epochs: Mapping[int, int], log: LogId, table: TableSchema) -> Receipt:
+        """Applies the delta in one transaction, checkpoint first: compare-and-swap of (span.start, epoch) on every partition of the batch,
+        N of N or Fenced. Merges of one target come one after another, whoever makes them. Then truncation, guard by version (rows and
+        deleted keys), unsent values filled, delete and insert, deleted keys, ledger, quarantine. Durable when it returns. A delta without
+        rows still moves the checkpoint.
+
+        ``table`` is the target's own schema of the newest version (else Fenced), which holds all columns of ``delta.schema`` (types wider
+        or equal) and may hold more: these become NULL in the rows written where ``dropped``; else an existing row keeps its value and a
+        new one takes the column's default.
+        Raises UnsentUnknown (nothing applied) as said there.
+
+        With Mode.APPEND every change of the delta becomes a row, unless the target holds it already (core.append says what is the same
+        change); nothing else is written or removed, no value is looked up, and columns that the delta's schema does not know are NULL.
+
+        A delta with a ``decision`` applies parked records like any others, and in the same transaction marks what was decided: all of its
+        records are parked, or Fenced. Their partitions get a new epoch, so that whoever reads them asks for ``parked_keys`` again; the
+        ledger stays, it has counted them as parked. From a row under the key of a discarded record no unsent value is ever taken: the row
+        lacks what that record changed.
+        """
+        ...
+
+    def sweep(self, target: Target, generation: int, record: int) -> int:
+        """The end of a resync, or of an initial snapshot that was begun twice: removes rows with a version below ``(generation, record)``,
+        and supersedes for ever what arrives with one, like a truncation there. Returns how many. Needs checkpoint rows.
+        With Mode.APPEND only rows of initial snapshots are concerned, and a resync removes none: ``record`` says which attempt counts."""
+        ...
+
+    def highest_snapshot(self, target: Target) -> int | None:
+        """The highest record order of an initial-snapshot row (< 0) that any merge of the target was given, whether the row is still there
+        or not: the newest attempt at the snapshot. None where there was none since ``forget``."""
+        ...
+
+    def holds_before(self, target: Target, generation: int, position: int) -> bool:
+        """Whether something of the stream that may have been committed before ``position`` stands in this generation: a row, a deleted key
+        or a truncation. Beside a snapshot that was read at ``position`` it may be out of date."""
+        ...
+
+    def totals(self, target: Target) -> Totals: ...
+
+    def parked_keys(self, target: Target) -> pa.Array:
+        """Canonical texts of the keys that have records parked and undecided (string array)."""
+        ...
+
+    def quarantined(
+        self, target: Target, *, state: str = "", key: str = "", code: str = "", ids: Sequence[str] = (), whole: bool = False, most: int
+    ) -> Sequence[Quarantined]:
+        """The first ``most`` records of the quarantine for which all that is given holds, oldest first, each partition's in the order of
+        its log; with their bytes where ``whole``."""
+        ...
+
+    def load_state(self, target: Target) -> TableState:
+        """The kept state; TableState() where there is none."""
+        ...
+
+    def states(self) -> Mapping[tuple[str, str], TableState]:
+        """All states that are kept of the pipeline, by (source table as TableId prints it, target as Target prints it)."""
+        ...
+
+    def save_state(self, target: Target, state: TableState) -> TableState:
+        """Keeps the state if ``state.version`` is the one that is kept now, and returns it with its new version; else Fenced."""
+        ...
+
+    def view(self, target: Target, schema: TableSchema) -> View:
+        """A read of the target as it is now, for another thread than the line's, which may call this. ``schema`` is the target's own.
+        Raises Unavailable as the others do."""
+        ...
+
+    def keep_run(
+        self,
+        target: Target,
+        run: Mapping[str, object],
+        differences: Sequence[Mapping[str, object]],
+        buckets: Sequence[Mapping[str, object]],
+    ) -> None:
+        """Records a comparison with the source, whole or not at all: values by the column names of the tables reconcile_*."""
+        ...
+
+    def runs(self, target: Target, most: int) -> Sequence[Mapping[str, Any]]:
+        """The last comparisons with the source, newest first, as ``keep_run`` recorded them."""
+        ...
+
+    def differences(self, target: Target, run_id: str) -> Sequence[Mapping[str, Any]]:
+        """The differences that the run recorded."""
+        ...
+
+    def mark_repaired(self, target: Target, run_id: str, keys: Sequence[str], at: datetime) -> None:
+        """Notes when the run's differences at these keys (as it recorded them) were repaired."""
+        ...
+
+    def query(self, sql: str, *, rows_max: int) -> pa.Table:
+        """Runs a statement that can only read: no writes, no files, no settings. Raises ConfigError with the database's sentence."""
+        ...
+
+    def release(self) -> None:
+        """Lets go of what other processes wait for (the file of an embedded database) until the next call. Cheap to call when idle."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_destination(url: str, *, pipeline: str, meta_schema: str = "_cdc", options: Mapping[str, Any] | None = None) -> Destination:
+    """The destination for ``url`` (SQLAlchemy's form): ``duckdb:///FILE`` is mergers/destinations/duckdb.py,
+    ``postgresql://user:password@host:port/database`` is postgresql.py there.
+
+    Raises ConfigError for a scheme without a file there, or without its driver (naming the extra to install)."""
+    scheme = url.partition(":")[0].partition("+")[0]
+    try:
+        module = importlib.import_module(f"mergers.destinations.{scheme}")
+    except ModuleNotFoundError as error:
+        if error.name == f"mergers.destinations.{scheme}":
+            raise ConfigError(f"no destination is called {scheme!r}", hint="use duckdb:///FILE or postgresql://...") from error
+        raise ConfigError(f"destination {scheme!r} needs the package {error.name}", hint=f"pip install 'cdc-service[{scheme}]'") from error
+    destination: Destination = module.open(url, pipeline=pipeline, meta_schema=meta_schema, options=options or {})
+    return destination

@@ -1,0 +1,366 @@
+"""The statements of one merge, written for any dialect: text and parameters, nothing runs here.
+
+The staged table (``stage_columns``) has names of its own making, so that no column of the source, whatever it is called, meets ours:
+``c<i>`` is column i of the target's own schema, ``u<i>`` says that its value is unsent, ``b<j>`` is key column j of the base row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from cdc_service.core.logical import Kind, LogicalType
+from cdc_service.core.types import Delta, LogId, Mode, Op, TableSchema, Target
+from mergers.dialect import Dialect, Statement
+from mergers.meta import SCOPE, MetaTable
+
+High = tuple[int | None, int | None]
+"""The highest (commit, record) of a batch in one partition."""
+
+STAGE = "_cdc_stage"
+FILLED = "_cdc_filled"
+PARKED = "_cdc_parked"
+
+STAGED_META = ("n", "op", "part", "pos", "com", "rec", "src", "gen", "key", "moved")
+
+_LONG, _INT, _TIME = LogicalType(Kind.INT64), LogicalType(Kind.INT32), LogicalType(Kind.TIMESTAMPTZ)
+
+METADATA = (
+    ("_cdc_synced_at", _TIME, "now()", True),
+    ("_cdc_source_ts", _TIME, "s.src", True),
+    ("_cdc_partition", _INT, "s.part", True),
+    ("_cdc_offset", _LONG, "s.pos", True),
+    ("_cdc_gen", _INT, "s.gen", False),
+    ("_cdc_commit", _LONG, "s.com", True),
+    ("_cdc_record", _LONG, "s.rec", False),
+)
+"""Row columns of every target: name, type, what a merge writes, and whether ``metadata: minimal`` leaves it out."""
+DELETED = ("_cdc_deleted", LogicalType(Kind.BOOL), f"s.op = {int(Op.DELETE)}", False)
+CHANGE = (
+    ("_cdc_op", LogicalType(Kind.STRING), "s.letter", False),
+    ("_cdc_seq", _LONG, "s.seq", False),
+    ("_cdc_before", LogicalType(Kind.STRING), "s.before", False),
+    ("_cdc_unsent", LogicalType(Kind.STRING), "s.missing", False),
+)
+"""More of them where the target is a log of changes, which keeps all."""
+LETTERS = "rcudt"
+"""Debezium's, in the order of Op."""
+SPELLINGS = frozenset({Kind.NUMERIC, Kind.FLOAT32, Kind.FLOAT64, Kind.INTERVAL})
+"""Kinds of which equal values may be spelled differently (1.0 and 1.00, 0.0 and -0.0, a month and 30 days): two keys by their text, and one
+row by the warehouse's own comparison."""
+
+
+def metadata_columns(target: Target) -> tuple[tuple[str, LogicalType, str, bool], ...]:
+    if target.mode is Mode.APPEND:
+        return (*METADATA, *CHANGE)
+    columns = tuple(c for c in METADATA if target.full_metadata or not c[3])
+    return (*columns, DELETED) if target.mode is Mode.SOFT_DELETE else columns
+
+
+def stage_table(delta: Delta, table: TableSchema) -> tuple[pa.Table, list[LogicalType]]:
+    """The delta as one Arrow table with the staged names, and the logical types its columns are staged as."""
+    rows, meta, string, flag = delta.meta.num_rows, delta.meta, LogicalType(Kind.STRING), LogicalType(Kind.BOOL)
+    unsent = {} if delta.unsent is None else {name: delta.unsent[name] for name in delta.unsent.column_names}
+    columns: list[tuple[str, LogicalType, pa.Array | pa.ChunkedArray]] = [
+        ("n", _LONG, pa.array(np.arange(rows))),
+        ("op", LogicalType(Kind.INT16), meta["op"]),
+        ("part", _INT, meta["partition"]),
+        ("pos", _LONG, meta["offset"]),
+        ("com", _LONG, meta["commit"]),
+        ("rec", _LONG, meta["record"]),
+        ("src", _TIME, _instants(meta["source_us"])),
+        ("gen", _INT, meta["gen"]),
+        ("key", string, meta["key"]),
+        ("moved", flag, meta["moved"]),
+    ]
+    if delta.target.mode is Mode.APPEND:
+        letters = pa.array(list(LETTERS)).take(meta["op"])
+        columns += [("letter", string, letters), ("seq", _LONG, meta["seq"])]
+        columns += [("before", string, meta["before"]), ("missing", string, meta["missing"])]
+    if unsent:
+        columns += [
+            ("needs", flag, _any(list(unsent.values()), rows)),
+            ("base_text", string, delta.base_text),
+            ("base_move", _LONG, delta.base_move),
+            ("base_rec", _LONG, delta.base_record),
+        ]
+    sent = set(delta.schema.names)
+    for i, column in enumerate(table.columns):
+        if column.name in sent:
+            values = delta.data[column.name]
+        else:
+            constant = pa.scalar(None if column.dropped or delta.target.mode is Mode.APPEND else column.default, column.type.arrow)
+            values = pa.repeat(constant, rows)
+        columns.append((f"c{i}", column.type, values))
+        if column.name in unsent:
+            columns.append((f"u{i}", flag, unsent[column.name]))
+    if unsent and delta.base_key is not None:
+        columns += [(f"b{j}", table.column(name).type, delta.base_key[name]) for j, name in enumerate(table.key)]
+    arrow = pa.table([values for _, _, values in columns], names=[name for name, _, _ in columns])
+    return arrow, [type_ for _, type_, _ in columns]
+
+
+def _instants(numbers: pa.ChunkedArray) -> pa.ChunkedArray:
+    type_ = pa.timestamp("us", tz="UTC")
+    return pa.chunked_array([chunk.view(type_) for chunk in numbers.chunks], type=type_)
+
+
+def _spelled(type_: LogicalType) -> bool:
+    return _spelled(type_.element) if type_.element is not None else type_.kind in SPELLINGS
+
+
+def _any(masks: Sequence[pa.ChunkedArray], rows: int) -> pa.Array:
+    result = np.zeros(rows, np.bool_)
+    for mask in masks:
+        result |= mask.to_numpy()
+    return pa.array(result)
+
+
+@dataclass(frozen=True, slots=True)
+class MergeSql:
+    """Writes the statements for one target. ``scope`` is (pipeline, source table, target table) as the meta tables hold it."""
+
+    dialect: Dialect
+    meta_schema: str
+    scope: tuple[str, str, str]
+    target: Target
+    table: TableSchema
+
+    def meta(self, table: MetaTable) -> str:
+        return self.dialect.quote(self.meta_schema, table.name)
+
+    @property
+    def place(self) -> str:
+        return self.dialect.quote(self.target.namespace, self.target.name)
+
+    @property
+    def soft(self) -> bool:
+        return self.target.mode is Mode.SOFT_DELETE
+
+    @property
+    def append(self) -> bool:
+        return self.target.mode is Mode.APPEND
+
+    def temporary(self, name: str) -> str:
+        return self.dialect.quote(self.dialect.temporary, name)
+
+    def in_scope(self, alias: str = "") -> str:
+        """A condition of three parameters: the scope."""
+        prefix = f"{alias}." if alias else ""
+        return " AND ".join(f"{prefix}{self.dialect.quote(name)} = {self.dialect.placeholder}" for name in SCOPE)
+
+    def insert(self, table: MetaTable, rows: int, *, now: str = "") -> str:
+        """An INSERT of ``rows`` rows of parameters, the scope first; the column ``now`` takes no parameter but the server's clock."""
+        q, names = self.dialect.quote, table.names
+        values = f"({', '.join('now()' if name == now else self.dialect.placeholder for name in names)})"
+        return f"INSERT INTO {self.meta(table)} ({', '.join(map(q, names))}) VALUES {', '.join([values] * rows)}"
+
+    # The checkpoint
+
+    def swap(
+        self, meta: MetaTable, history: MetaTable, log: LogId, delta: Delta, epochs: Mapping[int, int], highs: Mapping[int, High]
+    ) -> Statement:
+        """The compare-and-swap: one statement for all partitions; it must hit as many rows as there are spans. It hits none where another
+        writer has given the target a newer schema."""
+        p = self.dialect.placeholder
+        first = ", ".join(f"CAST({p} AS {t})" for t in ("INTEGER", *["BIGINT"] * 9))
+        more = f", ({', '.join([p] * 10)})" * (len(delta.spans) - 1)
+        values: list[object] = []
+        for span in delta.spans:
+            commit, record = highs.get(span.partition, (None, None))
+            values += [span.partition, span.start, span.stop, epochs.get(span.partition, -1), commit, record, delta.snapshot_record]
+            tail = delta.tails.get(span.partition)
+            values += [None, None, None] if tail is None else [tail.record, tail.order, tail.seq]
+        sql = f"""WITH v(part, start, stop, epoch, com, rec, snap, last_rec, last_ord, last_seq) AS (VALUES ({first}){more})
+UPDATE {self.meta(meta)} AS k SET next_offset = v.stop, batch_id = {p}, committed_at = now(),
+  high_commit = GREATEST(COALESCE(k.high_commit, v.com), COALESCE(v.com, k.high_commit)),
+  high_record = GREATEST(COALESCE(k.high_record, v.rec), COALESCE(v.rec, k.high_record)),
+  high_snapshot = GREATEST(COALESCE(k.high_snapshot, v.snap), COALESCE(v.snap, k.high_snapshot)),
+  last_record = COALESCE(v.last_rec, k.last_record),
+  last_order = CASE WHEN v.last_rec IS NULL THEN k.last_order ELSE v.last_ord END,
+  last_seq = COALESCE(v.last_seq, k.last_seq)
+FROM v WHERE k.{self.dialect.quote("partition")} = v.part AND k.next_offset = v.start AND k.epoch = v.epoch
+  AND {self.in_scope("k")} AND k.cluster_id = {p} AND k.topic = {p} AND k.topic_id = {p} AND {self.newest(history)} = {p}"""
+        return Statement(
+            sql, [*values, delta.batch_id, *self.scope, log.cluster_id, log.topic, log.topic_id, *self.scope, self.table.version]
+        )
+
+    def newest(self, history: MetaTable) -> str:
+        """The number of the target's newest schema, an expression of three parameters."""
+        return f"(SELECT COALESCE(MAX(h.version), 0) FROM {self.meta(history)} AS h WHERE {self.in_scope('h')})"
+
+    # Order: what a staged row has to beat
+
+    def remove_below(self, generation: int, record: int) -> Statement:
+        """Removes (soft delete: marks) the rows with a version below."""
+        p, q = self.dialect.placeholder, self.dialect.quote
+        below = f"(t.{q('_cdc_gen')} < {p} OR (t.{q('_cdc_gen')} = {p} AND t.{q('_cdc_record')} < {p}))"
+        params: list[object] = [generation, generation, record]
+        if not self.soft:
+            return Statement(f"DELETE FROM {self.place} AS t WHERE {below}", params)
+        sets = [f"{q('_cdc_deleted')} = TRUE"]
+        if self.target.full_metadata:
+            sets.append(f"{q('_cdc_synced_at')} = now()")
+        return Statement(f"UPDATE {self.place} AS t SET {', '.join(sets)} WHERE NOT t.{q('_cdc_deleted')} AND {below}", params)
+
+    def drop_losers(self, deleted_keys: MetaTable, watermark: tuple[int, int] | None) -> Iterator[Statement]:
+        """Leaves only winners staged: rows younger than the stored row, than the deleted key and than the last truncation.
+        The same generation and record is the same change, whatever its offset; but where a key changed its spelling alone, its delete and
+        its create are both of one row, which the create wins (core.order)."""
+        q, p, stage = self.dialect.quote, self.dialect.placeholder, self.temporary(STAGE)
+        if watermark is not None:
+            sql = f"DELETE FROM {stage} AS s WHERE s.gen < {p} OR (s.gen = {p} AND s.rec < {p})"
+            yield Statement(sql, [watermark[0], watermark[0], watermark[1]])
+        spelled = [name for name in self.table.key if _spelled(self.table.column(name).type)]
+        revived = f" AND NOT (t.{q('_cdc_record')} = s.rec AND t.{q('_cdc_deleted')} AND s.op <> {int(Op.DELETE)})" if self.soft else ""
+        yield self.unstage(
+            f"""JOIN {self.place} AS t ON {self.same_key()}
+WHERE t.{q("_cdc_gen")} > s.gen OR (t.{q("_cdc_gen")} = s.gen AND t.{q("_cdc_record")} >= s.rec{revived})"""
+        )
+        yield self.unstage(
+            f"""JOIN {self.meta(deleted_keys)} AS d ON d.key_hash = md5(s.key) AND d.{q("key")} = s.key AND {self.in_scope("d")}
+WHERE d.gen > s.gen OR (d.gen = s.gen AND (d.record > s.rec OR (d.record = s.rec AND s.op = {int(Op.DELETE)})))""",
+            self.scope,
+        )
+        if spelled:
+            equal = " AND ".join(f"o.c{i} = s.c{i}" for i in map(self.table.names.index, self.table.key))
+            last = f"{{0}}.gen, {{0}}.rec, CASE WHEN {{0}}.op = {int(Op.DELETE)} THEN 0 ELSE 1 END, {{0}}.n"
+            written = "" if self.soft else f" AND s.op <> {int(Op.DELETE)}"
+            yield self.unstage(f"JOIN {stage} AS o ON {equal} WHERE ({last.format('o')}) > ({last.format('s')}){written}")
+
+    def unstage(self, joined: str, params: Sequence[object] = ()) -> Statement:
+        """Removes the staged rows that ``joined`` leaves. Not every database has DELETE ... USING."""
+        stage = self.temporary(STAGE)
+        return Statement(f"DELETE FROM {stage} WHERE n IN (SELECT s.n FROM {stage} AS s {joined})", params)
+
+    def same_key(self, prefix: str = "c", alias: str = "t") -> str:
+        """The join of a staged row with the target's row of its own key (c) or of its base row's (b)."""
+        places = {name: i for i, name in enumerate(self.table.names)}
+        pairs = ((f"{prefix}{places[name] if prefix == 'c' else j}", name) for j, name in enumerate(self.table.key))
+        return " AND ".join(f"{alias}.{self.dialect.quote(name)} = s.{staged}" for staged, name in pairs)
+
+    def _alive(self, alias: str = "t") -> str:
+        return f" AND NOT {alias}.{self.dialect.quote('_cdc_deleted')}" if self.soft else ""
+
+    # Values that the delta does not hold
+
+    def complete(
+        self, deleted_keys: MetaTable, quarantine: MetaTable, unsent: Sequence[int], kept: Sequence[int], *, moves: bool
+    ) -> Statement:
+        """What FILLED holds: the staged rows with every value that stands in the warehouse, in one pass (to UPDATE the stage is ten times
+        slower).
+
+        Unsent values come out of the row under the base key, with a lower version of the same generation (before a resync the row may have
+        been wrong, or changes of it skipped), or out of the image that the other half of a key change
+        left behind (``moves``): never out of the old key's row then, because changes of it that are not applied yet may stand between.
+        Nor out of either where a record of that key was discarded, whatever it would have changed.
+        ``kept`` are columns that the delta's schema does not know: an existing row keeps its value, a new one has the default staged.
+        In soft delete a deleted row keeps what it held last. ``filled`` is false where an unsent value was found nowhere.
+        """
+        q, last = self.dialect.quote, self.soft
+        values, found, params = [], "TRUE", list[object]()
+        images = {i: self.dialect.image_value.format(image=f"d.{q('row')}") for i in unsent} if moves else {}
+        for i, column in enumerate(self.table.columns):
+            value, name = f"s.c{i}", q(column.name)
+            if i in unsent:
+                base = f"b.{name}"
+                if moves:
+                    image = f"CAST({images[i]} AS {self.dialect.column_type(column.type)})"
+                    base = f"CASE WHEN s.base_move IS NULL THEN b.{name} ELSE {image} END"
+                    params.append(column.name)
+                value = f"CASE WHEN s.u{i} THEN {base} ELSE {value} END"
+            if i in kept:
+                value = f"CASE WHEN t.{q('_cdc_gen')} IS NOT NULL{self._alive()} THEN t.{name} ELSE {value} END"
+            if last:
+                value = f"CASE WHEN s.op = {int(Op.DELETE)} AND t.{q('_cdc_gen')} IS NOT NULL THEN t.{name} ELSE {value} END"
+            values.append(f"{value} AS c{i}")
+        joins = f" LEFT JOIN {self.place} AS t ON {self.same_key()}" if kept or last else ""
+        if unsent:
+            joins += f""" LEFT JOIN {self.place} AS b ON {self.same_key("b", "b")} AND s.needs AND s.base_move IS NULL{self._alive("b")}
+  AND b.{q("_cdc_gen")} = s.gen AND b.{q("_cdc_record")} < s.base_rec"""
+            found = f"(NOT s.needs OR b.{q('_cdc_gen')} IS NOT NULL)"
+        if unsent and moves:
+            has = self.dialect.image_has.format(image=f"d.{q('row')}")
+            joins += f""" LEFT JOIN {self.meta(deleted_keys)} AS d ON d.key_hash = md5(s.base_text) AND d.{q("key")} = s.base_text
+  AND d.gen = s.gen AND d.record = s.base_move AND s.needs AND d.{q("row")} IS NOT NULL AND {self.in_scope("d")}"""
+            params += [self.table.columns[i].name for i in unsent] + list(self.scope)
+            here = " AND ".join(f"(NOT s.u{i} OR {has})" for i in unsent)
+            found = f"(NOT s.needs OR b.{q('_cdc_gen')} IS NOT NULL OR (d.key IS NOT NULL AND {here}))"
+        if unsent:
+            joins += f""" LEFT JOIN (SELECT DISTINCT key_text FROM {self.meta(quarantine)}
+  WHERE state = 'discarded' AND key_text IS NOT NULL AND {self.in_scope()}) AS x ON x.key_text = s.base_text AND s.needs"""
+            found = f"({found} AND x.key_text IS NULL)"
+            params += self.scope
+        columns = ", ".join([*(f"s.{name}" for name in STAGED_META), *values, f"{found} AS filled"])
+        return Statement(f"SELECT {columns} FROM {self.temporary(STAGE)} AS s{joins}", params)
+
+    def unfilled(self) -> str:
+        return f"SELECT s.n FROM {self.temporary(FILLED)} AS s WHERE NOT s.filled ORDER BY s.n"
+
+    # Writing
+
+    def forget_deleted(self, deleted_keys: MetaTable) -> Statement:
+        """A deleted key has one version, the last. In soft delete only key changes leave one here."""
+        only = " AND s.moved" if self.soft else ""
+        return Statement(
+            f"""DELETE FROM {self.meta(deleted_keys)} AS d WHERE {self.in_scope("d")} AND (d.key_hash, d.{self.dialect.quote("key")}) IN
+(SELECT md5(s.key), s.key FROM {self.temporary(STAGE)} AS s WHERE s.op = {int(Op.DELETE)}{only})""",
+            self.scope,
+        )
+
+    def remember_deleted(self, deleted_keys: MetaTable, *, moves: bool) -> Statement:
+        """Versions of deleted keys; with ``moves``, the image of a row that a key change took away, where text holds it exactly. A row of
+        an earlier generation is none: a resync has skipped what changed it.
+        In soft delete the row itself keeps the version, and only images are kept here."""
+        d, q = self.dialect, self.dialect.quote
+        image, join, names = f"CAST(NULL AS {d.image})", "", list[object]()
+        if moves:
+            columns = [(f"t.{q(c.name)}", d.column_type(c.type)) for c in self.table.columns if not c.dropped]
+            tests = [d.text_exact.format(c=c, t=t) for c, t in columns if d.text_exact]
+            exact = "".join(f" AND {test}" for test in tests)
+            texts = d.image_join.join(f"CAST({c} AS VARCHAR)" for c, _ in columns)
+            built = d.image_of.format(names=d.placeholder, values=texts)
+            image = f"CASE WHEN s.moved AND t.{q('_cdc_gen')} = s.gen{exact} THEN {built} END"
+            join = f" LEFT JOIN {self.place} AS t ON {self.same_key()}{self._alive()}"
+            names = [[c.name for c in self.table.columns if not c.dropped]]
+        p = d.placeholder
+        only = " AND s.moved" if self.soft else ""
+        return Statement(
+            f"""INSERT INTO {self.meta(deleted_keys)} ({", ".join(map(q, deleted_keys.names))})
+SELECT {p}, {p}, {p}, md5(s.key), s.key, s.part, s.pos, s.gen, s.com, s.rec, now(), {image}
+FROM {self.temporary(STAGE)} AS s{join} WHERE s.op = {int(Op.DELETE)}{only}""",
+            [*self.scope, *names],
+        )
+
+    def remove_old(self) -> Statement:
+        """Removes the rows that the staged ones replace; where the dialect upserts, only those that end."""
+        ends = f" WHERE s.op = {int(Op.DELETE)}" if self.dialect.upsert else ""
+        names = ", ".join(f"t.{self.dialect.quote(name)}" for name in self.table.key)
+        staged = ", ".join(f"s.c{self.table.names.index(name)}" for name in self.table.key)
+        old = f"SELECT {staged} FROM {self.temporary(STAGE)} AS s{ends}"
+        return Statement(f"DELETE FROM {self.place} AS t WHERE ({names}) IN ({old})")
+
+    def insert_new(self, rows: str) -> Statement:
+        """``rows`` is STAGE, or FILLED where there was something to complete."""
+        q, metadata = self.dialect.quote, metadata_columns(self.target)
+        names = ", ".join(map(q, (*self.table.names, *(name for name, *_ in metadata))))
+        values = ", ".join([*(f"s.c{i}" for i in range(len(self.table.columns))), *(value for _, _, value, _ in metadata)])
+        where = "" if self.soft or self.append else f" WHERE s.op <> {int(Op.DELETE)}"
+        sql = f"INSERT INTO {self.place} ({names}) SELECT {values} FROM {self.temporary(rows)} AS s{where}"
+        if self.dialect.upsert and not self.append:
+            sets = ", ".join(f"{q(name)} = excluded.{q(name)}" for name in (*self.table.names, *(name for name, *_ in metadata)))
+            sql += f" ON CONFLICT ({', '.join(map(q, self.table.key))}) DO UPDATE SET {sets}"
+        return Statement(sql)
+
+    def park(self, quarantine: MetaTable) -> Statement:
+        """Rejected records out of the staged table PARKED, which has the quarantine's columns up to ``state``."""
+        q, p = self.dialect.quote, self.dialect.placeholder
+        names = quarantine.names[len(SCOPE) : quarantine.names.index("state")]
+        into = ", ".join(map(q, (*SCOPE, *names, "state", "parked_at")))
+        picked = ", ".join(f"r.{q(name)}" for name in names)
+        rows = self.temporary(PARKED)
+        sql = f"INSERT INTO {self.meta(quarantine)} ({into}) SELECT {p}, {p}, {p}, {picked}, 'parked', now() FROM {rows} AS r"
+        return Statement(sql, self.scope)
