@@ -1,0 +1,105 @@
+"""What reconciliation asks of a source, a destination and the log between them; connectors and mergers give it, the application joins them.
+
+Promises wanted: a ``Scan`` and a ``View`` each show one state of their side, whole; a View names the offsets up to which the log is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+import pyarrow as pa
+
+from cdc_service.core.side import Scan, Side
+from cdc_service.core.types import Column, LogId, TableId
+
+
+class Source(Protocol):
+    def scan(self, table: TableId) -> AbstractContextManager[Scan]: ...
+
+    def settled(self, table: TableId) -> AbstractContextManager[tuple[Scan, int]]:
+        """A scan that shows every change of the table which any reader of the log can have seen before the call, and the log position up to
+        which it shows every change that was ever committed (changes behind it may be in it or not; ``Scan.position`` bounds these).
+
+        Raises Unavailable (source_busy) while a transaction with uncommitted changes of the table stays open."""
+        ...
+
+    def format_position(self, position: int) -> str: ...
+
+
+class View(Side, Protocol):
+    """One state of the target at the destination, beside a service that goes on writing. Live rows only: soft-deleted ones do not count.
+
+    ``native`` is true where ``select`` takes DuckDB's expressions, so that rows are hashed where they lie."""
+
+    @property
+    def native(self) -> bool: ...
+
+    @property
+    def batch_id(self) -> str | None:
+        """The last batch that is in it."""
+        ...
+
+    def checkpoints(self, log: LogId) -> Mapping[int, int]:
+        """The next offset of each partition: what lies below it is in this state, and nothing above."""
+        ...
+
+    def fetch(self, key: Sequence[Column], columns: Sequence[str], keys: pa.Table) -> pa.Table:
+        """``columns`` (metadata columns too) of the rows with these keys, which are typed as the key columns."""
+        ...
+
+    def parked(self, keys: Sequence[str]) -> Mapping[str, tuple[int, int, str]]:
+        """Of canonical key texts those with a record in quarantine that nobody decided on: partition, offset, message."""
+        ...
+
+    def batches(self, places: Collection[tuple[int, int]]) -> Mapping[tuple[int, int], tuple[str, datetime]]:
+        """The batch in which the record at each (partition, offset) was merged, and when; as far back as the ledger reaches."""
+        ...
+
+    def deleted(self, keys: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+        """Of canonical key texts those whose delete is remembered: its partition and offset."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LogEvent:
+    """One event of a key. ``position`` is its place in the source's log (None: a row of a snapshot), ``op`` one of c, u, d, r, t, ``moved``
+    says that the key itself changed. ``values`` are the row's columns as text; what the source did not send is left out."""
+
+    partition: int
+    offset: int
+    position: int | None
+    op: str
+    moved: bool
+    values: Mapping[str, str | None]
+    source_us: int | None = None
+
+
+class Log(Protocol):
+    """The table's change topic."""
+
+    id: LogId
+    placeholder: str
+    """What the connector writes in the place of a value that it does not send."""
+
+    def ends_after(self, position: int, seconds: float) -> Mapping[int, int] | None:
+        """Offsets below which all lies that the source committed up to ``position``; None where the connector has not come there within
+        ``seconds``."""
+        ...
+
+    def between(self, keys: Collection[str], start: Mapping[int, int], stop: Mapping[int, int]) -> Mapping[str, Sequence[LogEvent]]:
+        """The events of these keys (canonical texts) in a range of the log, in its order; a truncation is an event of each. Raises CdcError
+        where the log no longer has them, Unavailable where they are too many to be read."""
+        ...
+
+    def history(self, keys: Collection[str]) -> tuple[Mapping[str, Sequence[LogEvent]], bool]:
+        """The same over the whole log, and whether it still reaches back to its begin."""
+        ...
+
+    def newest(self, keys: Collection[str], seconds: float) -> tuple[Mapping[str, Sequence[LogEvent]], int | None]:
+        """The last events of each key, at least the newest, from the end of the log backwards for about so long; and how many records were
+        read, None where a key without an event has none in the whole log."""
+        ...
