@@ -1,0 +1,513 @@
+"""Kafka as the service sees it: the only module that imports confluent_kafka.
+
+``Log`` reads change topics: batches of records whose offsets mean "next to read", assignment by a cooperative consumer group, positions
+always given by the caller (the destination's checkpoint). ``Admin`` asks and makes: topics and their ids, ends of partitions, signals.
+Every call has a time limit; what does not answer raises Unavailable with the cure.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
+
+from cdc_service.core.errors import CdcError, Unavailable
+from cdc_service.core.types import Headers, LogId, RawBatch, Span
+
+ANSWER_SECONDS = 10.0
+QUEUE_KILOBYTES = 32 * 1024
+CLOSE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class TopicFacts:
+    """A topic as the cluster describes it now; ``ends`` maps a partition to (first offset kept, end offset)."""
+
+    log: LogId
+    ends: Mapping[int, tuple[int, int]]
+
+
+@dataclass(slots=True)
+class Assignment:
+    """What the group gave this member, told through callbacks (called from ``Log.poll``'s thread).
+
+    ``assigned`` returns for each new (topic, partition) the offset to read from, or None to hold it paused until ``Log.seek``;
+    ``revoked`` is called while the partitions are still owned, ``lost`` when they are not any more.
+    """
+
+    assigned: Callable[[Sequence[tuple[str, int]]], Mapping[tuple[str, int], int | None]]
+    revoked: Callable[[Sequence[tuple[str, int]]], None]
+    lost: Callable[[Sequence[tuple[str, int]]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionError:
+    """A partition that cannot be read on: ``code`` is offset_out_of_range, topic_gone or Kafka's own name."""
+
+    topic: str
+    partition: int
+    code: str
+    message: str
+
+
+@dataclass(slots=True)
+class Polled:
+    batches: list[RawBatch] = field(default_factory=list)
+    errors: list[PartitionError] = field(default_factory=list)
+
+
+def client_options(bootstrap: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"bootstrap.servers": bootstrap, "socket.connection.setup.timeout.ms": 5000, "log_level": 2, **options}
+
+
+class Log:
+    """A member of the consumer group. Not thread-safe: one thread calls it."""
+
+    def __init__(
+        self, bootstrap: str, group: str, member: str, topics: Sequence[str], options: Mapping[str, Any], assignment: Assignment
+    ) -> None:
+        """``member`` is a name that a process keeps over restarts: the next one takes its partitions over at once (KIP-345)."""
+        self._positions: dict[tuple[str, int], int] = {}
+        self._paused: set[tuple[str, int]] = set()
+        self._sought: dict[tuple[str, int], bool] = {}
+        self._assignment = assignment
+        self._consumer = Consumer(
+            {
+                "group.id": group,
+                "group.instance.id": member,
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "partition.assignment.strategy": "cooperative-sticky",
+                # The checkpoint says where to read; anything else must stop, never jump.
+                "auto.offset.reset": "error",
+                # Without it the position stays before trailing transaction markers and lag never reaches zero.
+                "enable.partition.eof": True,
+                # librdkafka's default of 1000 ms stalls a fast reader to a third of its rate.
+                "fetch.queue.backoff.ms": 5,
+                "queued.max.messages.kbytes": QUEUE_KILOBYTES,
+                "queued.min.messages": 200_000,
+                "session.timeout.ms": 10_000,
+                "heartbeat.interval.ms": 2_000,
+                # A topic that is registered later is found soon; librdkafka's default is five minutes.
+                "topic.metadata.refresh.interval.ms": 10_000,
+                "isolation.level": "read_committed",
+                **client_options(bootstrap, options),
+            }
+        )
+        self._consumer.subscribe(list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+
+    def poll(self, records_max: int, seconds: float) -> Polled:
+        """What arrived, at most ``records_max`` records, waiting at most ``seconds`` for the first; one RawBatch a topic."""
+        polled = Polled()
+        by_topic: dict[str, dict[int, list[Message]]] = {}
+        ends: dict[tuple[str, int], int] = {}
+        for message in self._consumer.consume(records_max, seconds):
+            error = message.error()
+            if error is None:
+                by_topic.setdefault(message.topic(), {}).setdefault(message.partition(), []).append(message)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                ends[message.topic(), message.partition()] = message.offset()
+                by_topic.setdefault(message.topic(), {}).setdefault(message.partition(), [])
+            else:
+                failure = _partition_error(message, error)
+                if failure is not None:
+                    polled.errors.append(failure)
+        for topic, partitions in by_topic.items():
+            batch = self._raw(topic, partitions, ends)
+            if batch is not None:
+                polled.batches.append(batch)
+        return polled
+
+    def _raw(self, topic: str, partitions: Mapping[int, list[Message]], ends: Mapping[tuple[str, int], int]) -> RawBatch | None:
+        spans, messages = [], []
+        for number, found in sorted(partitions.items()):
+            where = (topic, number)
+            start = self._positions.get(where)
+            if start is None:
+                continue
+            # A record below the position was in flight when the position was set: the log is read again from there.
+            kept = [m for m in found if m.offset() >= start] if found and found[0].offset() < start else found
+            if kept and where in self._sought and self._must_look_twice(where, kept[0].offset()):
+                continue
+            stop = max(start, kept[-1].offset() + 1 if kept else start, ends.get(where, start))
+            if stop == start:
+                continue
+            self._positions[where] = stop
+            spans.append(Span(number, start, stop, len(kept)))
+            messages += kept
+        if not spans:
+            return None
+        return RawBatch(
+            topic=topic,
+            keys=pa.array([m.key() for m in messages], pa.binary()),
+            values=pa.array([m.value() for m in messages], pa.binary()),
+            partitions=pa.array([m.partition() for m in messages], pa.int32()),
+            offsets=pa.array([m.offset() for m in messages], pa.int64()),
+            spans=tuple(spans),
+            headers=_HeadersOf(messages),
+        )
+
+    def _must_look_twice(self, where: tuple[str, int], first: int) -> bool:
+        """The first record after a seek should stand where it was sought. A gap there may be the log's own (transaction markers), or
+        a record that was in flight before the seek, after which those in between would be lost: it is sought once more to tell."""
+        start, again = self._positions[where], self._sought.pop(where)
+        if first == start or again:
+            return False
+        self.seek(*where, start)
+        self._sought[where] = True
+        return True
+
+    def seek(self, topic: str, partition: int, offset: int) -> None:
+        """Reads on from ``offset``; what was fetched before is dropped."""
+        where = TopicPartition(topic, partition, offset)
+        self._positions[topic, partition] = offset
+        self._sought[topic, partition] = False
+        try:
+            self._consumer.seek(where)
+        except KafkaException:
+            # A partition that fell out of fetching (its offset left the log, its topic was made again) is not sought but assigned anew.
+            self._call(lambda: (self._consumer.incremental_unassign([where]), self._consumer.incremental_assign([where])))
+            self._flow([where])
+
+    def pause(self, where: Iterable[tuple[str, int]]) -> None:
+        new = [w for w in where if w not in self._paused and w in self._positions]
+        if new:
+            self._paused.update(new)
+            self._call(lambda: self._consumer.pause([TopicPartition(*w) for w in new]))
+
+    def resume(self, where: Iterable[tuple[str, int]]) -> None:
+        old = [w for w in where if w in self._paused]
+        if old:
+            self._paused.difference_update(old)
+            self._call(lambda: self._consumer.resume([TopicPartition(*w) for w in old]))
+
+    def _flow(self, assigned: Sequence[TopicPartition]) -> None:
+        """librdkafka keeps a pause over unassign and assign: a partition that comes back would stand still, and nobody would know."""
+        self._call(lambda: self._consumer.resume(list(assigned)))
+        self._paused.difference_update((p.topic, p.partition) for p in assigned)
+
+    def advise(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        """Commits group offsets, asynchronously: advice for lag tools. Partitions that this member does not own are left out."""
+        owned = [TopicPartition(t, p, o) for (t, p), o in offsets.items() if (t, p) in self._positions]
+        if owned:
+            try:
+                self._consumer.commit(offsets=owned, asynchronous=True)
+            except KafkaException:
+                return  # Advice only: the checkpoint in the warehouse is what counts, and the next batch advises again.
+
+    def positions(self) -> Mapping[tuple[str, int], int]:
+        return dict(self._positions)
+
+    def close(self) -> None:
+        """Leaves the cluster, or gives that up after CLOSE_SECONDS: librdkafka waits for ever for a broker that went away while the member
+        joined its group. Nothing is lost by it: the checkpoint is elsewhere, and the next process of this name takes the partitions."""
+        closing = threading.Thread(target=self._consumer.close, name="close", daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)
+
+    def _on_assign(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
+        where = [(p.topic, p.partition) for p in partitions]
+        starts = self._assignment.assigned(where)
+        held = [w for w in where if starts.get(w) is None]
+        assigned = []
+        for topic, partition in where:
+            start = starts.get((topic, partition))
+            self._positions[topic, partition] = OFFSET_END if start is None else start
+            self._sought[topic, partition] = False
+            assigned.append(TopicPartition(topic, partition, OFFSET_END if start is None else start))
+        consumer.incremental_assign(assigned)
+        self._flow(assigned)
+        self.pause(held)
+
+    def _on_revoke(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
+        where = [(p.topic, p.partition) for p in partitions]
+        self._assignment.revoked(where)
+        self._drop(where)
+        consumer.incremental_unassign(list(partitions))
+
+    def _on_lost(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
+        where = [(p.topic, p.partition) for p in partitions]
+        self._drop(where)
+        self._assignment.lost(where)
+        consumer.incremental_unassign(list(partitions))
+
+    def _drop(self, where: Iterable[tuple[str, int]]) -> None:
+        for w in where:
+            self._positions.pop(w, None)
+            self._sought.pop(w, None)
+            self._paused.discard(w)
+
+    def _call(self, do: Callable[[], object]) -> None:
+        try:
+            do()
+        except KafkaException as error:
+            raise _unavailable(error) from error
+
+
+class Tail:
+    """Reads one small topic from its beginning, without a group: notifications of the connector. One thread calls it."""
+
+    def __init__(self, bootstrap: str, topic: str, options: Mapping[str, Any]) -> None:
+        self._topic = topic
+        own = {
+            "group.id": "cdc_tail",  # Never joined: a consumer must name one.
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "fetch.queue.backoff.ms": 5,
+            "topic.metadata.refresh.interval.ms": 10_000,
+        }
+        self._consumer = Consumer({**client_options(bootstrap, options), **own})
+        self._assigned = False
+
+    def read(self, records_max: int = 10_000) -> list[bytes]:
+        """The values that came since the last call, in order; empty while the topic is not there."""
+        if not self._assigned:
+            self._consumer.assign([TopicPartition(self._topic, 0, OFFSET_BEGINNING)])
+            self._assigned = True
+        found: list[bytes] = []
+        while messages := self._consumer.consume(records_max, 0.3 if not found else 0.05):
+            found += [m.value() for m in messages if m.error() is None and m.value() is not None]
+        return found
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+class Reader:
+    """Reads ranges of a topic again, beside whoever consumes it. One thread calls it."""
+
+    def __init__(self, bootstrap: str, options: Mapping[str, Any]) -> None:
+        own = {
+            "group.id": "cdc_reader",  # Never joined: a consumer must name one.
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",
+            "enable.partition.eof": True,
+            "fetch.queue.backoff.ms": 5,
+            "queued.max.messages.kbytes": QUEUE_KILOBYTES,
+            "isolation.level": "read_committed",
+        }
+        self._consumer = Consumer({**client_options(bootstrap, options), **own})
+        self._cure = f"is a broker running at {bootstrap}?"
+
+    def read(self, topic: str, start: Mapping[int, int], stop: Mapping[int, int], records_max: int = 20_000) -> Iterator[RawBatch]:
+        """All records from ``start`` up to ``stop`` of each partition. Raises CdcError (log_truncated) where the log no longer has them,
+        Unavailable where nothing comes for ANSWER_SECONDS."""
+        at = {p: start[p] for p, end in stop.items() if p in start and start[p] < end}
+        self._consumer.assign([TopicPartition(topic, p, offset) for p, offset in at.items()])
+        heard = time.monotonic()
+        try:
+            while at:
+                messages = self._consumer.consume(records_max, 0.05)
+                if messages:
+                    heard = time.monotonic()
+                elif time.monotonic() - heard > ANSWER_SECONDS:
+                    raise Unavailable(f"topic {topic} cannot be read: nothing came for {ANSWER_SECONDS:g} s", hint=self._cure)
+                found: dict[int, list[Message]] = {}
+                for message in messages:
+                    self._take(topic, message, at, stop, found)
+                if found:
+                    yield self._batch(topic, found)
+                for p in [p for p, offset in at.items() if offset >= stop[p]]:
+                    del at[p]
+                    self._consumer.incremental_unassign([TopicPartition(topic, p)])
+        finally:
+            self._consumer.unassign()
+
+    @staticmethod
+    def _take(topic: str, message: Message, at: dict[int, int], stop: Mapping[int, int], found: dict[int, list[Message]]) -> None:
+        error, p = message.error(), message.partition()
+        if p not in at:
+            return
+        if error is None:
+            if message.offset() < stop[p]:
+                found.setdefault(p, []).append(message)
+            at[p] = max(at[p], message.offset() + 1)
+        elif error.code() == KafkaError._PARTITION_EOF:
+            at[p] = max(at[p], message.offset())
+        elif failure := _partition_error(message, error):
+            raise CdcError(f"topic {topic} cannot be read again in partition {p}: {failure.message}", code="log_truncated")
+
+    @staticmethod
+    def _batch(topic: str, found: Mapping[int, list[Message]]) -> RawBatch:
+        spans = [Span(p, ms[0].offset(), ms[-1].offset() + 1, len(ms)) for p, ms in sorted(found.items())]
+        messages = [m for _, ms in sorted(found.items()) for m in ms]
+        return RawBatch(
+            topic=topic,
+            keys=pa.array([m.key() for m in messages], pa.binary()),
+            values=pa.array([m.value() for m in messages], pa.binary()),
+            partitions=pa.array([m.partition() for m in messages], pa.int32()),
+            offsets=pa.array([m.offset() for m in messages], pa.int64()),
+            spans=tuple(spans),
+            headers=_HeadersOf(messages),
+        )
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+class _HeadersOf:
+    """Reads a record's headers on demand; keeps the batch's Messages alive for as long as the RawBatch lives."""
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self._messages = messages
+
+    def __call__(self, row: int) -> Headers:
+        return self._messages[row].headers() or ()
+
+
+def _partition_error(message: Message, error: KafkaError) -> PartitionError | None:
+    codes = {
+        KafkaError._AUTO_OFFSET_RESET: "offset_out_of_range",
+        KafkaError.OFFSET_OUT_OF_RANGE: "offset_out_of_range",
+        KafkaError.UNKNOWN_TOPIC_OR_PART: "topic_gone",
+        KafkaError._UNKNOWN_TOPIC: "topic_gone",
+        KafkaError._UNKNOWN_PARTITION: "topic_gone",
+        KafkaError.UNKNOWN_TOPIC_ID: "topic_gone",
+    }
+    code = codes.get(error.code())
+    if code is None or message.topic() is None:
+        return None  # Brokers that come and go: librdkafka reconnects by itself for ever.
+    return PartitionError(message.topic(), message.partition(), code, error.str())
+
+
+class Admin:
+    """Questions and small deeds at the cluster. Thread-safe."""
+
+    def __init__(self, bootstrap: str, options: Mapping[str, Any]) -> None:
+        self._bootstrap = bootstrap
+        self._options = client_options(bootstrap, options)
+        self._admin = AdminClient(self._options)
+
+    def topics(self) -> Mapping[str, int]:
+        """Names of all topics with their number of partitions."""
+        return {name: len(t.partitions) for name, t in self._metadata().topics.items()}
+
+    def cluster_id(self) -> str:
+        return str(self._metadata().cluster_id)
+
+    def describe(self, names: Sequence[str]) -> Mapping[str, TopicFacts]:
+        """Facts of the topics that exist; the others are left out."""
+        cluster = self.cluster_id()
+        ids, partitions = {}, []
+        for name, future in self._admin.describe_topics(TopicCollection(list(names)), request_timeout=ANSWER_SECONDS).items():
+            description = self._result(future, missing=(KafkaError.UNKNOWN_TOPIC_OR_PART,))
+            if description is not None:
+                ids[name] = str(description.topic_id)
+                partitions += [TopicPartition(name, p.id) for p in description.partitions]
+        low, high = (self._offsets(partitions, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
+        return {
+            name: TopicFacts(LogId(cluster, name, topic_id), {p: (low[t, p], high[t, p]) for t, p in low if t == name and (t, p) in high})
+            for name, topic_id in ids.items()
+        }
+
+    def topic_ids(self, names: Sequence[str]) -> Mapping[str, str]:
+        """The ids of the topics that exist now; one small request."""
+        futures = self._admin.describe_topics(TopicCollection(list(names)), request_timeout=ANSWER_SECONDS)
+        found = {name: self._result(future, missing=(KafkaError.UNKNOWN_TOPIC_OR_PART,)) for name, future in futures.items()}
+        return {name: str(description.topic_id) for name, description in found.items() if description is not None}
+
+    def ends(self, where: Sequence[tuple[str, int]]) -> Mapping[tuple[str, int], int]:
+        """End offsets (next to be written) of the partitions, as committed readers see them."""
+        return self._offsets([TopicPartition(*w) for w in where], OffsetSpec.latest())
+
+    def create_topics(self, names: Sequence[str], *, partitions: int, config: Mapping[str, str]) -> Sequence[str]:
+        """Creates those that do not exist; returns their names."""
+        new = [NewTopic(n, num_partitions=partitions, replication_factor=-1, config=dict(config)) for n in names]
+        made = []
+        for name, future in self._admin.create_topics(new, operation_timeout=ANSWER_SECONDS).items() if new else ():
+            if self._result(future, missing=(KafkaError.TOPIC_ALREADY_EXISTS,), value=True) is not None:
+                made.append(name)
+        return made
+
+    def delete_topics(self, names: Sequence[str]) -> None:
+        for future in self._admin.delete_topics(list(names), operation_timeout=ANSWER_SECONDS).values() if names else ():
+            self._result(future, missing=(KafkaError.UNKNOWN_TOPIC_OR_PART,))
+
+    def topic_config(self, name: str) -> Mapping[str, str]:
+        resource = ConfigResource(ConfigResource.Type.TOPIC, name)
+        entries = self._result(self._admin.describe_configs([resource], request_timeout=ANSWER_SECONDS)[resource])
+        return {key: entry.value for key, entry in entries.items()}
+
+    def group_offsets(self, group: str) -> Mapping[tuple[str, int], int]:
+        """The group's committed offsets: advice, never the truth."""
+        request = [ConsumerGroupTopicPartitions(group)]
+        result = self._result(self._admin.list_consumer_group_offsets(request, request_timeout=ANSWER_SECONDS)[group])
+        return {(p.topic, p.partition): p.offset for p in result.topic_partitions if p.offset >= 0}
+
+    def members(self, group: str) -> Mapping[str, str]:
+        """The group's members now: name (``member`` of Log) -> host. A member that was killed is named until its session ends (10 s)."""
+        described = self._result(self._admin.describe_consumer_groups([group], request_timeout=ANSWER_SECONDS)[group])
+        return {str(m.group_instance_id or m.member_id): str(m.host).lstrip("/") for m in described.members}
+
+    def send(self, topic: str, key: str, value: bytes) -> None:
+        """Writes one record and waits until the cluster has it (signals to Debezium)."""
+        failures: list[KafkaError] = []
+        producer = Producer({**self._options, "enable.idempotence": True, "message.timeout.ms": int(ANSWER_SECONDS * 1000)})
+        producer.produce(topic, key=key.encode(), value=value, on_delivery=lambda error, _: failures.append(error) if error else None)
+        left = producer.flush(ANSWER_SECONDS)
+        if left or failures:
+            raise Unavailable(f"Kafka did not take a record for topic {topic}", hint=self._cure())
+
+    def _metadata(self) -> Any:
+        try:
+            return self._admin.list_topics(timeout=ANSWER_SECONDS)
+        except KafkaException as error:
+            raise Unavailable(f"Kafka does not answer at {self._bootstrap}: {error.args[0].str()}", hint=self._cure()) from error
+
+    def _offsets(self, partitions: Sequence[TopicPartition], spec: OffsetSpec) -> dict[tuple[str, int], int]:
+        if not partitions:
+            return {}
+        futures = self._admin.list_offsets(
+            dict.fromkeys(partitions, spec), isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ANSWER_SECONDS
+        )
+        missing = (KafkaError.UNKNOWN_TOPIC_OR_PART,)
+        found = {(p.topic, p.partition): self._result(future, missing=missing) for p, future in futures.items()}
+        return {where: int(result.offset) for where, result in found.items() if result is not None}
+
+    def _result(self, future: Future[Any], missing: tuple[int, ...] = (), value: Any = None) -> Any:
+        try:
+            answer = future.result(timeout=ANSWER_SECONDS + 5)
+        except KafkaException as error:
+            if error.args[0].code() in missing:
+                return None
+            raise _unavailable(error) from error
+        except TimeoutError as error:
+            raise Unavailable(f"Kafka does not answer at {self._bootstrap}", hint=self._cure()) from error
+        return answer if value is None else value
+
+    def _cure(self) -> str:
+        return f"is a broker running at {self._bootstrap}? kafka.bootstrap_servers and kafka.options say how to reach it"
+
+
+_DENIED = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED)
+
+
+_AWAY = (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._TIMED_OUT_QUEUE)
+
+
+def _unavailable(error: KafkaException) -> CdcError:
+    kafka: KafkaError = error.args[0]
+    if kafka.code() in _AWAY:
+        return Unavailable("Kafka does not answer", hint="is a broker running where kafka.bootstrap_servers says? It is tried again")
+    if kafka.code() in _DENIED:
+        return CdcError(f"Kafka refuses: {kafka.str()}", code="kafka_denied", hint="grant the service's user the rights that docs name")
+    return Unavailable(f"Kafka: {kafka.str()}", hint="it is tried again; look at the broker's log if it lasts")

@@ -1,0 +1,53 @@
+"""What the tables of the line work with, and what they ask of the outside world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cdc_service.config.models import Limits
+from cdc_service.core.clock import Clock
+from cdc_service.core.decode import Decoder
+from cdc_service.core.types import LogId, TableId, TableSchema
+from cdc_service.line.complete import Rereads
+from mergers.protocol import Destination
+
+
+class Topics(Protocol):
+    """What a table asks of Kafka beside its records (consume.kafka.Admin)."""
+
+    def describe(self, names: Sequence[str]) -> Mapping[str, TopicFacts]: ...
+
+
+class TopicFacts(Protocol):
+    @property
+    def log(self) -> LogId: ...
+    @property
+    def ends(self) -> Mapping[int, tuple[int, int]]: ...
+
+
+class Fill(Protocol):
+    @property
+    def known(self) -> bool: ...
+    @property
+    def text(self) -> str | None: ...
+
+
+class Source(Rereads, Protocol):
+    """What a table asks of its source (connectors.protocol.SourceDialect)."""
+
+    def fill_of_added_column(self, table: TableId, column: str) -> Fill: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What all tables work with. ``schema_of`` tells the schema of a table that had no event yet, None where that is not certain."""
+
+    destination: Destination
+    topics: Topics
+    decoder: Decoder
+    source: Source
+    schema_of: Callable[[TableId], TableSchema | None]
+    clock: Clock
+    limits: Limits

@@ -1,0 +1,266 @@
+"""What the watcher saw, turned into what a table may claim: complete_through, the end of a snapshot, a topic that is another one.
+
+Promises: ``complete_through`` is claimed only when every partition has passed the ends that were read after it; a snapshot counts as
+ended only when the connector said so *and* all that it wrote is merged; only then rows that it did not see are swept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from cdc_service.core.clock import Clock
+from cdc_service.core.errors import CdcError, Fenced, TableStopped
+from cdc_service.core.types import TableId
+from cdc_service.line.loop import Line
+from cdc_service.line.table import Goal, Table, topic_gone
+from cdc_service.watch import Facts
+from mergers.protocol import Destination, TableState
+
+SAVE_SECONDS = 10.0
+"""How often a moving complete_through is written down."""
+ASK_AGAIN_SECONDS = 60.0
+"""How long nothing may be heard of a snapshot before it is asked for (again)."""
+STANDSTILL_SECONDS = 30.0
+RECOUNT_SECONDS = 10.0
+"""How often a process counts anew what others do for a table that another one leads."""
+LOWEST = -(2**63)
+
+
+class Snapshots(Protocol):
+    def ask(self, table: TableId, signal_id: str) -> None:
+        """Asks the connector for an incremental snapshot of the table."""
+        ...
+
+    def names(self, text: str, table: TableId) -> bool:
+        """Whether a notification's ``text`` means the table."""
+        ...
+
+
+def signal_id(table: Table) -> str:
+    """The id of the incremental snapshot that fills the table's generation: the same after a restart."""
+    return f"resync-{table.kept.generation}-{table.kept.opened_record}-{table.source}"
+
+
+class Progress:
+    def __init__(self, line: Line, facts: Callable[[], Facts | None], destination: Destination, snapshots: Snapshots, clock: Clock) -> None:
+        self._line = line
+        self._facts = facts
+        self._destination = destination
+        self._snapshots = snapshots
+        self._clock = clock
+        self._seen: Facts | None = None
+        self._ends: dict[tuple[TableId, int], int] = {}  # by table and generation: another process may have begun a later one
+        self._quiet: dict[TableId, float] = {}
+        self._saved: dict[TableId, float] = {}
+        self._moved: dict[TableId, tuple[int, float]] = {}
+        self._recounted: dict[TableId, float] = {}
+        self._log = structlog.get_logger()
+
+    def look(self) -> None:
+        """Called in each turn of the line in which it rests."""
+        facts = self._facts()
+        news = facts if facts is not self._seen else None
+        self._seen = facts
+        if news is not None:
+            self._follow(news)
+        for table in self._line.tables:
+            try:
+                if news is not None:
+                    self._compare(table, news)
+                goal = table.reached()
+                if goal is not None and not table.stopped:
+                    self._through(table, goal)
+            except TableStopped as error:
+                self._line.stop(table, error)
+            except Fenced as error:
+                self._log.info("state was changed by another process", table=str(table.source), why=error.message)
+                self._catch_up(table)
+            except CdcError as error:
+                self._log.warning("state not saved", table=str(table.source), why=error.message)
+
+    def _catch_up(self, table: Table) -> None:
+        try:
+            table.follow(self._destination.load_state(table.target))
+        except CdcError as error:
+            self._log.warning("what other processes did is not known", table=str(table.source), why=error.message)
+
+    def _follow(self, facts: Facts) -> None:
+        """Where several processes can share the destination: what the others did."""
+        if not self._destination.capabilities.reads_while_writing:
+            return
+        now = self._clock.monotonic()
+        try:
+            states = self._destination.states()
+            for table in self._line.tables:
+                table.follow(states.get((str(table.source), str(table.target)), TableState()))
+                topic = facts.topics.get(table.config.topic)
+                shared = topic is not None and not set(topic.ends) <= set(table.parts)
+                if shared and (table.leads or now - self._recounted.get(table.source, float("-inf")) >= RECOUNT_SECONDS):
+                    table.see_others()
+                    table.recount()
+                    self._recounted[table.source] = now
+        except CdcError as error:
+            self._log.warning("what other processes did is not known", why=error.message)
+
+    @property
+    def snapshotting(self) -> bool:
+        return any(t.state in ("waiting", "snapshotting") for t in self._line.tables)
+
+    def begun(self, table: Table) -> None:
+        """A new snapshot of the table begins: what was known of an earlier one counts no more."""
+        self._forget(table)
+        self._ask(table)
+
+    def _forget(self, table: Table) -> None:
+        self._ends.pop((table.source, table.kept.generation), None)
+        self._quiet.pop(table.source, None)
+
+    def _compare(self, table: Table, facts: Facts) -> None:
+        topic = facts.topics.get(table.config.topic)
+        if topic is None:
+            return
+        ends = {p: high for p, (_, high) in topic.ends.items()}
+        table.ends = ends
+        # What was seen before the table was opened says nothing of it now: its topic may be another one since.
+        if table.log is None or table.stopped or facts.at < table.opened_at:
+            return
+        if topic.log != table.log:
+            if table.takes:  # One that is still to be opened, after a resync perhaps, finds out by itself.
+                self._line.stop(table, topic_gone(table, exists=True))
+            return
+        self._watch_for_standstill(table)
+        if not table.leads:
+            return
+        if facts.position is not None and not facts.snapshot:
+            table.aim(Goal(facts.position, ends, facts.at_us))
+        if table.state in ("waiting", "snapshotting"):
+            self._snapshot(table, facts)
+        elif self._returned(table, facts):
+            error = TableStopped(
+                f"{table.source}: the connector did not capture it for a while, so changes in between are missing",
+                state="needs_resync",
+                code="not_captured",
+                hint=f"load it anew while it goes on: cdc resync {table.source}",
+            )
+            self._line.stop(table, error)
+
+    def _watch_for_standstill(self, table: Table) -> None:
+        """A table that should flow, lags and does not move is opened anew, and says so: whatever held it must not hold it in silence."""
+        at, now = sum(part.checkpoint for part in table.parts.values()), self._clock.monotonic()
+        before, since = self._moved.get(table.source, (-1, now))
+        if at != before or not table.own_lag or not table.flows or table.has_buffer:
+            self._moved[table.source] = (at, now)
+        elif now - since >= STANDSTILL_SECONDS:
+            self._log.warning("stood still, is opened again", table=str(table.source), lag=table.own_lag, seconds=round(now - since))
+            self._moved.pop(table.source)
+            table.drop()
+
+    def _snapshot(self, table: Table, facts: Facts) -> None:
+        if table.state == "waiting":
+            table.keep(state="snapshotting")
+            self._line.touched()
+        if table.kept.resync and signal_id(table) in facts.scans.lost:
+            self._forget(table)
+            table.reload = "the connector began anew after it had read the rows; what happened between the two was not sent"
+            return
+        if (table.source, table.kept.generation) in self._ends:
+            return
+        if self._scanned(table, facts):
+            # Notifications overtake rows: whatever the snapshot wrote lies before what the source commits from now on.
+            if facts.source_position is not None:
+                self._ends[table.source, table.kept.generation] = facts.source_position
+            return
+        running = facts.connector is not None and facts.connector.running
+        if not running or facts.snapshot or facts.incremental:
+            self._quiet.pop(table.source, None)
+        elif self._clock.monotonic() - self._quiet.setdefault(table.source, self._clock.monotonic()) >= ASK_AGAIN_SECONDS:
+            self._quiet.pop(table.source)
+            self._ask(table)
+
+    def _ask(self, table: Table) -> None:
+        """Asks the connector to read the table; what does not reach it is asked for again."""
+        try:
+            self._snapshots.ask(table.source, signal_id(table))
+            self._log.info("snapshot asked for", table=str(table.source))
+        except CdcError as error:
+            self._log.warning("snapshot not asked for yet", table=str(table.source), why=error.message)
+
+    def _scanned(self, table: Table, facts: Facts) -> bool:
+        def holds(texts: frozenset[str]) -> bool:
+            return any(self._snapshots.names(text, table.source) for text in texts)
+
+        if table.kept.resync:
+            return holds(facts.scans.asked.get(signal_id(table), frozenset()))
+        return holds(facts.scans.initial) or holds(facts.scans.incremental)
+
+    def _returned(self, table: Table, facts: Facts) -> bool:
+        since_ms = (table.kept.complete_at or 0) // 1000
+        return any(at > since_ms and self._snapshots.names(text, table.source) for text, at in facts.scans.returned.items()) and bool(
+            since_ms
+        )
+
+    def _through(self, table: Table, goal: Goal) -> None:
+        now = self._clock.monotonic()
+        if table.state == "snapshotting":
+            end = self._ends.get((table.source, table.kept.generation))
+            if end is None or goal.position <= end:
+                return  # At the very same position the connector may have been before it wrote the rows; a heartbeat moves it on.
+            if self._outdated(table):
+                table.reload = "the connector began its snapshot anew after it had sent changes; what happened between the two was not sent"
+                return
+            swept = self._sweep(table)
+            table.make()
+            self._forget(table)
+            table.keep(state="streaming", resync=False, complete_through=goal.position, complete_at=goal.at_us)
+            self._log.info("snapshot complete", table=str(table.source), swept=swept)
+        elif goal.position >= (table.kept.complete_through or 0):
+            table.advance(goal)
+            if now - self._saved.get(table.source, float("-inf")) < SAVE_SECONDS:
+                return
+            table.save()
+        self._saved[table.source] = now
+        self._line.touched()
+
+    def _sweep(self, table: Table) -> int:
+        """Removes what the snapshot did not see: of a resync all older generations; of an initial snapshot what only an earlier attempt
+        saw, which the connector dropped when it was killed within it (all tables of one attempt are read at one position)."""
+        d, kept = self._destination, table.kept
+        if not d.schemas(table.target):
+            return 0
+        if kept.resync:
+            return d.sweep(table.target, kept.generation, LOWEST)
+        newest = self._newest_snapshot()
+        return d.sweep(table.target, kept.generation, newest) if newest is not None else 0
+
+    def _newest_snapshot(self) -> int | None:
+        """The record order of the initial snapshot's last attempt, of which some table has a row."""
+        return max((h for t in self._line.tables if (h := self._destination.highest_snapshot(t.target)) is not None), default=None)
+
+    def _outdated(self, table: Table) -> bool:
+        """Whether changes were applied that the connector sent before its last attempt at the snapshot. A connector that is killed before
+        it has stored how far it is begins anew, and never sends what was committed between: rows of the snapshot, which come before every
+        change of the stream, lose against what they should replace. A transaction that was open when the snapshot began looks the same
+        only if it was the first to commit after it.
+
+        What a first load holds is doubtful as a whole where an attempt began after another had ended: a row of the stream may have taken
+        unsent values from one that was out of date, and an attempt that found no row leaves none that would tell."""
+        facts, d = self._seen, self._destination
+        if facts is None or facts.scans.attempts < 2 or not d.schemas(table.target):
+            return False
+        if not table.kept.resync:
+            empty = any(self._snapshots.names(text, table.source) for text in facts.scans.empty)
+            return facts.scans.repeated or (empty and bool(d.table_rows(table.target)))
+        newest = self._newest_snapshot()
+        return newest is not None and d.holds_before(table.target, table.kept.generation, newest - LOWEST)
+
+
+def lag_seconds(table: Table, now_us: int) -> float | None:
+    """Where more is waiting: seconds since the target was last known to be complete, or since the source committed what was applied last,
+    whichever is later. 0 where nothing waits; None before anything came."""
+    if table.lag == 0 and table.ends:
+        return 0.0
+    known = [us for us in (table.source_us, table.kept.complete_at) if us is not None]
+    return max(0.0, (now_us - max(known)) / 1e6) if known else None

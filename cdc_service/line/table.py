@@ -1,0 +1,600 @@
+"""One table on the line: what of it was read and is not merged yet, and where the destination says that it stands.
+
+Promises: a buffer leaves only with a Receipt, or is dropped and read again from the checkpoint; a table that stops names its state and
+the cure and leaves the others alone. Called from the line's thread only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import structlog
+
+from cdc_service.checkpoint.resume import starts
+from cdc_service.config.resolve import TableConfig
+from cdc_service.core.append import gather
+from cdc_service.core.clock import Backoff
+from cdc_service.core.errors import CdcError, Fenced, TableStopped, Unavailable
+from cdc_service.core.fold import fold
+from cdc_service.core.order import generations
+from cdc_service.core.screen import nothing_parked, screen
+from cdc_service.core.types import ChangeBatch, Delta, LogId, Mode, RawBatch, Receipt, TableId, Tail, Target
+from cdc_service.failpoints import failpoint
+from cdc_service.line.complete import Unreadable, completed
+from cdc_service.line.means import Means
+from cdc_service.line.versions import Versions
+from mergers.protocol import TableState, Totals, UnsentUnknown
+
+HELD = frozenset({"paused", "quarantine_stopped", "needs_resync"})
+"""States that outlive a restart: a person put the table there, or has to take it out."""
+STOPPED = HELD | {"schema_stopped", "drift", "needs_decision", "error"}
+OUTCOMES = ("applied", "folded", "duplicate", "parked", "filtered")
+SHARE_WINDOW = 10_000
+"""Records over which the share that goes to quarantine is judged, and the fewest that it is judged over are a tenth of it."""
+COMPLETIONS_MAX = 3
+
+
+@dataclass(slots=True)
+class Part:
+    """A partition that this process owns: the destination's checkpoint and epoch, and the next offset that the line reads; of a table
+    without a key also the last change before the checkpoint."""
+
+    checkpoint: int
+    epoch: int
+    read: int
+    tail: Tail | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """All that the source committed up to ``position`` lies below these offsets of the table's partitions."""
+
+    position: int
+    ends: Mapping[int, int]
+    at_us: int
+
+
+class Table:
+    """``kept`` is the state as the destination has it (or shall have it at the next ``save``), ``others`` the checkpoints of partitions
+    that other processes own, as last seen."""
+
+    def __init__(self, config: TableConfig, means: Means) -> None:
+        self.config = config
+        self.kept = TableState()
+        self.log: LogId | None = None
+        self.parts: dict[int, Part] = {}
+        self.others: Mapping[int, int] = {}
+        self.ends: Mapping[int, int] = {}
+        self.counts: dict[str, int] = dict.fromkeys(OUTCOMES, 0)
+        self.waiting: Counter[str] = Counter()
+        """Parked records that nobody has decided on, by code; ``decided`` are the others, by their state."""
+        self.decided: Mapping[str, int] = {}
+        self.rows: int | None = None
+        self.high_commit: int | None = None
+        self.source_us: int | None = None
+        self.synced_us: int | None = None
+        self.verified: tuple[int | None, int | None] = (None, None)
+        """When (microseconds since 1970) and at which source position the target was last found equal to its source."""
+        self.trouble: CdcError | None = None
+        self.backoff = Backoff(means.clock)
+        self.held: list[RawBatch] = []
+        self.decoding = Backoff(means.clock)
+        """The wait of records that cannot be decoded yet (``held``)."""
+        self.merges = 0
+        self.opened_at = float("-inf")
+        self.means = means
+        self._opened = False
+        self._batches = 0
+        self._versions = Versions(config.target, config.topic, means)
+        self._applied_to = 0
+        self._parked = nothing_parked()
+        self._recent: deque[tuple[int, int]] = deque()
+        self._parked_allowed = means.limits.quarantine_rows
+        self._goals: deque[Goal] = deque()
+        self._refused: dict[tuple[int, int], str] = {}
+        self._buffer: list[ChangeBatch] = []
+        self._aside: list[ChangeBatch] = []
+        self._rows = self._bytes = self._bytes_aside = 0
+        self._since = 0.0
+
+    @property
+    def source(self) -> TableId:
+        return self.config.source
+
+    @property
+    def target(self) -> Target:
+        return self.config.target
+
+    @property
+    def reload(self) -> str:
+        """Why the table has to be read anew; empty where it has not."""
+        return self._versions.reload
+
+    @reload.setter
+    def reload(self, why: str) -> None:
+        self._versions.reload = why
+
+    @property
+    def state(self) -> str:
+        return self.kept.state
+
+    @property
+    def stopped(self) -> bool:
+        return self.kept.state in STOPPED
+
+    @property
+    def flows(self) -> bool:
+        """Whether records of the table are wanted now."""
+        return self.takes and not self.backoff.waiting and not self.held
+
+    @property
+    def takes(self) -> bool:
+        """Whether records that are here already can be buffered: nothing else would ever bring them again."""
+        return self._opened and not self.stopped
+
+    @property
+    def leads(self) -> bool:
+        """Of the processes that share a table one watches over its state: the one that has its first partition."""
+        return 0 in self.parts
+
+    @property
+    def must_open(self) -> bool:
+        return bool(self.parts) and not self._opened and not self.stopped and not self.backoff.waiting
+
+    # Opening
+
+    def own(self, partition: int) -> None:
+        """A partition came to this process; ``open`` takes it."""
+        self.parts.setdefault(partition, Part(0, 0, -1))
+
+    def open(self) -> Mapping[int, int]:
+        """Takes the partitions at the destination, and says where each is read on. The buffer must be empty.
+
+        Raises TableStopped where a person is needed, Unavailable while a server does not answer.
+        """
+        self._opened = False
+        m, target = self.means, self.target
+        # Before the log: what others merge meanwhile must not look like a log that ends before its checkpoint.
+        checkpoints = m.destination.checkpoints(target)
+        facts = m.topics.describe([self.config.topic]).get(self.config.topic)
+        if facts is None:
+            raise Unavailable(f"{self.source}: topic {self.config.topic} does not exist", hint="cdc register creates it")
+        if not self.config.keyed and target.mode is Mode.APPEND and len(facts.ends) > 1:
+            raise scattered(self, len(facts.ends))
+        self.kept = self._continued(m.destination.load_state(target))
+        self.recall()
+        self.refresh()
+        if self.stopped:
+            self.parts |= {c.partition: Part(c.next_offset, 0, -1) for c in checkpoints if c.log == facts.log and c.partition in self.parts}
+            return {}
+        rows = None if checkpoints else m.destination.table_rows(target)
+        begin = starts(self.source, facts.log, facts.ends, sorted(self.parts), checkpoints, rows)
+        taken = m.destination.take(target, facts.log, begin)
+        # What was read of the state before may be of before a resync that began meanwhile; from the take on none begins unnoticed.
+        if m.destination.load_state(target).generation != self.kept.generation:
+            raise Fenced(f"{self.source}: it was read anew meanwhile; its partitions are opened again")
+        if self.log != facts.log:
+            self._goals.clear()  # Their ends are another log's.
+        self.log = facts.log
+        self.ends = {p: high for p, (_, high) in facts.ends.items()}
+        tails = m.destination.tails(target, facts.log) if target.mode is Mode.APPEND else {}
+        self.parts = {c.partition: Part(c.next_offset, c.epoch, c.next_offset, tails.get(c.partition)) for c in taken}
+        self._versions.load(self._applied_to)
+        if self._versions.all and (found := m.destination.drift(target, self._versions.all[-1])):
+            raise drifted(self, found)
+        self._parked = m.destination.parked_keys(target)
+        self._batches = 0
+        self._opened = True
+        self.opened_at = m.clock.monotonic()
+        self.cheer()
+        return {p: part.checkpoint for p, part in self.parts.items()}
+
+    def _continued(self, kept: TableState) -> TableState:
+        """A state that only a restart or reopening clears is looked at anew."""
+        if kept.state not in STOPPED or kept.state in HELD:
+            return kept
+        return replace(kept, state=flowing(kept), error_code="", error_message="", error_hint="", error_at=None)
+
+    def close(self, partitions: Iterable[int] | None = None) -> None:
+        """Gives partitions back (all where None); what is buffered is dropped, since a batch spans all of them."""
+        self.drop()
+        if partitions is None:
+            self.parts.clear()
+        for number in partitions or ():
+            self.parts.pop(number, None)
+
+    def drop(self) -> None:
+        """Forgets what was read since the checkpoint; the next ``open`` says where to read on."""
+        self._buffer.clear()
+        self._aside.clear()
+        self.held.clear()
+        self._rows = self._bytes = self._bytes_aside = 0
+        self._opened = False
+
+    # Reading
+
+    def receive(self, raw: RawBatch) -> None:
+        """Decodes and screens records, and buffers them. Raises Fenced where they do not follow what was read before, and Unavailable
+        where they cannot be decoded yet: then they are held, and ``again`` is to be called after a while."""
+        if self.held:
+            self._hold(raw)
+            return
+        try:
+            self._receive(raw)
+        except Unavailable:
+            self._hold(raw)
+            raise
+
+    def again(self) -> None:
+        """Decodes what is held, in its order. Raises as ``receive`` does."""
+        held, self.held = self.held, []
+        for place, raw in enumerate(held):
+            try:
+                self._receive(raw)
+            except Unavailable:
+                for one in held[place:]:
+                    self._hold(one)
+                raise
+        self.decoding.succeeded()
+        self.cheer()
+
+    def _hold(self, raw: RawBatch) -> None:
+        self.held.append(raw)
+
+    def _receive(self, raw: RawBatch) -> None:
+        m = self.means
+        for span in raw.spans:
+            part = self.parts.get(span.partition)
+            if part is None or part.read != span.start:
+                raise Fenced(f"{self.source}: records do not follow what was read before; they are read again from the checkpoint")
+        arrived, parked = [], self._parked
+        for batch in m.decoder.decode(raw):
+            screened, parked = screen(raw, batch, m.destination.capabilities, parked, self._refused)
+            arrived.append(screened)
+        if not self._buffer:
+            self._since = m.clock.monotonic()
+        self._parked = parked
+        self._buffer += arrived
+        self._rows += sum(span.records for span in raw.spans)
+        self._bytes += sum(batch.nbytes for batch in arrived)
+        for span in raw.spans:
+            self.parts[span.partition].read = span.stop
+
+    @property
+    def full(self) -> bool:
+        """Whether the buffer holds a whole batch."""
+        return self._rows >= self.config.flush.rows or self._bytes >= self.config.flush.bytes
+
+    def due(self) -> bool:
+        """Whether the buffer is to be merged now: rows, bytes or age."""
+        if not self._buffer or self.backoff.waiting or self.stopped:
+            return False
+        return self.full or self.means.clock.monotonic() - self._since >= self.config.flush.seconds
+
+    @property
+    def has_buffer(self) -> bool:
+        return bool(self._buffer or self._aside)
+
+    @property
+    def buffered_bytes(self) -> int:
+        return self._bytes + self._bytes_aside + sum(raw.nbytes for raw in self.held)
+
+    # Merging
+
+    def set_aside(self) -> None:
+        """What is buffered is for the next ``flush``; what is received from now on is not. ``put_back`` ends it."""
+        self._aside, self._buffer = self._buffer, []
+        self._bytes_aside, self._rows, self._bytes = self._bytes, 0, 0
+
+    def put_back(self) -> None:
+        """What ``flush`` left (nothing, where it went well) stands first in the buffer again."""
+        if self._aside:
+            self._buffer[:0] = self._aside
+            self._rows += sum(span.records for batch in self._aside for span in batch.spans)
+            self._bytes += sum(batch.nbytes for batch in self._aside)
+        self._aside, self._bytes_aside = [], 0
+
+    def flush(self) -> Mapping[int, int]:
+        """Merges what was set aside, one transaction for each run of one schema version; the checkpoints that moved.
+
+        What was merged before an error is gone from it, the rest stays. Raises what the destination and the source raise. May run beside
+        ``receive``, and beside nothing else of the table.
+        """
+        moved: dict[int, int] = {}
+        while self._aside:
+            count, run = one_version(self._aside)
+            receipt, tails = self._merge(run)
+            del self._aside[:count]
+            self.waiting = self.waiting + Counter(r.code for batch in run for r in batch.rejected)
+            self._applied(receipt)
+            for partition, tail in tails.items():
+                self.parts[partition].tail = tail
+            self._refused = {w: why for w, why in self._refused.items() if w[1] >= self.parts[w[0]].checkpoint}
+            moved.update({c.partition: c.stop for c in receipt.partitions})
+            failpoint("line.merged")
+        return moved
+
+    def _merge(self, run: Sequence[ChangeBatch]) -> tuple[Receipt, Mapping[int, Tail]]:
+        assert self.log is not None
+        self._batches += 1
+        batch_id = f"{max(p.epoch for p in self.parts.values())}.{self._batches}"
+        delta = self.folded(run, batch_id)
+        failpoint("line.folded")
+        self._refuse_second_snapshot(delta)
+        self._refuse_flood(delta)
+        epochs = {span.partition: self.parts[span.partition].epoch for span in delta.spans}
+        try:
+            receipt = self.apply(run, delta, epochs, self.log)
+        except Unreadable as lost:
+            # Its raw bytes are gone by now: the log is read again from the checkpoint, and the record parked on its way.
+            self._refused |= dict.fromkeys(lost.records, lost.message)
+            raise Fenced(f"{self.source}: {len(lost.records)} records are read again and parked") from lost
+        if delta.meta.num_rows:
+            latest = pc.max(delta.meta["source_us"]).as_py()
+            self.source_us = max(self.source_us or 0, latest or 0) or None
+        return receipt, delta.tails
+
+    def apply(self, run: Sequence[ChangeBatch], delta: Delta, epochs: Mapping[int, int], log: LogId) -> Receipt:
+        """Makes the target hold rows as ``run`` has them, and merges ``delta``, which was folded of it. Raises Unreadable where a value
+        stands nowhere, and what the destination and the source raise."""
+        m = self.means
+        if any(batch.num_rows for batch in run):
+            self._versions.evolve(delta.schema, _stream_records(run), initial=delta.snapshot_record is not None)
+            failpoint("line.evolved")
+        own = self._versions.all[-1] if self._versions.all else replace(delta.schema, version=0)
+        for _ in range(COMPLETIONS_MAX):
+            try:
+                return m.destination.merge(delta, epochs, log, own)
+            except UnsentUnknown as unknown:
+                delta = completed(delta, unknown, m.source, m.decoder, self.config.topic)
+                failpoint("line.completed")
+        return m.destination.merge(delta, epochs, log, own)
+
+    def folded(self, run: Sequence[ChangeBatch], batch_id: str) -> Delta:
+        """What ``run`` comes to, by the table's mode."""
+        if self.target.mode is Mode.APPEND:
+            tails = {p: part.tail for p, part in self.parts.items() if part.tail is not None}
+            return gather(run, batch_id=batch_id, target=self.target, generations=self._generations, tails=tails)
+        if not run[0].schema.key and any(batch.num_rows for batch in run):
+            raise TableStopped(
+                f"{self.source}: its events have no key, so a change cannot be tied to a row",
+                state="schema_stopped",
+                hint="give it a primary key, or keep it as a log of changes (mode: append); then register it and load it anew: "
+                f"cdc resync {self.source}",
+            )
+        return fold(run, batch_id=batch_id, target=self.target, generations=self._generations)
+
+    def _generations(
+        self, partition: npt.NDArray[np.int32], offset: npt.NDArray[np.int64], record: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int32]:
+        kept = self.kept
+        return generations(partition, offset, record, kept.generation, dict(kept.opened_at or {}), kept.opened_record)
+
+    def _refuse_second_snapshot(self, delta: Delta) -> None:
+        """Rows of an initial snapshot later than what the table holds already: the connector began anew."""
+        through = self.kept.complete_through
+        if through is None or self.kept.resync or not delta.meta.num_rows:
+            return
+        records = delta.meta["record"]
+        newest = pc.max(records.filter(pc.less(records, 0))).as_py()
+        if newest is not None and newest + 2**63 > through:
+            raise TableStopped(
+                f"{self.source}: the connector began anew with a snapshot, so nobody knows what was deleted at the source in between",
+                state="needs_resync",
+                code="snapshotted_anew",
+                hint=f"load it anew while it goes on: cdc resync {self.source}",
+            )
+
+    def _refuse_flood(self, delta: Delta) -> None:
+        """Stops the table before it parks more than the limits allow."""
+        limits, parked = self.means.limits, len(delta.rejected)
+        self._recent.append((sum(s.records for s in delta.spans), parked))
+        while len(self._recent) > 1 and sum(n for n, _ in self._recent) - self._recent[0][0] >= SHARE_WINDOW:
+            self._recent.popleft()
+        if not parked:
+            return
+        records, share = sum(n for n, _ in self._recent), sum(p for _, p in self._recent)
+        flood = records >= SHARE_WINDOW // 10 and share > limits.quarantine_share * records
+        waiting = self.waiting.total() + parked
+        if flood or waiting > self._parked_allowed:
+            self._recent.clear()
+            message = f"{share} of its last {records} events" if flood else f"{waiting} of its events"
+            raise TableStopped(
+                f"{self.source}: {message} cannot be applied exactly; the last: {delta.rejected[-1].message}",
+                state="quarantine_stopped",
+                hint=f"cdc quarantine list {self.source} shows them; mend the cause, then: cdc resume {self.source} (limits: quarantine_*)",
+            )
+
+    def allow_more_parked(self) -> None:
+        """A person has looked at the quarantine: as many again may be parked."""
+        self._recent.clear()
+        self._parked_allowed = self.waiting.total() + self.means.limits.quarantine_rows
+
+    def look_up(self) -> None:
+        """Reads anew what the destination tells of work done and of the target's schema."""
+        self.recall()
+        self._versions.load(self._applied_to)
+
+    def make(self) -> None:
+        """Makes the target of a table of which no event ever came, empty; none where it is not certain how its events will look."""
+        self._versions.load(self._applied_to)
+        schema = None if self._versions.all else self.means.schema_of(self.source)
+        if schema is not None:
+            self._versions.evolve(schema, None)
+
+    def _applied(self, receipt: Receipt) -> None:
+        self.merges += 1
+        self.synced_us = self.means.clock.wall_us()
+        if receipt.high_commit is not None:
+            self.high_commit = max(self.high_commit or 0, receipt.high_commit)
+        for counts in receipt.partitions:
+            self.parts[counts.partition].checkpoint = counts.stop
+            for name in OUTCOMES:
+                self.counts[name] += getattr(counts, name)
+
+    # State
+
+    def recall(self) -> None:
+        """What the destination tells of the work done so far."""
+        totals = self.recount()
+        self._applied_to = max(0, totals.high_record or 0)
+
+    def recount(self) -> Totals:
+        totals = self.means.destination.totals(self.target)
+        self.counts, self.waiting, self.decided = dict(totals.counts), Counter(totals.waiting), dict(totals.decided)
+        self.high_commit, self.synced_us = totals.high_commit, totals.synced_us
+        self.verified = totals.verified_us, totals.verified_position
+        return totals
+
+    def see_others(self) -> None:
+        """Reads how far other processes are in the partitions that are theirs."""
+        found = {c.partition: c.next_offset for c in self.means.destination.checkpoints(self.target) if c.log == self.log}
+        self.others = {p: offset for p, offset in found.items() if p not in self.parts}
+        if self._opened and not set(self.parts) <= set(found):
+            self.drop()  # Somebody removed them; others would wait for a partition that they cannot see.
+
+    def follow(self, state: TableState) -> None:
+        """Takes over what another process wrote of the table; the partitions that are read here stay with it."""
+        if state.version <= self.kept.version:
+            return
+        before, self.kept = self.kept, state
+        if before.generation == state.generation and not state.resync and before.complete_through is not None:
+            self.kept = replace(state, complete_through=max(before.complete_through, state.complete_through or 0))
+        if self.stopped or before.generation != state.generation:
+            self.drop()
+        elif before.state == "quarantine_stopped":
+            self.allow_more_parked()
+
+    def refresh(self) -> None:
+        """Counts the target's rows."""
+        self.rows = self.means.destination.table_rows(self.target)
+
+    def keep(self, **changes: object) -> None:
+        """Changes the kept state and saves it."""
+        self.kept = replace(self.kept, **changes)  # type: ignore[arg-type]
+        self.save()
+
+    def save(self) -> None:
+        """Raises Fenced where another process changed the state meanwhile: ``follow`` it."""
+        self.kept = self.means.destination.save_state(self.target, self.kept)
+
+    def cheer(self) -> None:
+        """What it waited for is there again."""
+        if self.held:
+            return
+        if self.trouble is not None and not self.stopped:
+            structlog.get_logger().info("goes on", table=str(self.source), after=self.trouble.message)
+        self.trouble = None
+
+    def stop(self, error: CdcError) -> None:
+        """Puts the table into the state that the error names; its partitions stand still until somebody acts."""
+        self.drop()
+        self.trouble = error
+        self.kept = replace(
+            self.kept,
+            state=error.state if isinstance(error, TableStopped) else "error",
+            error_code=error.code,
+            error_message=error.message,
+            error_hint=error.hint,
+            error_at=self.means.clock.wall_us(),
+        )
+
+    # Progress
+
+    def aim(self, goal: Goal) -> None:
+        """Takes a new goal; the oldest one not reached yet stays, so that a moving target is reached too."""
+        if len(self._goals) > 1:
+            self._goals.pop()
+        self._goals.append(goal)
+
+    def advance(self, goal: Goal) -> None:
+        self.kept = replace(self.kept, complete_through=goal.position, complete_at=goal.at_us)
+
+    def reached(self) -> Goal | None:
+        """The latest goal that the checkpoints have passed since the last call."""
+        found = None
+        while self._goals and self.passed(self._goals[0].ends):
+            found = self._goals.popleft()
+        return found
+
+    def passed(self, ends: Mapping[int, int]) -> bool:
+        there = self.checkpoints
+        return all(there.get(p, -1) >= end for p, end in ends.items())
+
+    @property
+    def checkpoints(self) -> Mapping[int, int]:
+        """How far each partition is merged, whoever reads it."""
+        return {**self.others, **{p: part.checkpoint for p, part in self.parts.items()}}
+
+    @property
+    def lag(self) -> int:
+        """Records between the checkpoints and the ends of the log, as last seen."""
+        return self._between(self.checkpoints)
+
+    @property
+    def own_lag(self) -> int:
+        """Of ``lag`` what lies in this process's partitions."""
+        return self._between({p: part.checkpoint for p, part in self.parts.items()})
+
+    def _between(self, checkpoints: Mapping[int, int]) -> int:
+        return sum(max(0, end - checkpoints[p]) for p, end in self.ends.items() if p in checkpoints)
+
+
+def flowing(kept: TableState) -> str:
+    """The state of a table that nothing stops."""
+    return "streaming" if kept.complete_through is not None and not kept.resync else "snapshotting"
+
+
+def drifted(table: Table, found: Collection[str]) -> TableStopped:
+    return TableStopped(
+        f"{table.target} was changed by somebody: {'; '.join(found)}",
+        state="drift",
+        hint=f"change it back and then: cdc resume {table.source}; or load it anew: cdc resync {table.source}",
+    )
+
+
+def scattered(table: Table, partitions: int) -> TableStopped:
+    topic = table.config.topic
+    return TableStopped(
+        f"{table.source} has no key and its topic {topic} has {partitions} partitions, so nobody knows the order of its events",
+        state="error",
+        code="keyless_partitions",
+        hint=f"kafka-topics.sh --delete --topic {topic}  # then: cdc register, and cdc resync {table.source}",
+    )
+
+
+def topic_gone(table: Table, *, exists: bool) -> CdcError:
+    topic = table.config.topic
+    if not exists:
+        return Unavailable(f"topic {topic} does not exist any more", hint="cdc register creates it")
+    return TableStopped(
+        f"{table.source}: topic {topic} was deleted and made again, so events between the two are missing",
+        state="needs_resync",
+        code="topic_made_again",
+        hint=f"load it anew while it goes on: cdc resync {table.source}",
+    )
+
+
+def _stream_records(run: Sequence[ChangeBatch]) -> tuple[int, int] | None:
+    """The lowest and the highest position of the changes of the stream (rows of snapshots stand outside of its order)."""
+    ends = [pc.min_max(batch.meta["record"].filter(pc.greater(batch.meta["record"], 0))) for batch in run if batch.num_rows]
+    known = [(e["min"].as_py(), e["max"].as_py()) for e in ends if e["min"].is_valid]
+    return (min(low for low, _ in known), max(high for _, high in known)) if known else None
+
+
+def one_version(buffer: Sequence[ChangeBatch]) -> tuple[int, list[ChangeBatch]]:
+    """How many batches at the head share a schema version, and these, all under it. A batch without rows goes with any."""
+    schema = next((b.schema for b in buffer if b.num_rows), buffer[0].schema)
+    run: list[ChangeBatch] = []
+    for batch in buffer:
+        if not batch.num_rows:
+            batch = ChangeBatch(schema, schema.arrow.empty_table(), batch.meta, batch.spans, rejected=batch.rejected)
+        elif batch.schema.fingerprint != schema.fingerprint:
+            break
+        run.append(batch)
+    return len(run), run

@@ -1,0 +1,108 @@
+"""The versions of a target's schema: which of two is the later one, and what the target has to become for rows of one.
+
+Promises: a column is added, with what its older rows hold, before the first row that has it; rows that come late change nothing; what
+cannot be followed exactly raises TableStopped before anything is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pyarrow as pa
+
+from cdc_service.core.errors import CdcError
+from cdc_service.core.evolve import evolve
+from cdc_service.core.types import Column, Mode, TableSchema, Target
+from cdc_service.line.means import Means
+
+
+class Versions:
+    """``all`` are the versions as the destination has them, oldest first. ``reload`` says why the table has to be read anew, if it has."""
+
+    def __init__(self, target: Target, topic: str, means: Means) -> None:
+        self.all: tuple[TableSchema, ...] = ()
+        self.reload = ""
+        self._target = target
+        self._topic = topic
+        self._means = means
+        self._handled: set[str] = set()
+        self._judged: dict[str, int] = {}
+        self._applied_to = 0
+
+    def load(self, applied_to: int) -> None:
+        """Reads them anew; ``applied_to`` is the highest position of the rows that were applied so far."""
+        self.all = tuple(self._means.destination.schemas(self._target))
+        self._handled, self._judged, self._applied_to = set(), {}, applied_to
+
+    def evolve(self, incoming: TableSchema, records: tuple[int, int] | None, *, initial: bool = False) -> None:
+        """Makes the target hold rows of ``incoming``, which stand at ``records`` (lowest and highest; None: no changes of the stream);
+        ``initial``: rows of an initial snapshot are among them."""
+        if self.all:
+            incoming = self._in_order(incoming, self.all[-1], records, initial=initial)
+        if incoming.fingerprint not in self._handled:
+            incoming = self._with_fills(incoming)
+            changes, schema = evolve(self.all[-1:], incoming)
+            if changes:
+                self._means.destination.evolve(self._target, changes, schema)
+                self.all = (*self.all, replace(schema, version=schema.version + 1))
+                self._handled.clear()
+            self._handled.add(incoming.fingerprint)
+        for column in self.all[-1].columns if records else ():
+            if (column.name in incoming.names) != column.dropped:
+                self._judged[column.name] = max(records[1] if records else 0, self._judged.get(column.name, self._applied_to))
+
+    def _in_order(self, incoming: TableSchema, own: TableSchema, records: tuple[int, int] | None, *, initial: bool) -> TableSchema:
+        """``incoming`` as far as it is news. Versions of a schema come out of order over partitions: a column that is missing was dropped,
+        and a dropped one came back, only in rows later than all that were judged before. ALTER TABLE waits for every writer of the table
+        and lets none in, so its versions never overlap in the log."""
+
+        def later(name: str) -> bool:
+            return records is not None and records[0] > self._judged.get(name, self._applied_to)
+
+        gone = {c.name for c in own.columns if c.dropped and not later(c.name)}
+        still = [c for c in own.columns if not c.dropped and c.name not in incoming.names and not later(c.name)]
+        kept = [c for c in incoming.columns if c.name not in gone]
+        made = {c.name for c in self.all[0].columns} if (records or initial) and self._target.mode is not Mode.APPEND else set()
+        if new := [c.name for c in still if c.name in made]:
+            # A column that came with the table was never asked what older rows hold in it; these are older rows.
+            self.reload = f"rows of before the column {new[0]} was added came after the table was made with it"
+        return incoming if len(kept) == len(incoming.columns) and not still else replace(incoming, columns=(*kept, *still))
+
+    def _with_fills(self, incoming: TableSchema) -> TableSchema:
+        """``incoming`` with, for each column that the table does not have yet, what its older rows hold at the source."""
+        if not self.all:
+            return incoming
+        known = {c.name: c.dropped for c in self.all[-1].columns}
+        new = [c for c in incoming.columns if known.get(c.name, True)]
+        if not new:
+            return incoming
+        if self._target.mode is Mode.APPEND:
+            # The rows of a log are what they were, also where the source's own rows have another value in the new column.
+            return replace(incoming, columns=tuple(replace(c, default=None) for c in incoming.columns))
+        filled, why = {}, ""
+        for column in new:
+            if column.name in known:
+                why = f"the column {column.name} came back after it was dropped, so its older rows hold other values at the source"
+                continue
+            found = self._filled(column, incoming)
+            filled[column.name] = found or replace(column, default=None)
+            if found is None:
+                why = f"only reading its rows tells what the new column {column.name} holds in them"
+        if why and self._means.destination.table_rows(self._target):
+            self.reload = why
+        return replace(incoming, columns=tuple(filled.get(c.name, c) for c in incoming.columns))
+
+    def _filled(self, column: Column, version: TableSchema) -> Column | None:
+        """The column with what rows older than it hold; None where only reading them tells."""
+        m = self._means
+        fill = m.source.fill_of_added_column(self._target.source, column.name)
+        if fill.known and fill.text is None:
+            return replace(column, default=None)
+        if fill.known:
+            try:
+                text = pa.table({column.name: pa.array([fill.text], pa.string())})
+                value = m.decoder.from_text(self._topic, text, version)
+                return replace(column, default=value.column(0)[0].as_py())
+            except (CdcError, OverflowError, ValueError):
+                return None
+        return None

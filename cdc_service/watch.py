@@ -1,0 +1,258 @@
+"""The watcher: a thread that asks Connect, Kafka and the source once a second how far they are, and remembers the answers.
+
+Promises: each answer is one immutable ``Facts``; in it, everything that the source committed up to ``position`` lies below the ends of
+the topics, since the ends were read after it. A server that does not answer leaves the facts older, never wrong, and stops nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import structlog
+
+from cdc_service.core.clock import Clock
+from cdc_service.core.errors import CdcError
+from cdc_service.core.types import TableId
+from cdc_service.line.means import TopicFacts, Topics
+from connectors.connect import ConnectorStatus, KafkaConnect
+from connectors.notifications import RETURNING, Notification, parse
+from connectors.protocol import LogHold, Names, SourceDialect
+
+LOOK_SECONDS = 1.0
+SLOW_SECONDS = 5.0
+"""How often the connector's state and the source's log are looked at."""
+
+
+MEANING = (
+    "unavailable.value.placeholder",
+    "value.converter",
+    "value.converter.schemas.enable",
+    "value.converter.ignore.default.for.nullables",
+    "value.converter.replace.null.with.default",
+    "decimal.handling.mode",
+    "time.precision.mode",
+    "interval.handling.mode",
+    "binary.handling.mode",
+    "hstore.handling.mode",
+)
+"""The connector's settings that decide what its events mean."""
+
+
+def meaning(config: Mapping[str, str]) -> dict[str, str]:
+    return {name: config[name] for name in MEANING if name in config}
+
+
+class Kafka(Topics, Protocol):
+    """What the watcher asks of Kafka (consume.kafka.Admin)."""
+
+    def cluster_id(self) -> str: ...
+
+
+class Tail(Protocol):
+    """The notification topic (consume.kafka.Tail)."""
+
+    def read(self) -> list[bytes]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scans:
+    """What the notifications told of snapshots, in the connector's own spelling of tables.
+
+    ``initial`` holds the tables of the last initial snapshot that came to its end, ``attempts`` how many were begun, ``repeated`` whether
+    one began after another had ended, so after changes had been sent, ``empty`` of which tables the last one read no row;
+    ``incremental`` those that an incremental one has read to their end,
+    ``asked`` the same by the signal's id, for scans that began after the signal. ``lost`` are the ids of signals that were heard before the
+    connector began anew: what it read for them is of no use.
+    ``returned`` is when (ms since 1970) a table came back to the connector that had not captured it for a while.
+    """
+
+    initial: frozenset[str] = frozenset()
+    attempts: int = 0
+    repeated: bool = False
+    empty: frozenset[str] = frozenset()
+    incremental: frozenset[str] = frozenset()
+    asked: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    lost: frozenset[str] = frozenset()
+    returned: Mapping[str, int] = field(default_factory=dict)
+
+
+class Notices:
+    """Follows the notifications in their order; ``scans`` is what they say so far.
+
+    A signal that comes while another one is under way gets no STARTED, and what is left of the first goes on under its id. So the end of
+    a table's scan counts for every signal that has started, and for the one that it names if no further scan of the table is waiting.
+    """
+
+    def __init__(self) -> None:
+        self.scans = Scans()
+        self._initial: set[str] = set()
+        self._ended = False
+        self._started: set[str] = set()
+
+    def add(self, values: Iterable[bytes]) -> Scans:
+        for value in values:
+            notice = parse(value)
+            if notice is None:
+                continue
+            if notice.aggregate == "initial":
+                self._add_initial(notice)
+            elif notice.aggregate == "incremental":
+                self._add_incremental(notice)
+            elif notice.type == RETURNING:
+                self.scans = replace(self.scans, returned={**self.scans.returned, **dict.fromkeys(notice.tables, notice.at_ms)})
+        return self.scans
+
+    def _add_initial(self, notice: Notification) -> None:
+        """The scans of an attempt count when it came to its end: one that was killed begins anew."""
+        if notice.type == "STARTED":
+            self._initial = set()
+            lost = self.scans.lost | self._started | set(self.scans.asked)
+            self._started.clear()
+            repeated, attempts = self.scans.repeated or self._ended, self.scans.attempts + 1
+            none = frozenset[str]()
+            self.scans = replace(self.scans, initial=none, attempts=attempts, repeated=repeated, empty=none, asked={}, lost=lost)
+        elif notice.scanned:
+            self._initial |= set(notice.tables)
+            if notice.rows == 0:
+                self.scans = replace(self.scans, empty=self.scans.empty | set(notice.tables))
+        elif notice.type == "COMPLETED":
+            self._ended = True
+            self.scans = replace(self.scans, initial=frozenset(self._initial))
+
+    def _add_incremental(self, notice: Notification) -> None:
+        if notice.type == "STARTED":
+            self._started.add(notice.id)
+        elif notice.type == "COMPLETED":
+            self._started.clear()
+        elif notice.scanned:
+            asked = dict(self.scans.asked)
+            for id_ in self._started | (set() if notice.waiting else {notice.id}):
+                asked[id_] = asked.get(id_, frozenset()) | set(notice.tables)
+            self.scans = replace(self.scans, incremental=self.scans.incremental | set(notice.tables), asked=asked)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """``position`` is how far the connector is, ``source_position`` where the source's log ended after the notifications were read."""
+
+    at_us: int
+    at: float = float("inf")
+    """When the asking began (seconds of the clock)."""
+    connector: ConnectorStatus | None = None
+    hold: LogHold | None = None
+    position: int | None = None
+    snapshot: bool = False
+    incremental: bool = False
+    topics: Mapping[str, TopicFacts] = field(default_factory=dict)
+    scans: Scans = field(default_factory=Scans)
+    source_position: int | None = None
+    trouble: CdcError | None = None
+    connector_missing: bool = False
+    connector_differs: bool = False
+    """Events may mean something else from now on (another placeholder for unsent values): all has to be opened anew."""
+
+
+class Watch:
+    """``start`` begins looking; ``facts`` is the latest answer, replaced as a whole."""
+
+    def __init__(
+        self,
+        names: Names,
+        topics: Mapping[str, TableId],
+        connect: KafkaConnect,
+        source: SourceDialect,
+        kafka: Kafka,
+        tail: Tail,
+        clock: Clock,
+        settings: Mapping[str, str],
+    ) -> None:
+        self.facts: Facts | None = None
+        self.wants_position = True
+        self._names = names
+        self._topics = topics
+        self._connect = connect
+        self._source = source
+        self._kafka = kafka
+        self._tail = tail
+        self._notices = Notices()
+        self._clock = clock
+        self._settings = settings
+        self._slow_at = float("-inf")
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Lets the thread end; a question under way is left to its own time limit."""
+        self._done.set()
+
+    def _run(self) -> None:
+        said = ""
+        while not self._done.wait(LOOK_SECONDS):
+            try:
+                self.look()
+            except RuntimeError:
+                if self._done.is_set():
+                    return  # What it asked was closed meanwhile.
+                raise
+            trouble = self.facts.trouble if self.facts else None
+            if trouble is not None and trouble.message != said:
+                structlog.get_logger().warning("a server does not answer", why=trouble.message, cure=trouble.hint)
+            said = trouble.message if trouble is not None else ""
+
+    def look(self) -> None:
+        """Asks all once."""
+        old = self.facts or Facts(0)
+        try:
+            facts = self._look(old)
+        except CdcError as error:
+            facts = Facts(
+                self._clock.wall_us(),
+                old.at,
+                old.connector,
+                old.hold,
+                topics=old.topics,
+                scans=old.scans,
+                trouble=error,
+                snapshot=old.snapshot,
+            )
+        self.facts = facts
+
+    def _look(self, old: Facts) -> Facts:
+        at_us, at, name = self._clock.wall_us(), self._clock.monotonic(), self._names.connector
+        self._kafka.cluster_id()  # First, so that it is named where it is away: Connect answers nothing then, and would get the blame.
+        config = self._connect.config(name)
+        progress = self._source.progress(self._connect.offsets(name))
+        topics = self._kafka.describe(list(self._topics))
+        scans = self._notices.add(self._tail.read())
+        connector, hold, trouble = old.connector, old.hold, None
+        source_position = None
+        try:
+            if self.wants_position:
+                source_position = self._source.position()
+            if self._clock.monotonic() - self._slow_at >= SLOW_SECONDS:
+                connector = self._connect.status(name)
+                hold = self._source.hold(self._names)
+                self._slow_at = self._clock.monotonic()
+        except CdcError as error:
+            trouble = error
+        return Facts(
+            at_us,
+            at,
+            connector,
+            hold,
+            progress.position,
+            progress.snapshot,
+            progress.incremental,
+            topics,
+            scans,
+            source_position,
+            trouble,
+            connector_missing=config is None,
+            connector_differs=config is None or meaning(config) != self._settings,
+        )
