@@ -1,0 +1,56 @@
+"""A comparison of two tables at which nothing moves: the log holds no event, so each nominated key is judged at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from cdc_service.comparing.log import Sources
+from cdc_service.core.types import LogId, TableSchema, Target
+from connectors.protocol import SourceDialect
+from mergers.protocol import Destination
+from reconcile.document import Difference, TableReport
+from reconcile.judge import Found
+from reconcile.protocol import LogEvent
+from reconcile.run import Options, Progress, Subject, reconcile
+
+
+class StillLog:
+    """A log without events."""
+
+    id = LogId("cluster", "t", "topic")
+    placeholder = "__unsent"
+
+    def ends_after(self, position: int, seconds: float) -> Mapping[int, int] | None:
+        return {}
+
+    def between(self, keys: Collection[str], start: Mapping[int, int], stop: Mapping[int, int]) -> Mapping[str, Sequence[LogEvent]]:
+        return {}
+
+    def history(self, keys: Collection[str]) -> tuple[Mapping[str, Sequence[LogEvent]], bool]:
+        return {}, True
+
+    def newest(self, keys: Collection[str], seconds: float) -> tuple[Mapping[str, Sequence[LogEvent]], int | None]:
+        return {}, None
+
+
+def compare_still(
+    dialect: SourceDialect,
+    destination: Destination,
+    target: Target,
+    schema: TableSchema,
+    options: Options,
+    rows_expected: int = 0,
+    *,
+    reads: SourceDialect | None = None,
+    mapped: Callable[[Mapping[str, str]], None] | None = None,
+) -> TableReport:
+    """``reads`` is a replica; ``mapped`` is told which columns differ nearly everywhere."""
+
+    def explain(found: Sequence[Found], columns: Mapping[str, str]) -> Sequence[Difference]:
+        if mapped is not None:
+            mapped(columns)
+        return [Difference(f.key, f.kind, f.columns, f.source, f.destination, f.position, count=f.count) for f in found]
+
+    source, view = Sources(dialect, reads or dialect), lambda: destination.view(target, schema)
+    subject = Subject(target, schema, source, view, StillLog(), lambda position: True, rows_expected, explain)
+    return reconcile(subject, options, Progress(), 1)

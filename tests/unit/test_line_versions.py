@@ -1,0 +1,163 @@
+"""Versions of a schema that come out of order over partitions: an older row drops no column and brings none back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from cdc_service.config.models import Flush, Limits
+from cdc_service.config.resolve import TableConfig
+from cdc_service.consume.kafka import TopicFacts
+from cdc_service.core.clock import RealClock
+from cdc_service.core.errors import TableStopped
+from cdc_service.core.logical import Kind, LogicalType
+from cdc_service.core.types import META, ChangeBatch, Column, LogId, Mode, Op, RawBatch, Span, TableId, TableSchema, Target
+from cdc_service.line.means import Means
+from cdc_service.line.table import Table
+from cdc_service.testing.memory import MemoryDestination
+from connectors.protocol import Fill
+
+TABLE, TOPIC = TableId("public", "t"), "shop.public.t"
+LOG = LogId("cluster", TOPIC, "topic-1")
+TEXT = LogicalType(Kind.STRING)
+
+
+def schema(*names: str) -> TableSchema:
+    return TableSchema(TABLE, (Column("id", LogicalType(Kind.INT32), False), *(Column(n, TEXT) for n in names)), ("id",))
+
+
+def rows(partition: int, offset: int, record: int, version: TableSchema, *values: Any) -> ChangeBatch:
+    data = pa.table([pa.array([v], f.type) for v, f in zip(values, version.arrow, strict=True)], schema=version.arrow)
+    meta = [int(Op.CREATE), partition, offset, record, record, 0, 0]
+    return ChangeBatch(
+        version,
+        data,
+        pa.table([pa.array([v], f.type) for v, f in zip(meta, META, strict=True)], schema=META),
+        (Span(partition, offset, offset + 1, 1),),
+    )
+
+
+class Outside:
+    """Kafka, source and decoder of one table: what is decoded is what the test says."""
+
+    def __init__(self) -> None:
+        self.batches: list[ChangeBatch] = []
+
+    def describe(self, names: Sequence[str]) -> dict[str, TopicFacts]:
+        return {TOPIC: TopicFacts(LOG, {0: (0, 9), 1: (0, 9)})}
+
+    def decode(self, raw: RawBatch) -> list[ChangeBatch]:
+        return self.batches
+
+    def from_text(self, topic: str, texts: pa.Table, version: TableSchema) -> pa.Table:
+        return texts
+
+    def fill_of_added_column(self, table: TableId, column: str) -> Fill:
+        return Fill(known=True, text=f"fill of {column}")
+
+    def reread(self, table: TableId, keys: pa.Table, columns: Sequence[str]) -> Any:
+        raise AssertionError("nothing is to be read again")
+
+
+@pytest.fixture
+def outside() -> Outside:
+    return Outside()
+
+
+@pytest.fixture
+def warehouse() -> MemoryDestination:
+    return MemoryDestination()
+
+
+@pytest.fixture
+def table(outside: Outside, warehouse: MemoryDestination) -> Table:
+    means = Means(warehouse, outside, outside, outside, lambda table: None, RealClock(), Limits())
+    made = Table(TableConfig(TABLE, Target(TABLE, "public", "t"), TOPIC, Flush(), "refuse", "public.t"), means)
+    made.own(0)
+    made.own(1)
+    made.open()
+    return made
+
+
+def apply(table: Table, outside: Outside, batch: ChangeBatch) -> None:
+    outside.batches = [batch]
+    nothing = pa.nulls(1, pa.binary())
+    table.receive(RawBatch(TOPIC, nothing, nothing, pa.nulls(1, pa.int32()), pa.nulls(1, pa.int64()), batch.spans, lambda i: ()))
+    table.set_aside()
+    table.flush()
+    table.put_back()
+
+
+def found(warehouse: MemoryDestination, table: Table) -> dict[int, dict[str, Any]]:
+    return {row.values["id"]: {k: v for k, v in row.values.items() if k != "id"} for row in warehouse.kept(table.target).rows.values()}
+
+
+def dropped(warehouse: MemoryDestination, table: Table) -> dict[str, bool]:
+    return {c.name: c.dropped for c in warehouse.schemas(table.target)[-1].columns}
+
+
+def test_i9_an_older_version_that_was_never_seen_drops_nothing(outside: Outside, warehouse: MemoryDestination, table: Table) -> None:
+    apply(table, outside, rows(0, 0, 10, schema("a"), 1, "a1"))
+    apply(table, outside, rows(0, 1, 30, schema("a", "x", "y"), 2, "a2", "x2", "y2"))
+    apply(table, outside, rows(1, 0, 20, schema("a", "x"), 3, "a3", "x3"))
+    assert dropped(warehouse, table) == {"id": False, "a": False, "x": False, "y": False}
+    assert found(warehouse, table) == {
+        1: {"a": "a1", "x": "fill of x", "y": "fill of y"},
+        2: {"a": "a2", "x": "x2", "y": "y2"},
+        3: {"a": "a3", "x": "x3", "y": "fill of y"},
+    }
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_i9_a_drop_is_seen_in_later_rows_alone(outside: Outside, warehouse: MemoryDestination, table: Table, restarted: bool) -> None:
+    apply(table, outside, rows(0, 0, 30, schema("a", "x"), 1, "a1", "x1"))
+    if restarted:
+        table.drop()
+        table.open()
+    apply(table, outside, rows(0, 1, 40, schema("a"), 2, "a2"))
+    assert dropped(warehouse, table)["x"]
+    assert found(warehouse, table)[2] == {"a": "a2", "x": None}
+    if restarted:
+        table.drop()
+        table.open()
+    apply(table, outside, rows(1, 0, 35, schema("a", "x"), 3, "a3", "x3"))
+    assert dropped(warehouse, table)["x"], "a row from before the drop brought the column back"
+    apply(table, outside, rows(1, 1, 50, schema("a", "x"), 4, "a4", "x4"))
+    assert not dropped(warehouse, table)["x"]
+    assert "came back" in table.reload
+
+
+def test_i9_a_log_of_changes_fills_no_column_and_is_read_anew_for_none(outside: Outside, warehouse: MemoryDestination) -> None:
+    means = Means(warehouse, outside, outside, outside, lambda table: None, RealClock(), Limits())
+    target = Target(TABLE, "public", "t", Mode.APPEND)
+    table = Table(TableConfig(TABLE, target, TOPIC, Flush(), "refuse", "public.t"), means)
+    table.own(0)
+    table.own(1)
+    table.open()
+    apply(table, outside, rows(0, 0, 10, schema("a"), 1, "a1"))
+    apply(table, outside, rows(0, 1, 20, schema("a", "x"), 1, "a2", "x2"))
+    apply(table, outside, rows(0, 2, 30, schema("a"), 1, "a3"))
+    apply(table, outside, rows(0, 3, 40, schema("a", "x"), 1, "a4", "x4"))
+    assert [change.values["x"] for change in warehouse.kept(target).changes] == [None, "x2", None, "x4"]
+    assert table.reload == ""
+
+
+@pytest.mark.parametrize("mode", [Mode.UPSERT, Mode.SOFT_DELETE])
+def test_i23_events_without_a_key_stop_a_table_that_is_kept_by_key(outside: Outside, warehouse: MemoryDestination, mode: Mode) -> None:
+    means = Means(warehouse, outside, outside, outside, lambda table: None, RealClock(), Limits())
+    table = Table(TableConfig(TABLE, Target(TABLE, "public", "t", mode), TOPIC, Flush(), "refuse", "public.t"), means)
+    table.own(0)
+    table.open()
+    with pytest.raises(TableStopped, match="have no key"):
+        apply(table, outside, rows(0, 0, 10, replace(schema("a"), key=()), 1, "a1"))
+
+
+def test_i9_rows_of_a_snapshot_judge_no_column(outside: Outside, warehouse: MemoryDestination, table: Table) -> None:
+    apply(table, outside, rows(0, 0, 30, schema("a", "x"), 1, "a1", "x1"))
+    apply(table, outside, rows(1, 0, -(2**63) + 5, schema("a"), 2, "a2"))
+    apply(table, outside, rows(1, 1, 0, schema("a"), 3, "a3"))
+    assert not dropped(warehouse, table)["x"]
