@@ -21,6 +21,7 @@ test: install ## All tests, those on the real stack included, in two processes (
 	.venv/bin/python -m pytest -n 2 $(ARGS)
 
 lint: install ## ruff, mypy --strict and the import rules
+	.venv/bin/ruff format --check --quiet
 	.venv/bin/ruff check
 	.venv/bin/mypy
 	.venv/bin/mypy -p deploy.local

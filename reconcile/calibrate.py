@@ -79,7 +79,7 @@ def _counted(
     """By column in how many rows: both sides have them, the values differ, only what is hashed differs, only the canonical texts do."""
     counts = []
     for i, column in enumerate(columns):
-        real, text = f"COALESCE({distinct(column, i)}, false)", f"\"text {column.name.replace(chr(34), chr(34) * 2)}\""
+        real, text = f"COALESCE({distinct(column, i)}, false)", f'"text {column.name.replace(chr(34), chr(34) * 2)}"'
         canonical = f"s.{text} IS DISTINCT FROM d.{text}" if column.name in texts else "false"
         counts += [f"count(*) FILTER ({real})"]
         counts += [f"count(*) FILTER (NOT ({real}) AND ({other}))" for other in (distinct_texts(column, i), canonical)]

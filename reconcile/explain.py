@@ -31,9 +31,7 @@ CAUSES = (
 )
 
 
-def explain(
-    found: Sequence[Found], log: Log, view: View, mapped: Mapping[str, str], seconds: float = HISTORY_SECONDS
-) -> list[Difference]:
+def explain(found: Sequence[Found], log: Log, view: View, mapped: Mapping[str, str], seconds: float = HISTORY_SECONDS) -> list[Difference]:
     """The differences with their last event and cause; ``view`` tells what is parked, which deletes are remembered and what merged an
     event, ``mapped`` names columns that differ in nearly every row, and says in how many."""
     if not found:

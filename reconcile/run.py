@@ -227,9 +227,7 @@ class _Run:
         judge = Judge(s.target.source, comparison.key, comparison.columns, s.source, s.view, s.log, until=self._until)
         return list(judge.judge(_at_most(comparison.differing(buckets), JUDGED_MAX, verdicts), verdicts))
 
-    def _concluded(
-        self, report: TableReport, found: Sequence[Found], verdicts: Verdicts, mapped: Mapping[str, str]
-    ) -> TableReport:
+    def _concluded(self, report: TableReport, found: Sequence[Found], verdicts: Verdicts, mapped: Mapping[str, str]) -> TableReport:
         counts = Counter(late=verdicts.late, in_flight=verdicts.in_flight)
         for f in found:
             counts[str(f.kind)] += f.count

@@ -393,6 +393,5 @@ def _rejections(
         found = key_text(pa.table(dict(key)).take(pa.array([place for place, _ in items]))).to_pylist()
         texts = [None if bad_key[place] or place in unread else text for (place, _), text in zip(items, found, strict=True)]
     return {
-        int(places[place]): rejection(raw, int(places[place]), text, problem)
-        for (place, problem), text in zip(items, texts, strict=True)
+        int(places[place]): rejection(raw, int(places[place]), text, problem) for (place, problem), text in zip(items, texts, strict=True)
     }

@@ -128,4 +128,4 @@ class Watch:
     def troubles(self) -> str:
         """One line on each table, for a message."""
         wanted = ("state", "applied", "lag_events", "complete_through", "error")
-        return "; ".join(f"{name} {({key: table.get(key) for key in wanted})}" for name, table in self.tables.items()) or "no status"
+        return "; ".join(f"{name} { ({key: table.get(key) for key in wanted}) }" for name, table in self.tables.items()) or "no status"

@@ -83,7 +83,9 @@ def test_every_type_arrives_exact_or_is_parked_with_a_reason(
         pipeline.stop()
         assert compare(pipeline, names, HARNESSES[destination], in_snapshot=False) >= compared
         assert_parked(pipeline, rounds=2)
-        pipeline.assert_ledger([f"public.{name}" for name in names], parked={f"public.{name}": 4 * len(ids) for name, ids in PARKED.items()})
+        pipeline.assert_ledger(
+            [f"public.{name}" for name in names], parked={f"public.{name}": 4 * len(ids) for name, ids in PARKED.items()}
+        )
 
 
 def prepare() -> tuple[str, str]:
