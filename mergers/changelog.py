@@ -13,24 +13,24 @@ import pyarrow.compute as pc
 from cdc_service.core.order import INCREMENTAL
 from cdc_service.core.types import Delta, Op
 from mergers.dialect import Statement
-from mergers.statements import STAGE, MergeSql
+from mergers.statements import MergeSql
 
 
-def drop_known(s: MergeSql, delta: Delta, watermark: tuple[int, int] | None) -> Iterator[Statement]:
-    """Leaves only changes staged that the target does not hold."""
+def known(s: MergeSql, delta: Delta, watermark: tuple[int, int] | None) -> Iterator[Statement]:
+    """The staged changes that the target holds already: queries of their ``n``."""
     p, q = s.dialect.placeholder, s.dialect.quote
     if watermark is not None:
         below = f"s.gen < {p} OR (s.gen = {p} AND s.rec < {p})"
-        yield Statement(f"DELETE FROM {s.temporary(STAGE)} AS s WHERE s.rec < 0 AND ({below})", [watermark[0], watermark[0], watermark[1]])
+        yield s.staged(f"WHERE s.rec < 0 AND ({below})", [watermark[0], watermark[0], watermark[1]])
     ends = pc.min_max(delta.meta["record"])
     same = f"""t.{q("_cdc_record")} >= {p} AND t.{q("_cdc_record")} <= {p} AND t.{q("_cdc_record")} = s.rec
   AND t.{q("_cdc_op")} = s.letter AND t.{q("_cdc_seq")} = s.seq AND t.{q("_cdc_source_ts")} IS NOT DISTINCT FROM s.src
   AND s.rec <> {INCREMENTAL} AND (s.rec > 0 OR t.{q("_cdc_gen")} = s.gen)"""
     range_ = [ends["min"].as_py(), ends["max"].as_py()]
     key = f" AND {s.same_key()} AND s.op <> {int(Op.TRUNCATE)}" if s.table.key else ""
-    yield s.unstage(f"JOIN {s.place} AS t ON {same}{key}", range_)
+    yield s.staged(f"JOIN {s.place} AS t ON {same}{key}", range_)
     if s.table.key and pc.any(pc.equal(delta.meta["op"], int(Op.TRUNCATE))).as_py():
-        yield s.unstage(f"JOIN {s.place} AS t ON {same} AND s.op = {int(Op.TRUNCATE)}", range_)
+        yield s.staged(f"JOIN {s.place} AS t ON {same} AND s.op = {int(Op.TRUNCATE)}", range_)
 
 
 def remove_readings(s: MergeSql, generation: int, record: int) -> Statement:

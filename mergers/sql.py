@@ -506,8 +506,8 @@ WHERE {s.in_scope()} AND truncate_commit IS NOT NULL ORDER BY 1 DESC, 2 DESC LIM
 
     def _rows(self, c: Connection, s: MergeSql, delta: Delta, watermark: tuple[int, int] | None) -> dict[int, int]:
         """Applies the staged rows that win; how many of them each partition has."""
-        for statement in s.drop_losers(meta.DELETED_KEYS, watermark):
-            self._run(c, statement)
+        for losers in s.losers(meta.DELETED_KEYS, watermark):
+            self._discard(losers)
         q = self.dialect.quote
         stage = q(self.dialect.temporary, STAGE)
         rows = c.fetch(f"SELECT s.part, s.op = {int(Op.DELETE)}, COUNT(*) FROM {stage} AS s GROUP BY 1, 2")
@@ -539,8 +539,8 @@ WHERE {s.in_scope()} AND truncate_commit IS NOT NULL ORDER BY 1 DESC, 2 DESC LIM
 
     def _append(self, c: Connection, s: MergeSql, delta: Delta, watermark: tuple[int, int] | None) -> dict[int, int]:
         """Writes the staged changes that the target does not hold; how many of them each partition has."""
-        for statement in changelog.drop_known(s, delta, watermark):
-            self._run(c, statement)
+        for known in changelog.known(s, delta, watermark):
+            self._discard(known)
         new: dict[int, int] = dict(c.fetch(f"SELECT s.part, COUNT(*) FROM {s.temporary(STAGE)} AS s GROUP BY 1"))
         total = sum(new.values())
         written = self._run(c, s.insert_new(STAGE)) if total else 0
@@ -564,6 +564,11 @@ WHERE {s.in_scope()} AND truncate_commit IS NOT NULL ORDER BY 1 DESC, 2 DESC LIM
             columns = tuple(name for name in delta.unsent.column_names if pc.any(flags[name]).as_py())
             raise UnsentUnknown(delta.data.select(delta.schema.key).take(missing), columns)
         return FILLED
+
+    def _discard(self, numbers: Statement) -> None:
+        """Takes the rows out of the staged table whose ``n`` the query returns. Not every database has DELETE ... USING."""
+        stage = self.dialect.quote(self.dialect.temporary, STAGE)
+        self.connection().execute(f"DELETE FROM {stage} WHERE n IN ({numbers.sql})", numbers.params)
 
     def _record(self, c: Connection, s: MergeSql, delta: Delta, log: LogId, counts: Sequence[PartitionCounts]) -> None:
         if delta.rejected:

@@ -206,21 +206,21 @@ FROM v WHERE k.{self.dialect.quote("partition")} = v.part AND k.next_offset = v.
             sets.append(f"{q('_cdc_synced_at')} = now()")
         return Statement(f"UPDATE {self.place} AS t SET {', '.join(sets)} WHERE NOT t.{q('_cdc_deleted')} AND {below}", params)
 
-    def drop_losers(self, deleted_keys: MetaTable, watermark: tuple[int, int] | None) -> Iterator[Statement]:
-        """Leaves only winners staged: rows younger than the stored row, than the deleted key and than the last truncation.
+    def losers(self, deleted_keys: MetaTable, watermark: tuple[int, int] | None) -> Iterator[Statement]:
+        """The staged rows that are not younger than the stored row, the deleted key and the last truncation: queries of their ``n``, of
+        which each may count on the losers of those before it to be discarded.
         The same generation and record is the same change, whatever its offset; but where a key changed its spelling alone, its delete and
         its create are both of one row, which the create wins (core.order)."""
         q, p, stage = self.dialect.quote, self.dialect.placeholder, self.temporary(STAGE)
         if watermark is not None:
-            sql = f"DELETE FROM {stage} AS s WHERE s.gen < {p} OR (s.gen = {p} AND s.rec < {p})"
-            yield Statement(sql, [watermark[0], watermark[0], watermark[1]])
+            yield self.staged(f"WHERE s.gen < {p} OR (s.gen = {p} AND s.rec < {p})", [watermark[0], watermark[0], watermark[1]])
         spelled = [name for name in self.table.key if _spelled(self.table.column(name).type)]
         revived = f" AND NOT (t.{q('_cdc_record')} = s.rec AND t.{q('_cdc_deleted')} AND s.op <> {int(Op.DELETE)})" if self.soft else ""
-        yield self.unstage(
+        yield self.staged(
             f"""JOIN {self.place} AS t ON {self.same_key()}
 WHERE t.{q("_cdc_gen")} > s.gen OR (t.{q("_cdc_gen")} = s.gen AND t.{q("_cdc_record")} >= s.rec{revived})"""
         )
-        yield self.unstage(
+        yield self.staged(
             f"""JOIN {self.meta(deleted_keys)} AS d ON d.key_hash = md5(s.key) AND d.{q("key")} = s.key AND {self.in_scope("d")}
 WHERE d.gen > s.gen OR (d.gen = s.gen AND (d.record > s.rec OR (d.record = s.rec AND s.op = {int(Op.DELETE)})))""",
             self.scope,
@@ -229,12 +229,11 @@ WHERE d.gen > s.gen OR (d.gen = s.gen AND (d.record > s.rec OR (d.record = s.rec
             equal = " AND ".join(f"o.c{i} = s.c{i}" for i in map(self.table.names.index, self.table.key))
             last = f"{{0}}.gen, {{0}}.rec, CASE WHEN {{0}}.op = {int(Op.DELETE)} THEN 0 ELSE 1 END, {{0}}.n"
             written = "" if self.soft else f" AND s.op <> {int(Op.DELETE)}"
-            yield self.unstage(f"JOIN {stage} AS o ON {equal} WHERE ({last.format('o')}) > ({last.format('s')}){written}")
+            yield self.staged(f"JOIN {stage} AS o ON {equal} WHERE ({last.format('o')}) > ({last.format('s')}){written}")
 
-    def unstage(self, joined: str, params: Sequence[object] = ()) -> Statement:
-        """Removes the staged rows that ``joined`` leaves. Not every database has DELETE ... USING."""
-        stage = self.temporary(STAGE)
-        return Statement(f"DELETE FROM {stage} WHERE n IN (SELECT s.n FROM {stage} AS s {joined})", params)
+    def staged(self, chosen: str, params: Sequence[object] = ()) -> Statement:
+        """The ``n`` of the staged rows that the clauses ``chosen`` (JOIN, WHERE) leave."""
+        return Statement(f"SELECT s.n FROM {self.temporary(STAGE)} AS s {chosen}", params)
 
     def same_key(self, prefix: str = "c", alias: str = "t") -> str:
         """The join of a staged row with the target's row of its own key (c) or of its base row's (b)."""

@@ -16,16 +16,17 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 from sqlalchemy.engine import make_url
 
 from cdc_service.core.canonical import Canonical
 from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Fenced, Unavailable
 from cdc_service.core.logical import Kind
 from cdc_service.core.types import Column, TableSchema, Target
-from mergers.dialect import Dialect
+from mergers.dialect import Dialect, Statement
 from mergers.protocol import Capabilities
 from mergers.sql import Mismatch, SqlDestination
-from mergers.statements import MergeSql
+from mergers.statements import STAGE, MergeSql
 from mergers.view import View
 
 DIALECT = Dialect(
@@ -174,6 +175,9 @@ class DuckDb(SqlDestination):
             with self._lock:
                 self._readers -= 1
 
+    def _discard(self, numbers: Statement) -> None:
+        self.connection().discard(STAGE, numbers)
+
     def view(self, target: Target, schema: TableSchema) -> DuckDbView:
         with self._lock:
             cursor = self._open().raw.cursor()
@@ -296,6 +300,7 @@ class DuckDbConnection:
     def __init__(self, raw: duckdb.DuckDBPyConnection) -> None:
         self.raw = raw
         self.broken = False
+        self._staged: dict[str, pa.Table] = {}
 
     def execute(self, sql: str, params: Sequence[object] = ()) -> int:
         rows = self.fetch(sql, params)
@@ -309,25 +314,42 @@ class DuckDbConnection:
             raise self._translated(error) from None
 
     def stage(self, name: str, table: pa.Table, types: Sequence[str]) -> None:
-        view = f"{name}_arrow"
+        """A view: the rows stay in Arrow, each statement reads the columns that it needs. Copied into a table they cost a merge a third."""
         marked = pa.schema([_mark_json(field, type_) for field, type_ in zip(table.schema, types, strict=True)])
         columns = ", ".join(
             f"CAST({DIALECT.quote(field.name)} AS {type_}) AS {DIALECT.quote(field.name)}"
             for field, type_ in zip(marked, types, strict=True)
         )
+        view, rows = DIALECT.quote("temp", name), DIALECT.quote(f"{name}_arrow")
+        self._show(name, pa.Table.from_arrays(table.columns, schema=marked))
+        self.fetch(f"CREATE OR REPLACE TEMPORARY VIEW {view} AS SELECT {columns} FROM {rows}")
+
+    def _show(self, name: str, rows: pa.Table) -> None:
         try:
-            self.raw.register(view, pa.Table.from_arrays(table.columns, schema=marked))
-            self.fetch(f"CREATE OR REPLACE TEMPORARY TABLE {DIALECT.quote(name)} AS SELECT {columns} FROM {DIALECT.quote(view)}")
+            self.raw.register(f"{name}_arrow", rows)
         except duckdb.Error as error:
             raise self._translated(error) from None
-        finally:
-            self._quietly(lambda: self.raw.unregister(view))
+        self._staged[name] = rows
+
+    def discard(self, name: str, numbers: Statement) -> None:
+        """Takes the rows out of a staged view whose ``n`` the query returns."""
+        try:
+            found = self.raw.execute(numbers.sql, list(numbers.params)).fetchnumpy()["n"]
+        except duckdb.Error as error:
+            raise self._translated(error) from None
+        if len(found):
+            rows = self._staged[name]
+            self._show(name, rows.filter(pc.invert(pc.is_in(rows["n"], pa.array(found)))))
 
     def fill(self, name: str, select: str, params: Sequence[object] = ()) -> None:
         self.fetch(f"CREATE TEMPORARY TABLE {DIALECT.quote('temp', name)} AS {select}", params)
 
     def unstage(self, name: str) -> None:
-        self._quietly(lambda: self.raw.execute(f"DROP TABLE IF EXISTS {DIALECT.quote('temp', name)}").fetchall())
+        if self._staged.pop(name, None) is None:
+            self._quietly(lambda: self.raw.execute(f"DROP TABLE IF EXISTS {DIALECT.quote('temp', name)}").fetchall())
+        else:
+            self._quietly(lambda: self.raw.execute(f"DROP VIEW IF EXISTS {DIALECT.quote('temp', name)}").fetchall())
+            self._quietly(lambda: self.raw.unregister(f"{name}_arrow"))
 
     def columns(self, namespace: str, name: str) -> Sequence[tuple[str, str]] | None:
         sql = """SELECT column_name, data_type FROM duckdb_columns()
