@@ -1,7 +1,8 @@
 """Where the service spends its time on full topics: py-spy samples `cdc run`, and the shares of its functions are printed.
 
-Run: make bench-profile (N=400000 WIRES=json DESTINATIONS=duckdb). Shares are of the samples of the line's thread since its first poll;
-a function's share has that of all that it calls. Samples are taken where a thread works, or waits for a lock or a server.
+Run: make bench-profile (N=400000 WIRES=json DESTINATIONS=duckdb). Shares are of the samples of the two threads of the line, the one that
+reads and the one that merges; a function's share has that of all that it calls. Samples are taken where a thread works, or waits for a lock
+or a server, and while it goes on: stopped for each sample, the service takes six times as long.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tests.bench.filled import filled
 from tests.bench.progress import say
 from tests.bench.workload import WORKLOADS
 
+ROOTS = ("read (cdc_service/line/loop.py", "_merge (cdc_service/line/merging.py")
 OURS = re.compile(r"([^;()]+) \(((?:cdc_service|connectors|mergers)/[^:)]+)(?::\d+)?\)")
 LEAST = 0.02
 RATE = 200
@@ -32,10 +34,11 @@ def shares(raw: Path) -> Iterator[tuple[str, float]]:
     total = 0
     for text in raw.read_text().splitlines():
         stack, _, count = text.rpartition(" ")
-        if "step (cdc_service/line/loop.py" not in stack:
+        begins = [stack.index(root) for root in ROOTS if root in stack]
+        if not begins:
             continue
         total += int(count)
-        below = stack[stack.index("step (cdc_service/line/loop.py") :]
+        below = stack[begins[0] :]
         for function, module in {(m[1], m[2]) for m in OURS.finditer(below) if "<" not in m[1]}:
             inclusive[f"{module.removesuffix('.py').replace('/', '.')}.{function}"] += int(count)
     for name, count in inclusive.most_common():
@@ -44,7 +47,7 @@ def shares(raw: Path) -> Iterator[tuple[str, float]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--py-spy", required=True, help="the program")
+    parser.add_argument("--py-spy", type=Path, required=True, help="the program")
     parser.add_argument("-n", type=int, default=400_000)
     parser.add_argument("--workloads", default="insert")
     parser.add_argument("--wires", default="json")
@@ -58,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     for kind in options.destinations.split(","):
                         folder = Path(text) / f"{workload}-{wire}-{kind}"
                         raw = folder / "samples.raw"
-                        spy = [options.py_spy, "record", "-r", str(RATE), "-f", "raw", "-o", str(raw), "--"]
+                        spy = [str(options.py_spy.resolve()), "record", "--nonblocking", "-r", str(RATE), "-f", "raw", "-o", str(raw), "--"]
                         with destination(kind, stack, folder) as to:
                             run = run_service(topic, to, folder, prefix=spy)
                         print(f"\n{workload}, {wire} to {kind}: {run.events:,} events, {run.events_per_second:,} a second under py-spy")
