@@ -6,6 +6,7 @@ Every function opens what it needs and closes it again; errors are core.errors w
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import uuid
@@ -244,6 +245,13 @@ def open_service(config: Config) -> Iterator[Service]:
     """The service with its API; ``run`` makes it work. Raises AlreadyRunning where the pipeline runs already."""
     from cdc_service.api.server import Api
 
+    if "jemalloc" in pa.supported_memory_backends():
+        # Arrow's default (mimalloc) keeps more of what a batch leaves: 615 MB against 533 at the peak of a million events.
+        pa.set_memory_pool(pa.jemalloc_memory_pool())
+    # What stands now stays. Each record is an object that Python's collector counts: by its defaults it would look for cycles among
+    # thousands of them again and again.
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
     with alone(config.state_dir, config.pipeline):
         service = Service(config, lambda: _works(config), RealClock())
         with Api(service, config.api.listen, config.state_dir, config.api.token_file) as api:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -34,7 +36,7 @@ from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.types import Headers, LogId, RawBatch, Span
 
 ANSWER_SECONDS = 10.0
-QUEUE_KILOBYTES = 32 * 1024
+QUEUE_KILOBYTES = 16 * 1024
 CLOSE_SECONDS = 2.0
 
 
@@ -118,15 +120,15 @@ class Log:
     def poll(self, records_max: int, seconds: float) -> Polled:
         """What arrived, at most ``records_max`` records, waiting at most ``seconds`` for the first; one RawBatch a topic."""
         polled = Polled()
-        by_topic: dict[str, dict[int, list[Message]]] = {}
+        by_topic: defaultdict[str, defaultdict[int, list[Message]]] = defaultdict(lambda: defaultdict(list))
         ends: dict[tuple[str, int], int] = {}
         for message in self._consumer.consume(records_max, seconds):
             error = message.error()
             if error is None:
-                by_topic.setdefault(message.topic(), {}).setdefault(message.partition(), []).append(message)
+                by_topic[message.topic()][message.partition()].append(message)
             elif error.code() == KafkaError._PARTITION_EOF:
                 ends[message.topic(), message.partition()] = message.offset()
-                by_topic.setdefault(message.topic(), {}).setdefault(message.partition(), [])
+                by_topic[message.topic()][message.partition()] += ()
             else:
                 failure = _partition_error(message, error)
                 if failure is not None:
@@ -154,17 +156,7 @@ class Log:
             self._positions[where] = stop
             spans.append(Span(number, start, stop, len(kept)))
             messages += kept
-        if not spans:
-            return None
-        return RawBatch(
-            topic=topic,
-            keys=pa.array([m.key() for m in messages], pa.binary()),
-            values=pa.array([m.value() for m in messages], pa.binary()),
-            partitions=pa.array([m.partition() for m in messages], pa.int32()),
-            offsets=pa.array([m.offset() for m in messages], pa.int64()),
-            spans=tuple(spans),
-            headers=_HeadersOf(messages),
-        )
+        return _batch(topic, spans, messages) if spans else None
 
     def _must_look_twice(self, where: tuple[str, int], first: int) -> bool:
         """The first record after a seek should stand where it was sought. A gap there may be the log's own (transaction markers), or
@@ -325,7 +317,8 @@ class Reader:
                 for message in messages:
                     self._take(topic, message, at, stop, found)
                 if found:
-                    yield self._batch(topic, found)
+                    spans = [Span(p, ms[0].offset(), ms[-1].offset() + 1, len(ms)) for p, ms in sorted(found.items())]
+                    yield _batch(topic, spans, [m for _, ms in sorted(found.items()) for m in ms])
                 for p in [p for p, offset in at.items() if offset >= stop[p]]:
                     del at[p]
                     self._consumer.incremental_unassign([TopicPartition(topic, p)])
@@ -346,22 +339,21 @@ class Reader:
         elif failure := _partition_error(message, error):
             raise CdcError(f"topic {topic} cannot be read again in partition {p}: {failure.message}", code="log_truncated")
 
-    @staticmethod
-    def _batch(topic: str, found: Mapping[int, list[Message]]) -> RawBatch:
-        spans = [Span(p, ms[0].offset(), ms[-1].offset() + 1, len(ms)) for p, ms in sorted(found.items())]
-        messages = [m for _, ms in sorted(found.items()) for m in ms]
-        return RawBatch(
-            topic=topic,
-            keys=pa.array([m.key() for m in messages], pa.binary()),
-            values=pa.array([m.value() for m in messages], pa.binary()),
-            partitions=pa.array([m.partition() for m in messages], pa.int32()),
-            offsets=pa.array([m.offset() for m in messages], pa.int64()),
-            spans=tuple(spans),
-            headers=_HeadersOf(messages),
-        )
-
     def close(self) -> None:
         self._consumer.close()
+
+
+def _batch(topic: str, spans: Sequence[Span], messages: Sequence[Message]) -> RawBatch:
+    """``messages`` in the order of the spans, as many as these count."""
+    return RawBatch(
+        topic=topic,
+        keys=pa.array([m.key() for m in messages], pa.binary()),
+        values=pa.array([m.value() for m in messages], pa.binary()),
+        partitions=pa.array(np.repeat(np.array([s.partition for s in spans], np.int32), [s.records for s in spans])),
+        offsets=pa.array([m.offset() for m in messages], pa.int64()),
+        spans=tuple(spans),
+        headers=_HeadersOf(messages),
+    )
 
 
 class _HeadersOf:

@@ -26,7 +26,7 @@ from cdc_service.line.merging import Merging, Outcome, Submit, TopicIds, at_once
 from cdc_service.line.table import Table
 
 POLL_SECONDS = 0.05
-POLL_BYTES = 16 * 2**20
+POLL_BYTES = 4 * 2**20
 POLL_RECORDS = (100, 20_000)
 IDLE_SECONDS = 1.0
 """After this long without a record the destination's file is released."""

@@ -104,7 +104,7 @@ CAPABILITIES = Capabilities(
 
 # A checkpoint rewrites every row group that a batch touched: seconds on a table of millions. After 128 MB of log it is worth that; a log
 # of this size is read again in under a second when the file is opened after a crash.
-_SETTINGS = {"memory_limit": "1GB", "preserve_insertion_order": "false", "checkpoint_threshold": "128MB"}
+_SETTINGS = {"memory_limit": "320MB", "preserve_insertion_order": "false", "checkpoint_threshold": "128MB"}
 _LOCKED = {"enable_external_access": "false", "lock_configuration": "true"}
 _UPPER = {i: i + 32 for i in range(ord("A"), ord("Z") + 1)}
 _READS = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)

@@ -66,7 +66,7 @@ CHANGES = (
     "UPDATE public.orders SET paid = NOT paid, status = 'Paid' WHERE id = {}",
 )
 WAREHOUSE_MEMORY = "200MB"
-"""What DuckDB may keep of the warehouse's file; by default, for merges, it is 1 GB, which any large read fills."""
+"""What DuckDB may keep of the warehouse's file; any large read fills it."""
 THREADS = ("1", "2", "4")
 
 
