@@ -152,6 +152,12 @@ class MergeSql:
         prefix = f"{alias}." if alias else ""
         return " AND ".join(f"{prefix}{self.dialect.quote(name)} = {self.dialect.placeholder}" for name in SCOPE)
 
+    def deleted_in_scope(self) -> str:
+        """``in_scope`` of the deleted keys ``d``, in a form of whose selectivity planners know nothing. Of three equalities on columns
+        without statistics PostgreSQL expects one row, and compares each of tens of thousands with the whole stage."""
+        named = (f"d.{self.dialect.quote(name)} = {self.dialect.placeholder}" for name in SCOPE)
+        return " AND ".join(f"COALESCE({equal}, FALSE)" for equal in named)
+
     def insert(self, table: MetaTable, rows: int, *, now: str = "") -> str:
         """An INSERT of ``rows`` rows of parameters, the scope first; the column ``now`` takes no parameter but the server's clock."""
         q, names = self.dialect.quote, table.names
@@ -221,7 +227,7 @@ FROM v WHERE k.{self.dialect.quote("partition")} = v.part AND k.next_offset = v.
 WHERE t.{q("_cdc_gen")} > s.gen OR (t.{q("_cdc_gen")} = s.gen AND t.{q("_cdc_record")} >= s.rec{revived})"""
         )
         yield self.staged(
-            f"""JOIN {self.meta(deleted_keys)} AS d ON d.key_hash = md5(s.key) AND d.{q("key")} = s.key AND {self.in_scope("d")}
+            f"""JOIN {self.meta(deleted_keys)} AS d ON d.key_hash = md5(s.key) AND d.{q("key")} = s.key AND {self.deleted_in_scope()}
 WHERE d.gen > s.gen OR (d.gen = s.gen AND (d.record > s.rec OR (d.record = s.rec AND s.op = {int(Op.DELETE)})))""",
             self.scope,
         )
@@ -284,7 +290,7 @@ WHERE d.gen > s.gen OR (d.gen = s.gen AND (d.record > s.rec OR (d.record = s.rec
         if unsent and moves:
             has = self.dialect.image_has.format(image=f"d.{q('row')}")
             joins += f""" LEFT JOIN {self.meta(deleted_keys)} AS d ON d.key_hash = md5(s.base_text) AND d.{q("key")} = s.base_text
-  AND d.gen = s.gen AND d.record = s.base_move AND s.needs AND d.{q("row")} IS NOT NULL AND {self.in_scope("d")}"""
+  AND d.gen = s.gen AND d.record = s.base_move AND s.needs AND d.{q("row")} IS NOT NULL AND {self.deleted_in_scope()}"""
             params += [self.table.columns[i].name for i in unsent] + list(self.scope)
             here = " AND ".join(f"(NOT s.u{i} OR {has})" for i in unsent)
             found = f"(NOT s.needs OR b.{q('_cdc_gen')} IS NOT NULL OR (d.key IS NOT NULL AND {here}))"
@@ -305,7 +311,8 @@ WHERE d.gen > s.gen OR (d.gen = s.gen AND (d.record > s.rec OR (d.record = s.rec
         """A deleted key has one version, the last. In soft delete only key changes leave one here."""
         only = " AND s.moved" if self.soft else ""
         return Statement(
-            f"""DELETE FROM {self.meta(deleted_keys)} AS d WHERE {self.in_scope("d")} AND (d.key_hash, d.{self.dialect.quote("key")}) IN
+            f"""DELETE FROM {self.meta(deleted_keys)} AS d
+WHERE {self.deleted_in_scope()} AND (d.key_hash, d.{self.dialect.quote("key")}) IN
 (SELECT md5(s.key), s.key FROM {self.temporary(STAGE)} AS s WHERE s.op = {int(Op.DELETE)}{only})""",
             self.scope,
         )

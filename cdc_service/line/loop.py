@@ -26,8 +26,10 @@ from cdc_service.line.merging import Merging, Outcome, Submit, TopicIds, at_once
 from cdc_service.line.table import Table
 
 POLL_SECONDS = 0.05
-POLL_BYTES = 4 * 2**20
-POLL_RECORDS = (100, 20_000)
+POLL_BYTES = 16 * 2**20
+POLL_RECORDS = (100, 5_000, 20_000)
+"""At least, at most of one table, at most of all: decoding has its price for each poll and table, as much as for 1,000 records, and what is
+polled takes memory several times."""
 IDLE_SECONDS = 1.0
 """After this long without a record the destination's file is released."""
 PATIENCE_SECONDS = 1.0
@@ -140,8 +142,8 @@ class Line:
 
     def _records_max(self) -> int:
         """As many records as fill POLL_BYTES, or a quarter of the memory, by the mean size of late."""
-        low, high = POLL_RECORDS
-        return int(min(high, max(low, min(POLL_BYTES, self._memory // 4) / self._record_bytes)))
+        low, each, high = POLL_RECORDS
+        return int(min(each * len(self.tables), high, max(low, min(POLL_BYTES, self._memory // 4) / self._record_bytes)))
 
     def _receive(self, raw: Any) -> None:
         table = self._by_topic.get(raw.topic)
