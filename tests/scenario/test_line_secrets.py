@@ -117,10 +117,12 @@ def content(pipeline: Line, topic: str) -> str:
         consumer.assign([TopicPartition(topic, n, OFFSET_BEGINNING) for n in partitions])
         texts, ended = [f"{topic}:"], 0
         while ended < len(partitions):
-            messages = consumer.consume(1000, 20)
-            assert messages, f"{topic} cannot be read to its end"
-            ended += sum(m.error() is not None for m in messages)
-            texts += [f"{m.key()!r} {m.value()!r} {m.headers()!r}" for m in messages if m.error() is None]
+            message = consumer.poll(20)
+            assert message is not None, f"{topic} cannot be read to its end"
+            if message.error() is None:
+                texts.append(f"{message.key()!r} {message.value()!r} {message.headers()!r}")
+            else:
+                ended += 1
         return "\n".join(texts)
     finally:
         consumer.close()
