@@ -376,13 +376,12 @@ class Table:
         return generations(partition, offset, record, kept.generation, dict(kept.opened_at or {}), kept.opened_record)
 
     def _refuse_second_snapshot(self, delta: Delta) -> None:
-        """Rows of an initial snapshot later than what the table holds already: the connector began anew."""
-        through = self.kept.complete_through
-        if through is None or self.kept.resync or not delta.meta.num_rows:
+        """Rows of an initial snapshot later than what the table holds already, be they folded away by later changes: the connector began
+        anew."""
+        through, newest = self.kept.complete_through, delta.snapshot_record
+        if through is None or newest is None or self.kept.resync:
             return
-        records = delta.meta["record"]
-        newest = pc.max(records.filter(pc.less(records, 0))).as_py()
-        if newest is not None and newest + 2**63 > through:
+        if newest + 2**63 > through:
             raise TableStopped(
                 f"{self.source}: the connector began anew with a snapshot, so nobody knows what was deleted at the source in between",
                 state="needs_resync",

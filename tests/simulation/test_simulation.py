@@ -29,6 +29,16 @@ ENOUGH = 5
 """So many run however slow the machine is."""
 
 REGRESSIONS = {
+    "the connector began anew, and later changes of each key came in the same batch as the rows that tell": """
+        begin tables=t0:upsert partitions=3 memory=1000000000 rows=2 alone=1
+        deliver 3
+        turn w0 239447 look
+        store
+        turn w0 932896
+        turn w0 405285 look
+        commit 1
+        forget_offsets
+        """,
     "the first record of a topic is spoiled, and nobody knows its table yet": """
         begin tables=t0:upsert partitions=1 memory=1000000000 rows=0 alone=1
         poison
