@@ -314,7 +314,7 @@ class DuckDbConnection:
             raise self._translated(error) from None
 
     def stage(self, name: str, table: pa.Table, types: Sequence[str]) -> None:
-        """A view: the rows stay in Arrow, each statement reads the columns that it needs. Copied into a table they cost a merge a third."""
+        """A view: the rows stay in Arrow, each statement reads the columns that it needs. Copying them first took a sixth of a merge."""
         marked = pa.schema([_mark_json(field, type_) for field, type_ in zip(table.schema, types, strict=True)])
         columns = ", ".join(
             f"CAST({DIALECT.quote(field.name)} AS {type_}) AS {DIALECT.quote(field.name)}"
