@@ -289,7 +289,8 @@ class SourceDialect(Protocol):
         ...
 
     def reread(self, table: TableId, keys: pa.Table, columns: Sequence[str]) -> Reread:
-        """Reads ``columns`` of the rows with these keys (columns named as the key's). Meant for few rows: at most 10,000 keys a call.
+        """Reads ``columns`` of the rows with these keys (columns named as the key's); one that the source has dropped is NULL, as its
+        readers will see it. Meant for few rows: at most 10,000 keys a call.
         Raises Unavailable (source_busy) while a transaction with uncommitted changes of the table stays open."""
         ...
 

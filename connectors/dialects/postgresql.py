@@ -134,21 +134,23 @@ class PostgresDialect:
             raise ValueError(f"at most {REREAD_KEYS_MAX} keys can be read again at once, not {keys.num_rows}")
         with self._connected() as connection:
             types = {row["name"]: row for row in _rows(connection, sql.COLUMN_TYPES, schema=table.schema, table=table.name)}
-            missing = [name for name in (*keys.column_names, *columns) if name not in types]
+            missing = [name for name in keys.column_names if name not in types]
             if missing:
                 raise CdcError(
-                    f"{table}: the source has no column {', '.join(missing)} any more, so values that it did not send cannot be read again",
+                    f"{table}: the source has no key {', '.join(missing)} any more, so values that it did not send cannot be read again",
                     hint=f"load the table anew: cdc resync {table}",
                     code="reread_failed",
                 )
-            forms = {
+            nothing = "CAST(NULL AS text)"
+            forms = {name: nothing for name in columns if name not in types} | {
                 name: sql.event_text(types[name]["base"], types[name]["category"], f"t.{quoted(name)}", types[name]["type_schema"])
                 for name in columns
+                if name in types
             }
             statement = sql.reread(
                 qualified(table),
                 [(quoted(name), types[name]["type"]) for name in keys.column_names],
-                [form or "CAST(NULL AS text)" for form in forms.values()],
+                [forms[name] or nothing for name in columns],
             )
             values = {f"k{i}": sql.key_parameter(keys.column(i)) for i in range(keys.num_columns)}
             position = settle(connection, table)

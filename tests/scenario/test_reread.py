@@ -13,7 +13,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from cdc_service.core.errors import Unavailable
+from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.types import TableId
 from connectors.dialects import _postgresql_settle
 from connectors.protocol import Reread, SourceDialect, open_dialect
@@ -51,6 +51,15 @@ def transaction(database: PgDatabase, *statements: str) -> Iterator[psycopg.Conn
 
 def reread(dialect: SourceDialect, table: TableId = A, key: int = 1) -> Reread:
     return dialect.reread(table, pa.table({"id": pa.array([key], pa.int32())}), ["n"])
+
+
+def test_a_column_that_the_source_has_dropped_is_null(dialect: SourceDialect, owner: psycopg.Connection) -> None:
+    owner.execute("ALTER TABLE a DROP COLUMN n")
+    again = dialect.reread(A, pa.table({"id": pa.array([1], pa.int32())}), ["n", "body"])
+    assert again.rows.to_pylist() == [{"n": None, "body": "x"}]
+    assert again.unreadable == ()
+    with pytest.raises(CdcError, match="no key k"):
+        dialect.reread(A, pa.table({"k": pa.array([1], pa.int32())}), ["body"])
 
 
 @pytest.mark.parametrize(

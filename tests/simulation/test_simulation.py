@@ -29,6 +29,23 @@ ENOUGH = 5
 """So many run however slow the machine is."""
 
 REGRESSIONS = {
+    "a row is to be read again, and a column of its record's schema is gone at the source": """
+        begin tables=t0:upsert partitions=3 memory=1000000000 rows=6 alone=0
+        commit 1
+        add_column t0 null
+        write 1 insert t0 6 4
+        commit 1
+        deliver 10
+        turn w0 289446 look
+        write 0 update t0 5 2
+        commit 0
+        delete_topic t0
+        make_topic t0
+        turn w0 143046 look
+        turn w0 304949
+        operate w0 401868
+        drop_column t0
+        """,
     "the connector began anew, and later changes of each key came in the same batch as the rows that tell": """
         begin tables=t0:upsert partitions=3 memory=1000000000 rows=2 alone=1
         deliver 3

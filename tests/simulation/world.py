@@ -16,7 +16,7 @@ import greenlet
 import pyarrow as pa
 
 from cdc_service.consume.kafka import TopicFacts
-from cdc_service.core.errors import CdcError, CommitUnknown, Unavailable
+from cdc_service.core.errors import CommitUnknown, Unavailable
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, Mode, TableId, TableSchema
 from cdc_service.watch import Facts
@@ -136,11 +136,9 @@ class World:
         if self.source.busy(table.name):
             raise Unavailable("transactions that changed the table are open")
         t = self.source.tables[table.name]
-        if missing := [name for name in columns if name not in t.columns]:
-            raise CdcError(f"the source has no column {missing} any more", code="reread_failed")
         self.happened["read again"] += 1
         found = [t.rows.get(key) for key in keys["id"].to_pylist()]
-        texts = {name: pa.array([None if row is None else _text(row[name]) for row in found], pa.string()) for name in columns}
+        texts = {name: pa.array([None if row is None else _text(row.get(name)) for row in found], pa.string()) for name in columns}
         return Reread(pa.table(texts), pa.array([row is not None for row in found], pa.bool_()), self.source.lsn)
 
     def fill_of_added_column(self, table: TableId, column: str) -> Fill:
