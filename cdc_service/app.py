@@ -487,7 +487,9 @@ class _Horizon:
 
     parts: Parts
 
-    def horizon(self) -> int:
+    def horizon(self, table: TableId) -> int:
+        if (refused := self.parts.source.snapshot_refusal(table)) is not None:
+            raise CdcError(f"{refused.name} {refused.message}", hint=refused.cure, code="table_refused")
         hold = self.parts.source.hold(self.parts.names)
         if hold is None or hold.status == "lost":
             raise CdcError("nothing holds the source's log for this pipeline", hint="cdc register", code="not_registered")

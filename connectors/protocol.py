@@ -257,6 +257,10 @@ class SourceDialect(Protocol):
         source's own updates could fail."""
         ...
 
+    def snapshot_refusal(self, table: TableId) -> Finding | None:
+        """Why the connector may not be asked for an incremental snapshot of ``table``, or None; its initial snapshot may hold it still."""
+        ...
+
     def preparation(self, tables: Sequence[SourceTable], names: Names) -> Preparation:
         """The statements that are missing before a connector may stream ``tables``, in order; none when nothing is."""
         ...

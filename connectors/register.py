@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -24,6 +24,7 @@ from connectors.notifications import returning
 from connectors.protocol import (
     MESSAGE_BYTES_MAX,
     ConnectorRequest,
+    Finding,
     SourceDialect,
     SourceTable,
     Statement,
@@ -254,7 +255,7 @@ def plan_registration(
     names = config.names
     catalog = dialect.tables()
     facts = chosen(config, tables, catalog)
-    _refuse(facts, dialect)
+    _refuse(dialect.refusal(t) for t in facts)
     existing = connect.config(names.connector)
     status = connect.status(names.connector) if existing is not None else None
     # Stopped without offsets: an earlier registration was interrupted before the connector ever ran.
@@ -269,6 +270,7 @@ def plan_registration(
     connector = connect.plan(wanted_config, secret_options(config))
     added = [] if existing is None or initial else sorted({t.table for t in facts} - dialect.registered(existing))
     wanted = [] if initial else sorted({*added, *snapshot})
+    _refuse(dialect.snapshot_refusal(t) for t in wanted)
     described = kafka.describe([n for t in added if (n := names.topic(t)) in there]) if added else {}
     returning = [t for t in added if _holds_events(described.get(names.topic(t)))]
     wake = status is not None and status.overall in {"FAILED", "STOPPED", "PAUSED"}
@@ -439,9 +441,8 @@ def _await_initial_snapshot(name: str, dialect: SourceDialect, connect: KafkaCon
         time.sleep(0.2)
 
 
-def _refuse(tables: Sequence[SourceTable], dialect: SourceDialect) -> None:
-    refused = [f for t in tables if (f := dialect.refusal(t)) is not None]
-    if refused:
+def _refuse(findings: Iterable[Finding | None]) -> None:
+    if refused := [f for f in findings if f is not None]:
         raise ConfigError(
             "; ".join(f"{f.name} {f.message}" for f in refused),
             hint="\n".join(f.cure for f in refused) + "\nor leave the table out of the configuration",

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import structlog
 
 from cdc_service.core.errors import CdcError, ConfigError
-from cdc_service.core.types import Mode
+from cdc_service.core.types import Mode, TableId
 from cdc_service.line.means import Means, TopicFacts
 from cdc_service.line.table import Table, flowing
 from mergers.protocol import TableState
@@ -21,8 +21,9 @@ from mergers.protocol import TableState
 class Source(Protocol):
     """What a resync asks of the source."""
 
-    def horizon(self) -> int:
-        """A log position below every change of the transactions that are open now. Raises CdcError where nothing holds the log."""
+    def horizon(self, table: TableId) -> int:
+        """A log position below every change of the transactions that are open now. Raises CdcError where nothing holds the log, or where
+        the table cannot be read anew beside the stream."""
         ...
 
 
@@ -84,7 +85,7 @@ class Control:
         kept = table.kept
         # In this order: where the log is held, where it ends in Kafka, and only then the snapshot. All that lies in Kafka before these
         # ends was committed before the snapshot reads, so it is skipped.
-        opened = self._source.horizon()
+        opened = self._source.horizon(table.source)
         facts = self._facts(table)
         ends = {p: high for p, (_, high) in facts.ends.items()}
         state = TableState("snapshotting", kept.generation + 1, opened, ends, resync=True, version=kept.version)

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from sqlalchemy.engine import RowMapping
 
 from cdc_service.core.names import Names
+from cdc_service.core.types import TableId
 from connectors.dialects._postgresql_catalog import qualified, quoted
 from connectors.protocol import Finding, Level, SourceTable
 
@@ -90,8 +92,23 @@ def slot(slot: RowMapping, names: Names) -> Finding:
     )
 
 
+def snapshot_refusal(table: TableId) -> Finding | None:
+    """While an incremental snapshot goes on, the connector keeps the names of its tables unquoted in its offsets, and parses them each time
+    it commits: a blank within a name, or a quote before it, ends its task, and each later one at its start (seen with Debezium 3.6)."""
+    if not any(re.search(r"\S\s+\S|^\s*['`]", part) for part in (table.schema, table.name)):
+        return None
+    message = (
+        "has a blank within its name, or a quote before it: a snapshot of it beside the stream would end the connector for good,"
+        " so it cannot be resynced, nor added to a pipeline that runs already"
+    )
+    cure = f"ALTER TABLE {qualified(table)} RENAME TO ...;  -- or, since an initial snapshot takes it: cdc register --delete; cdc register"
+    return Finding(f"table {table}", False, message, cure, Level.WARNING)
+
+
 def notes(table: SourceTable) -> Iterator[Finding]:
     place = f"table {table.table}"
+    if (refused := snapshot_refusal(table.table)) is not None:
+        yield refused
     if table.generated:
         columns = ", ".join(table.generated)
         yield Finding(place, True, f"generated columns are left out, since the log does not carry them: {columns}", level=Level.INFO)

@@ -222,6 +222,9 @@ class PostgresDialect:
                 return refuse(f"has a {column.hazard.message}", column.hazard.cure.replace("TABLE ...", f"TABLE {name}"))
         return None
 
+    def snapshot_refusal(self, table: TableId) -> Finding | None:
+        return findings_of.snapshot_refusal(table)
+
     def check(self, tables: Sequence[SourceTable], names: Names) -> list[Finding]:
         with self._connected() as connection:
             facts = _row(connection, sql.FACTS)

@@ -201,7 +201,7 @@ class World:
         happened("target made without an event")
         return ITEMS
 
-    def horizon(self) -> int:
+    def horizon(self, table: TableId) -> int:
         return self.source.record
 
     def fail(self, where: str) -> None:

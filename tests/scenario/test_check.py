@@ -209,6 +209,13 @@ def test_what_only_needs_knowing_is_said_and_fails_nothing(owner: Pipeline, stat
     assert said in next(f for f in found if f.name == "table public.a").message
 
 
+def test_a_name_that_a_snapshot_beside_the_stream_cannot_have_is_told(owner: Pipeline) -> None:
+    owner.execute('CREATE TABLE "order items"(id int PRIMARY KEY)')
+    found = findings(owner)
+    assert failures(found) == []
+    assert "cannot be resynced" in the(found, "table public.order items").message
+
+
 def test_a_publication_that_leaves_something_out_is_found(owner: Pipeline) -> None:
     owner.execute(f"CREATE PUBLICATION {owner.names.publication} FOR TABLE a (id) WITH (publish = 'insert')")
     found = findings(owner)

@@ -20,7 +20,7 @@ from tests.support.load import Load
 ROWS = 5_000
 SESSIONS = 4
 RUNS = int(os.environ.get("CDC_RECONCILE_RUNS", "3"))
-RATE = int(os.environ.get("CDC_RECONCILE_RATE", "1200"))
+RATE = int(os.environ.get("CDC_RECONCILE_RATE", "300"))
 """Transactions a second that the sessions try to reach together."""
 TABLES = "public.orders: {}\n  public.kinds: {mode: soft_delete}\n  public.pairs: {}"
 SETUP = f"""

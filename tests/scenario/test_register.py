@@ -342,6 +342,19 @@ def test_a_table_that_cannot_be_exact_is_refused_and_its_cure_cures(owner: Pipel
     assert owner.plan("a").pending
 
 
+def test_a_table_whose_snapshot_beside_the_stream_would_end_the_connector_is_taken_at_its_beginning_alone(owner: Pipeline) -> None:
+    owner.execute(
+        'CREATE TABLE a(id int PRIMARY KEY); CREATE TABLE "order items"(id int PRIMARY KEY); INSERT INTO "order items" VALUES (1)'
+    )
+    owner.register("a")
+    with pytest.raises(ConfigError, match="order items has a blank within its name") as caught:
+        owner.plan("a", "order items")
+    assert "RENAME TO" in caught.value.hint
+    unregister(owner.config, owner.dialect, owner.connect)
+    owner.register("a", "order items")
+    owner.await_rows("order items", {1})
+
+
 def test_options_may_not_undo_what_keeps_values_and_the_rest_is_passed_on(stack: Stack, pg_database: PgDatabase, tmp_path: Path) -> None:
     def options(text: str) -> str:
         return f'connect: {{url: "{stack.connect_url}", secrets: inline, options: {{{text}}}}}\n'

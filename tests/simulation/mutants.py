@@ -476,7 +476,7 @@ def _() -> Sequence[Patch]:
 
     def resync(self: Any, table: Any) -> str:
         horizon = self._source.horizon
-        with mock.patch.object(type(self._source), "horizon", return_value=horizon() + 10_000):
+        with mock.patch.object(type(self._source), "horizon", side_effect=lambda table: horizon(table) + 10_000):
             return real(self, table)
 
     return [(control_module.Control, "resync", resync)]

@@ -154,7 +154,7 @@ class World:
         columns = self.source.tables[table].columns
         return TableSchema(TableId("public", table), tuple(Column(name, TYPES[name]) for name in columns), ("id",))
 
-    def horizon(self) -> int:
+    def horizon(self, table: TableId) -> int:
         lost = self.effect("source.horizon")
         if lost:
             raise Unavailable("reply lost")
