@@ -272,7 +272,7 @@ LEFT JOIN (SELECT {scope}, MAX({q("at")}) AS verified_at, MAX({q("position")}) A
 
 def proves(dialect: Dialect) -> str:
     """The condition on RECONCILE_RUN that a run found all rows and values equal."""
-    return f"status = 'match' AND method IN ('stream', 'pushdown') AND {dialect.quote('condition')} IS NULL"
+    return f"status = 'match' AND method IN ('stream', 'pushdown', 'multiset') AND {dialect.quote('condition')} IS NULL"
 
 
 def retention(dialect: Dialect, schema: str) -> tuple[str, ...]:

@@ -17,10 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdc_service.core.errors import CdcError
 from cdc_service.core.keys import key_text
 from cdc_service.core.side import Scan
-from cdc_service.core.types import META, Column, Delta, Mode, Op, TableSchema, Target
+from cdc_service.core.types import META, Column, Delta, Op, TableSchema, Target
 from reconcile.compare import key_table, typed_table
 from reconcile.document import Kind
 from reconcile.judge import KEYS_AT_ONCE, Found, Judge, Verdicts
@@ -67,9 +66,8 @@ def keys_of(schema: TableSchema, texts: Sequence[str]) -> pa.Table:
 def repair(
     subject: Subject, keys: pa.Table, generation: int, merge: Callable[[Delta, TableSchema], None], *, dry_run: bool, batch_id: str
 ) -> Repaired:
-    """``merge`` applies a delta on the line's thread. Raises CdcError where a server does not answer or the table is kept as a log."""
-    if subject.target.mode is Mode.APPEND:
-        raise CdcError(f"{subject.target.source} is kept as a log of its changes, which is not repaired", code="no_repair")
+    """``merge`` applies a delta on the line's thread. The table is none that is kept as a log. Raises CdcError where a server does not
+    answer."""
     with subject.source.scan(subject.target.source) as scan:
         left_out = set(scan.unreadable(subject.schema.columns)) | {c.name for c in subject.schema.columns if c.dropped}
     columns = [c for c in subject.schema.columns if c.name not in left_out]

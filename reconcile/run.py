@@ -19,13 +19,14 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from cdc_service.core.errors import CdcError
+from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.side import Scan
 from cdc_service.core.types import Column, Mode, TableSchema, Target
 from reconcile.calibrate import calibrate
 from reconcile.compare import Comparison
 from reconcile.document import Buckets, Difference, Kind, Status, TableReport
-from reconcile.judge import Found, Judge, Verdicts
+from reconcile.judge import LOOK_SECONDS, LOOKS, Found, Judge, Verdicts
+from reconcile.multiset import Moved, Multiset
 from reconcile.protocol import Log, Source, View
 from reconcile.pushdown import PushDown, faster
 
@@ -69,7 +70,7 @@ class Progress:
 class Subject:
     """A table and what reaches both of its sides. ``fenced`` waits until the destination holds all up to a position and says whether it
     does; ``rows_expected`` is an estimate. ``explain`` says of a difference its last event and cause, knowing of columns that differ nearly
-    everywhere (Calibration.mapped)."""
+    everywhere (Calibration.mapped). ``steady`` are the columns that the target has had, unchanged, since its first row."""
 
     target: Target
     schema: TableSchema
@@ -79,6 +80,7 @@ class Subject:
     fenced: Callable[[int], bool]
     rows_expected: int
     explain: Callable[[Sequence[Found], Mapping[str, str]], Sequence[Difference]]
+    steady: frozenset[str]
 
 
 class _Over(Exception):
@@ -90,15 +92,17 @@ def reconcile(subject: Subject, options: Options, progress: Progress, wall_us: i
     target, began = subject.target, time.monotonic()
     progress.table, progress.phase, progress.rows, progress.rows_expected = str(target.source), "waiting", 0, subject.rows_expected
     report = TableReport(str(target.source), str(target), str(target.mode), Status.SKIPPED, started_us=wall_us, where=options.where)
-    if target.mode is Mode.APPEND:
-        return replace(report, reason="it is kept as a log of its changes, which has no counterpart at the source to be compared with")
     if not subject.schema.columns:
         return replace(report, reason="the target is not there yet: no event came")
-    if not subject.schema.key:
-        return replace(report, reason="it has no key by which its rows could be compared")
+    if subject.schema.key and target.mode is Mode.APPEND:
+        return replace(report, reason="it is kept as a log of its changes, which has no counterpart at the source to be compared with")
+    keyless = not subject.schema.key
+    if keyless and (options.where is not None or options.sample is not None):
+        return replace(report, reason="it has no key: its rows are counted, all or none, without --where and --sample")
     run = _Run(subject, options, progress, began + options.max_seconds if options.max_seconds else float("inf"))
     try:
-        report = run.counted(report) if options.counts_only else run.compared(report)
+        compare = run.left_by_log if keyless else run.counted if options.counts_only else run.compared
+        report = compare(report)
     except _Over:
         why = "it was cancelled" if progress.cancelled else f"it was not done after {options.max_seconds:g} s"
         report = replace(report, status=Status.PARTIAL, reason=why)
@@ -154,6 +158,59 @@ class _Run:
                 by_value={} if push else found.by_value, buckets=report.buckets if push else buckets,
             )  # fmt: skip
             return self._concluded(report, self._judged(comparison, buckets, verdicts), verdicts, found.mapped)
+
+    def left_by_log(self, report: TableReport) -> TableReport:
+        """The rows that a log of changes leaves, counted by their values; what late changes may explain is looked at again."""
+        s, left, why = self._subject, None, ""
+        for number in range(LOOKS):
+            if time.monotonic() > self._until:
+                raise _Over
+            time.sleep(min(2.0, 0.1 * 2**number) if number else 0.0)  # What stands in the way ends by itself or not at all.
+            self._progress.phase, self._progress.rows = "fence", 0
+            try:
+                with s.source.settled(s.target.source) as (scan, low):
+                    left_out = _dropped(s.schema) | dict(scan.unreadable(s.schema.columns))
+                    left_out |= {c.name: "it came or changed after the log began" for c in s.schema.columns if c.name not in s.steady}
+                    columns = [c for c in s.schema.columns if c.name not in left_out]
+                    if not columns:
+                        return replace(report, reason="none of its columns can be compared", left_out=left_out)
+                    ends = {} if (fenced := s.fenced(scan.position)) else s.log.ends_after(scan.position, LOOK_SECONDS)
+                    with s.view() as view, Multiset(columns) as rows:
+                        report = self._placed(report, scan, view, fenced)
+                        held = view.checkpoints(s.log.id)
+                        if ends is None or any(held.get(p, 0) < end for p, end in ends.items()):
+                            why = "the warehouse is not as far as the source was"
+                            continue
+                        self._progress.phase = "compare"
+                        self._drain(rows.stage_log(view, low, scan.position), paced=False)
+                        self._drain(rows.stage_source(scan), paced=True)
+                        if rows.emptied:
+                            why = "the table was emptied just now"
+                            continue
+                        differing, late = rows.differing()
+                        left = set(differing) if left is None else left & set(differing)
+                        if (late := late & left) and number < LOOKS - 1:
+                            continue
+                        counts = {h: differing[h] for h in left - late}
+                        wanted = dict(list(counts.items())[: self._options.differences_max])
+                        shown = rows.shown(scan, view, low, wanted) if wanted else []
+                        here, there = rows.totals()
+            except Unavailable as error:
+                why = error.message
+                continue
+            more, fewer = (sum(max(0, sign * n) for n in counts.values()) for sign in (1, -1))
+            cause = (
+                "it has no key to be followed by" if rows.whole else "the log has no snapshot: what was there before it began is not in it"
+            )
+            report = replace(
+                report, method="multiset", rows=(here.rows, there.rows), digest=(here.digest, there.digest), bytes=self._bytes,
+                compared=tuple(c.name for c in columns), left_out=left_out, truncated=len(shown) < len(counts),
+                differences=[_of_rows(moved, scan.position, cause) for moved in shown],
+                counts={"missing": more, "extra": fewer, "in_flight": len(late)},
+            )  # fmt: skip
+            status = Status.MISMATCH if counts else Status.IN_FLIGHT if late else Status.MATCH
+            return replace(report, status=status, reason="its rows change too fast to be judged" if status is Status.IN_FLIGHT else "")
+        return replace(report, status=Status.IN_FLIGHT, reason=why)
 
     def _placed(self, report: TableReport, scan: Scan, view: View, fenced: bool) -> TableReport:
         text = self._subject.source.format_position(scan.position)
@@ -245,6 +302,13 @@ class _Run:
             report, status=status, reason=verdicts.why if verdicts.in_flight else report.reason, counts=dict(counts),
             columns=dict(columns.most_common()), differences=shown, truncated=len(found) > len(shown),
         )  # fmt: skip
+
+
+def _of_rows(moved: Moved, position: int, cause: str) -> Difference:
+    """Without a key the whole row names itself."""
+    here, there = (moved.values, None) if moved.count > 0 else (None, moved.values)
+    kind = Kind.MISSING if moved.count > 0 else Kind.EXTRA
+    return Difference(moved.values, kind, (), here, there, position, cause=cause, count=abs(moved.count))
 
 
 def _dropped(schema: TableSchema) -> dict[str, str]:

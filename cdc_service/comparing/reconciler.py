@@ -29,7 +29,7 @@ from cdc_service.config.resolve import TableConfig
 from cdc_service.consume.kafka import Admin, Reader
 from cdc_service.core.decode import Decoder
 from cdc_service.core.errors import CdcError, ConfigError, Fenced, Unavailable
-from cdc_service.core.types import Delta, LogId, TableId, TableSchema, Target
+from cdc_service.core.types import Delta, LogId, Mode, TableId, TableSchema, Target
 from connectors.connect import KafkaConnect
 from connectors.protocol import Names
 from mergers.protocol import Destination, TableState
@@ -37,6 +37,7 @@ from reconcile.document import Difference, Status, TableReport, document
 from reconcile.explain import explain
 from reconcile.judge import Found
 from reconcile.life import life
+from reconcile.multiset import steady_columns
 from reconcile.protocol import View
 from reconcile.repair import keys_of, repair
 from reconcile.run import MODES, Options, Progress, Subject, reconcile
@@ -208,6 +209,9 @@ class Reconciler:
     def repair(self, table: str, run_id: str | None, *, dry_run: bool) -> dict[str, Any]:
         """Repairs the differences of a run (of the last one that found some) that are still there."""
         with self._one(table) as (config, subject):
+            if config.target.mode is Mode.APPEND:
+                message = f"{config.source} is kept as a log of its changes, which is not repaired: it tells only of what came"
+                raise CdcError(message, code="no_repair")
             run_id, keys = self._on_line(partial(self._recorded, config, subject.schema, run_id))
             state = self._on_line(partial(self._destination.load_state, config.target))
             if state.state != "streaming" or state.resync:
@@ -249,7 +253,9 @@ class Reconciler:
 
     def explain(self, table: str, key: Sequence[str]) -> dict[str, Any]:
         """The life of one key: its events in Kafka, what became of them, and both rows now."""
-        with self._one(table) as (_, subject):
+        with self._one(table) as (config, subject):
+            if not subject.schema.key:
+                raise ConfigError(f"{config.source} has no key by which a row's events could be found", code="no_key")
             return life(subject, key)
 
     @contextmanager
@@ -284,7 +290,8 @@ class Reconciler:
                 return explain(found, log, v, mapped)
 
         rows = destination.table_rows(target) or 0
-        return Subject(target, schema, o.sources, view, log, partial(self._fenced, config.source), rows, explained)
+        steady = steady_columns(schemas)
+        return Subject(target, schema, o.sources, view, log, partial(self._fenced, config.source), rows, explained, steady)
 
     def _fenced(self, table: TableId, position: int) -> bool:
         """Waits until the table is complete at the destination through ``position``; false where nobody merges, or it takes too long."""

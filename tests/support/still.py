@@ -52,5 +52,5 @@ def compare_still(
         return [Difference(f.key, f.kind, f.columns, f.source, f.destination, f.position, count=f.count) for f in found]
 
     source, view = Sources(dialect, reads or dialect), lambda: destination.view(target, schema)
-    subject = Subject(target, schema, source, view, StillLog(), lambda position: True, rows_expected, explain)
+    subject = Subject(target, schema, source, view, StillLog(), lambda position: True, rows_expected, explain, frozenset(schema.names))
     return reconcile(subject, options, Progress(), 1)
