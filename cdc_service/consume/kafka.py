@@ -473,7 +473,12 @@ class Admin:
         )
         missing = (KafkaError.UNKNOWN_TOPIC_OR_PART,)
         found = {(p.topic, p.partition): self._result(future, missing=missing) for p, future in futures.items()}
-        return {where: int(result.offset) for where, result in found.items() if result is not None}
+        told = {where: int(result.offset) for where, result in found.items() if result is not None}
+        # Now and then a broker under load answers without an offset (OFFSET_INVALID); taken for one, the log would seem to have shrunk.
+        if unknown := sorted(where for where, offset in told.items() if offset < 0):
+            topic, partition = unknown[0]
+            raise Unavailable(f"Kafka did not tell the offsets of topic {topic}, partition {partition}", hint=self._cure())
+        return told
 
     def _result(self, future: Future[Any], missing: tuple[int, ...] = (), value: Any = None) -> Any:
         try:
