@@ -42,6 +42,7 @@ from connectors.connect import ConnectorStatus, TaskStatus
 from connectors.protocol import UNKNOWN_FILL, Fill, Reread
 from tests.conformance.harness import ITEMS, MemoryHarness
 from tests.property.test_merge_logs import PARTITIONS, Event, Source, batch
+from tests.support.line import FACTOR
 
 TOPIC = "shop.public.items"
 LOG = LogId("cluster", TOPIC, "topic-1")
@@ -567,7 +568,7 @@ def heal(world: World, group: Group, *, alone: bool = True) -> None:
     pytest.fail(f"not caught up: {states}, ends {[len(log) for log in world.partitions]}")
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=round(120 * FACTOR), deadline=None)
 @example(seed=500826)
 @given(seed=st.integers(0, 2**32))
 def test_i1_i2_i4_i12_i14_i21_i24_i25_whatever_happens_the_warehouse_becomes_the_source(seed: int) -> None:

@@ -27,6 +27,7 @@ from cdc_service.core.order import generations, snapshot_record
 from cdc_service.core.types import META, ChangeBatch, Delta, Mode, Op, Span, TableId, TableSchema, Tail, Target
 from cdc_service.testing.memory import CHANGE_COLUMNS
 from tests.conformance.harness import ITEMS, LOG, PARAMS, Harness, MemoryHarness, harness_of
+from tests.support.line import FACTOR
 
 PARTITIONS = 3
 COUNTER = iter(range(1_000_000))
@@ -205,7 +206,7 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         destination.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=round(60 * FACTOR), deadline=None)
 @example(seed=1)
 @given(seed=st.integers(0, 2**32))
 def test_i1_i8_i12_i16_i21_every_change_is_a_row_exactly_once(opened: tuple[Harness, Any], seed: int) -> None:

@@ -29,6 +29,7 @@ from cdc_service.core.types import META, ChangeBatch, Delta, LogId, Mode, Op, Sp
 from cdc_service.testing.memory import MemoryDestination
 from mergers.protocol import UnsentUnknown
 from tests.conformance.harness import ITEMS, LOG, PARAMS, Harness, MemoryHarness, harness_of
+from tests.support.line import FACTOR
 
 PARTITIONS = 3
 KEYS = 8
@@ -236,7 +237,7 @@ COUNTER = iter(range(1_000_000))
 UNKNOWN = [0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=round(60 * FACTOR), deadline=None)
 @example(seed=1)
 @given(seed=st.integers(0, 2**32))
 def test_i1_i4_i7_i8_i11_random_logs_end_as_the_source_did(opened: tuple[Harness, Any], seed: int) -> None:
