@@ -22,6 +22,7 @@ def schema_to_json(schema: TableSchema) -> str:
             "default": _encode(c.default),
             "source_type": c.source_type,
             "dropped": c.dropped,
+            **({} if c.unread is None else {"unread": c.unread}),
         }
         for c in schema.columns
     ]
@@ -33,7 +34,7 @@ def schema_from_json(text: str) -> TableSchema:
     """Raises ValueError or KeyError on text that ``schema_to_json`` did not write."""
     document = json.loads(text)
     columns = tuple(
-        Column(c["name"], parse_type(c["type"]), c["nullable"], _decode(c["default"]), c["source_type"], c["dropped"])
+        Column(c["name"], parse_type(c["type"]), c["nullable"], _decode(c["default"]), c["source_type"], c["dropped"], c.get("unread"))
         for c in document["columns"]
     )
     return TableSchema(TableId(document["schema"], document["table"]), columns, tuple(document["key"]))

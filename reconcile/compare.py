@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Self
 
 import duckdb
 import pyarrow as pa
@@ -101,29 +102,43 @@ class Ranges:
         return (self.high - self.low) // self.width + 1
 
 
-class Comparison:
-    """Two sides, ``s`` and ``d``, are staged; then ``differing`` gives the keys. Columns in ``by_value`` are brought into a normal form
-    first, which takes longer and leaves no difference of representation to be found."""
+class Scratch:
+    """A database in a temporary folder, which uses at most MEMORY and is gone when it is left."""
 
-    def __init__(self, key: Sequence[Column], columns: Sequence[Column], by_value: Collection[str] = ()) -> None:
-        self.key = tuple(key)
-        self.columns = tuple(columns)
-        self._by_value = frozenset(by_value)
+    def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="cdc-reconcile-")
         settings = {"memory_limit": MEMORY, "preserve_insertion_order": "false"}
         self._db = duckdb.connect(f"{self._folder.name}/scratch.duckdb", config=settings)
         self._db.execute(f"SET temp_directory = '{self._folder.name}/tmp'; SET TimeZone = 'UTC'")
-        names = [f"k{i} {engine_type(c.type)}" for i, c in enumerate(self.key)]
-        for side in "sd":
-            self._db.execute(f"CREATE TABLE {side} ({', '.join([*names, 'h UBIGINT'])})")
-        self._ranges: Ranges | None = None
 
-    def __enter__(self) -> Comparison:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._db.close()
         self._folder.cleanup()
+
+    @contextmanager
+    def _arriving(self, batch: pa.RecordBatch) -> Iterator[None]:
+        """The batch is the table ``arriving`` meanwhile."""
+        self._db.register("arriving", pa.Table.from_batches([batch]))
+        yield
+        self._db.unregister("arriving")
+
+
+class Comparison(Scratch):
+    """Two sides, ``s`` and ``d``, are staged; then ``differing`` gives the keys. Columns in ``by_value`` are brought into a normal form
+    first, which takes longer and leaves no difference of representation to be found."""
+
+    def __init__(self, key: Sequence[Column], columns: Sequence[Column], by_value: Collection[str] = ()) -> None:
+        super().__init__()
+        self.key = tuple(key)
+        self.columns = tuple(columns)
+        self._by_value = frozenset(by_value)
+        names = [f"k{i} {engine_type(c.type)}" for i, c in enumerate(self.key)]
+        for side in "sd":
+            self._db.execute(f"CREATE TABLE {side} ({', '.join([*names, 'h UBIGINT'])})")
+        self._ranges: Ranges | None = None
 
     def expressions(self, *, text: Sequence[str] = ()) -> dict[str, str]:
         """What is staged of a row, as DuckDB's expressions over its columns, of which those in ``text`` come as text."""
@@ -158,9 +173,8 @@ class Comparison:
             yield batch.num_rows, batch.nbytes
 
     def _insert(self, side: str, batch: pa.RecordBatch, select: str) -> None:
-        self._db.register("arriving", pa.Table.from_batches([batch]))
-        self._db.execute(f"INSERT INTO {side} {select}")
-        self._db.unregister("arriving")
+        with self._arriving(batch):
+            self._db.execute(f"INSERT INTO {side} {select}")
 
     def only_sampled(self) -> None:
         """Leaves of the destination's rows those whose keys the source's sample has."""

@@ -11,19 +11,16 @@ Promises: rows that are alike are counted, not merged; two rows are taken for eq
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
-import duckdb
 import pyarrow as pa
 
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.rowtext import value_text
 from cdc_service.core.side import Scan
 from cdc_service.core.types import Column, TableSchema
-from reconcile.compare import MEMORY, normal, quote, value
+from reconcile.compare import Scratch, normal, quote, value
 from reconcile.document import Total
 from reconcile.protocol import View
 
@@ -53,32 +50,22 @@ class Moved:
     values: Mapping[str, str | None]
 
 
-class Multiset:
+class Multiset(Scratch):
     """Rows of both sides are staged by the hash of ``columns``; then ``differing`` says of which there are more on one side."""
 
     def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
         self._columns = tuple(columns)
+        self._db.execute("CREATE TABLE s (h UBIGINT, n INTEGER); CREATE TABLE d (h UBIGINT, n INTEGER); CREATE TABLE late (h UBIGINT)")
         self.emptied = False
         """A truncation is late, so that nobody knows of any row whether the source still had it."""
         self.whole = False
         """The log begins with the rows that were there: it was read in an initial snapshot, or the table was emptied."""
-        self._folder = tempfile.TemporaryDirectory(prefix="cdc-reconcile-")
-        settings = {"memory_limit": MEMORY, "preserve_insertion_order": "false"}
-        self._db = duckdb.connect(f"{self._folder.name}/scratch.duckdb", config=settings)
-        self._db.execute(f"SET temp_directory = '{self._folder.name}/tmp'; SET TimeZone = 'UTC'")
-        self._db.execute("CREATE TABLE s (h UBIGINT, n INTEGER); CREATE TABLE d (h UBIGINT, n INTEGER); CREATE TABLE late (h UBIGINT)")
-
-    def __enter__(self) -> Multiset:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._db.close()
-        self._folder.cleanup()
 
     def stage_source(self, scan: Scan) -> Iterator[tuple[int, int]]:
         """Yields rows and bytes of each step."""
         for batch in scan.rows(self._columns):
-            with _arriving(self._db, batch):
+            with self._arriving(batch):
                 self._db.execute(f"INSERT INTO s SELECT {self._hash(batch)}, 1 FROM arriving")
             yield batch.num_rows, batch.nbytes
 
@@ -87,7 +74,7 @@ class Multiset:
         op, commit = (view.forms([c])[c.name] for c in (_OP, _COMMIT))
         self.emptied = view.count(f"{op} = 't' AND {commit} > {low} AND {commit} <= {high}") > 0
         for batch in self._log(view, low):
-            with _arriving(self._db, batch):
+            with self._arriving(batch):
                 for rows, sign in self._images(batch):
                     self._db.execute(f"INSERT INTO d SELECT h, {sign} FROM ({rows}) WHERE committed <= {low}")
                     self._db.execute(f"INSERT INTO late SELECT h FROM ({rows}) WHERE committed > {low} AND committed <= {high}")
@@ -112,10 +99,10 @@ FROM (SELECT h, n FROM s UNION ALL SELECT h, -n FROM d) GROUP BY h HAVING sum(n)
         self._db.executemany("INSERT INTO wanted VALUES (?)", [[h] for h in counts])
         found: dict[int, Mapping[str, str | None]] = {}
         for batch in scan.rows(self._columns):
-            with _arriving(self._db, batch):
+            with self._arriving(batch):
                 self._note(f"SELECT {self._hash(batch)} AS h, {self._values(batch)} FROM arriving", found)
         for batch in self._log(view, low) if len(found) < len(counts) else ():
-            with _arriving(self._db, batch):
+            with self._arriving(batch):
                 for rows, _ in self._images(batch, values=True):
                     self._note(f"SELECT * EXCLUDE (committed) FROM ({rows})", found)
         return [Moved(counts[h], values) for h, values in found.items()]
@@ -181,16 +168,3 @@ FROM (SELECT h, n FROM s UNION ALL SELECT h, -n FROM d) GROUP BY h HAVING sum(n)
 
     def _values(self, batch: pa.RecordBatch | None) -> str:
         return ", ".join(f"{e} AS v{i}" for i, e in enumerate(self._typed(batch)))
-
-
-class _arriving:  # noqa: N801
-    """The batch as a table of that name, while it is entered."""
-
-    def __init__(self, db: duckdb.DuckDBPyConnection, batch: pa.RecordBatch) -> None:
-        self._db, self._batch = db, batch
-
-    def __enter__(self) -> None:
-        self._db.register("arriving", pa.Table.from_batches([self._batch]))
-
-    def __exit__(self, *_: object) -> None:
-        self._db.unregister("arriving")

@@ -58,7 +58,8 @@ class Op(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of a source table. ``default`` is the constant that rows older than the column hold (None: NULL), as an Arrow-convertible
-    Python value. ``dropped`` is true in a target's own schema for a column that the source no longer has."""
+    Python value. ``dropped`` is true in a target's own schema for a column that the source no longer has, and ``unread`` is the generation
+    of the rows of which nobody could tell what they hold in the column: until a later generation has read them anew, they may lack it."""
 
     name: str
     type: LogicalType
@@ -66,6 +67,7 @@ class Column:
     default: Any = None
     source_type: str = ""
     dropped: bool = False
+    unread: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,9 +141,13 @@ class Control:
         for table in self._tables:
             if table.reload and not table.stopped:
                 why, table.reload = table.reload, ""
-                structlog.get_logger().info("table is read anew", table=str(table.source), why=why)
                 try:
-                    table.kept = self._means.destination.load_state(table.target)
+                    state = self._means.destination.load_state(table.target)
+                    if state.generation > table.kept.generation:
+                        table.follow(state)  # Another process found the same, and has begun.
+                        continue
+                    structlog.get_logger().info("table is read anew", table=str(table.source), why=why)
+                    table.kept = state
                     self.resync(table)
                 except CdcError as error:
                     table.reload = why

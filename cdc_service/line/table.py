@@ -184,7 +184,7 @@ class Table:
         self.ends = {p: high for p, (_, high) in facts.ends.items()}
         tails = m.destination.tails(target, facts.log) if target.mode is Mode.APPEND else {}
         self.parts = {c.partition: Part(c.next_offset, c.epoch, c.next_offset, tails.get(c.partition)) for c in taken}
-        self._versions.load(self._applied_to)
+        self._versions.load(self._applied_to, self.kept.generation)
         if self._versions.all and (found := m.destination.drift(target, self._versions.all[-1])):
             raise drifted(self, found)
         self._parked = m.destination.parked_keys(target)
@@ -417,11 +417,11 @@ class Table:
     def look_up(self) -> None:
         """Reads anew what the destination tells of work done and of the target's schema."""
         self.recall()
-        self._versions.load(self._applied_to)
+        self._versions.load(self._applied_to, self.kept.generation)
 
     def make(self) -> None:
         """Makes the target of a table of which no event ever came, empty; none where it is not certain how its events will look."""
-        self._versions.load(self._applied_to)
+        self._versions.load(self._applied_to, self.kept.generation)
         schema = None if self._versions.all else self.means.schema_of(self.source)
         if schema is not None:
             self._versions.evolve(schema, None)

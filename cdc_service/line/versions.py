@@ -28,11 +28,15 @@ class Versions:
         self._handled: set[str] = set()
         self._judged: dict[str, int] = {}
         self._applied_to = 0
+        self._generation = 0
 
-    def load(self, applied_to: int) -> None:
-        """Reads them anew; ``applied_to`` is the highest position of the rows that were applied so far."""
+    def load(self, applied_to: int, generation: int) -> None:
+        """Reads them anew; ``applied_to`` is the highest position of the rows that were applied so far, ``generation`` the table's."""
         self.all = tuple(self._means.destination.schemas(self._target))
-        self._handled, self._judged, self._applied_to = set(), {}, applied_to
+        self._handled, self._judged, self._applied_to, self._generation = set(), {}, applied_to, generation
+        # The process that learned so may have ended before the table was read anew.
+        if unread := [c.name for c in (self.all[-1].columns if self.all else ()) if c.unread is not None and c.unread >= generation]:
+            self.reload = self.reload or f"only reading its rows tells what they hold in the column {unread[0]}"
 
     def evolve(self, incoming: TableSchema, records: tuple[int, int] | None, *, initial: bool = False) -> None:
         """Makes the target hold rows of ``incoming``, which stand at ``records`` (lowest and highest; None: no changes of the stream);
@@ -66,6 +70,10 @@ class Versions:
         if new := [c.name for c in still if c.name in made]:
             # A column that came with the table was never asked what older rows hold in it; these are older rows.
             self.reload = f"rows of before the column {new[0]} was added came after the table was made with it"
+            marked = tuple(replace(c, unread=self._generation) if c.name in new else c for c in own.columns)
+            if any(c.unread != old.unread for c, old in zip(marked, own.columns, strict=True)):
+                self._means.destination.evolve(self._target, [], replace(own, columns=marked))
+                self.all = (*self.all, replace(own, columns=marked, version=own.version + 1))
         return incoming if len(kept) == len(incoming.columns) and not still else replace(incoming, columns=(*kept, *still))
 
     def _with_fills(self, incoming: TableSchema) -> TableSchema:
@@ -80,15 +88,17 @@ class Versions:
             # The rows of a log are what they were, also where the source's own rows have another value in the new column.
             return replace(incoming, columns=tuple(replace(c, default=None) for c in incoming.columns))
         filled, why = {}, ""
+        unread = self._generation if self._means.destination.table_rows(self._target) else None
         for column in new:
             if column.name in known:
                 why = f"the column {column.name} came back after it was dropped, so its older rows hold other values at the source"
+                filled[column.name] = replace(column, unread=unread)
                 continue
             found = self._filled(column, incoming)
-            filled[column.name] = found or replace(column, default=None)
+            filled[column.name] = found or replace(column, default=None, unread=unread)
             if found is None:
                 why = f"only reading its rows tells what the new column {column.name} holds in them"
-        if why and self._means.destination.table_rows(self._target):
+        if why and unread is not None:
             self.reload = why
         return replace(incoming, columns=tuple(filled.get(c.name, c) for c in incoming.columns))
 
