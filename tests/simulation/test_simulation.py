@@ -240,6 +240,66 @@ REGRESSIONS = {
         deliver 10
         wake w10 977196
         """,
+    "a resync that a new column needs is forgotten with the process that found so": """
+        begin tables=t0:append,t1:upsert,t2:soft_delete partitions=1 memory=1000 rows=2 alone=0
+        turn w0 513243 crash@1(kafka.poll)
+        turn w1 234776 crash@1(kafka.poll)
+        turn w2 333440 freeze@15(warehouse.checkpoints)
+        turn w3 463350 look crash@1(kafka.poll)
+        turn w4 715211 freeze@12(warehouse.schemas)
+        turn w5 640240 freeze@2(warehouse.checkpoints)
+        turn w6 371857 crash@4(warehouse.load_state)
+        turn w7 364354 look crash@5(warehouse.totals)
+        turn w8 741766 crash@2(warehouse.checkpoints)
+        turn w9 16105 freeze@1(kafka.poll)
+        turn w10 944820 look freeze@11(warehouse.tails)
+        turn w11 445421 crash@1(kafka.poll)
+        turn w12 778962 freeze@9(warehouse.reply)
+        turn w13 500715 freeze@1(kafka.poll)
+        turn w14 354462 look crash@3(kafka.describe)
+        turn w15 246471 look freeze@6(warehouse.table_rows)
+        turn w16 358761 look crash@11(warehouse.tails)
+        turn w17 825213 look crash@1(kafka.poll)
+        deliver 10
+        turn w18 554149 freeze@3(line.flush)
+        turn w19 755697 look crash@2(warehouse.checkpoints)
+        turn w20 480291 crash@2(warehouse.checkpoints)
+        forget_offsets
+        turn w21 862163 look freeze@5(warehouse.totals)
+        deliver 10
+        turn w22 494046 crash@6(warehouse.table_rows)
+        turn w23 363750 look freeze@1(kafka.poll)
+        turn w24 774476 look crash@2(warehouse.checkpoints)
+        write 0 insert t2 4 4
+        turn w25 571929 crash@4(warehouse.load_state)
+        turn w26 162086 crash@6(warehouse.table_rows)
+        turn w27 728514 freeze@2(warehouse.checkpoints)
+        turn w28 120292 look crash@1(kafka.poll)
+        turn w29 976119 look crash@1(kafka.poll)
+        add_partition t1 567225
+        turn w30 952859 freeze@5(warehouse.totals)
+        turn w31 881783 look freeze@1(kafka.poll)
+        turn w32 136491 crash@2(warehouse.checkpoints)
+        commit 0
+        deliver 3
+        turn w33 956306 look freeze@3(line.polled)
+        turn w34 358853 look crash@1(kafka.poll)
+        turn w35 492594
+        drop_target t2
+        turn w35 589595
+        turn w35 639213
+        wake w15 247861
+        operate w15 668885
+        deliver 10
+        add_column t2 ?
+        wake w18 83120
+        write 2 delete t2 4 0
+        commit 2
+        deliver 3
+        turn w35 639093 look
+        turn w35 744138 look
+        turn w35 610277 look freeze@4(warehouse.save_state)
+        """,
 }
 """Shrunk schedules of bugs that the simulation found in the service."""
 
