@@ -55,15 +55,13 @@ RUNS = (
 OPEN = """
 Known and not mended yet:
 
-- A process that ends between adding a column whose older values nobody can tell and the resync that reads them forgets that resync: the
-  older rows keep NULL in the column.
 - A connector whose offsets are removed again and again while a table is read anew can leave a value that was not sent as it was before
   (the violation on PostgreSQL above).
 - A row whose unsent value stands nowhere is read again at the source. Where the source has got a column meanwhile that the batch's own
   schema lacks, and the row was changed since, its value in that column is missing until the next change of the row or a repair
   (seed 7002014).
-- A row was lost once where a topic was made again, somebody adopted the table, and the warehouse was then restored from a backup of before
-  (seed 7005510).
+- A log of changes (mode append) whose topic was made again and which was then resynced keeps the first copy of a change that came
+  twice; where that was before the resync, reading the log by generation and position tells an older state of the row (seed 8007336).
 - During a resync, and for the connector's repeated tail right behind it, a row may show an older moment for a while.
 """
 HEAD = """# Simulation

@@ -40,8 +40,10 @@ class Snapshots(Protocol):
 
 
 def signal_id(table: Table) -> str:
-    """The id of the incremental snapshot that fills the table's generation: the same after a restart."""
-    return f"resync-{table.kept.generation}-{table.kept.opened_record}-{table.source}"
+    """The id of the incremental snapshot that fills the table's generation: the same after a restart, another one for a generation of the
+    same number in a warehouse that was restored from a backup: what an earlier snapshot sent stands before the offsets of this one."""
+    offsets = sum((table.kept.opened_at or {}).values())
+    return f"resync-{table.kept.generation}-{table.kept.opened_record}-{offsets}-{table.source}"
 
 
 class Progress:

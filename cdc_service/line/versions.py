@@ -66,9 +66,9 @@ class Versions:
         gone = {c.name for c in own.columns if c.dropped and not later(c.name)}
         still = [c for c in own.columns if not c.dropped and c.name not in incoming.names and not later(c.name)]
         kept = [c for c in incoming.columns if c.name not in gone]
-        made = {c.name for c in self.all[0].columns} if (records or initial) and self._target.mode is not Mode.APPEND else set()
-        if new := [c.name for c in still if c.name in made]:
-            # A column that came with the table was never asked what older rows hold in it; these are older rows.
+        untold = {c.name for c in (*self.all[0].columns, *(c for c in own.columns if c.unread is not None))}
+        if (records or initial) and self._target.mode is not Mode.APPEND and (new := [c.name for c in still if c.name in untold]):
+            # Nobody could tell, or was ever asked (of a column that came with the table), what older rows hold in it; these are older rows.
             self.reload = f"rows of before the column {new[0]} was added came after the table was made with it"
             marked = tuple(replace(c, unread=self._generation) if c.name in new else c for c in own.columns)
             if any(c.unread != old.unread for c, old in zip(marked, own.columns, strict=True)):

@@ -300,6 +300,54 @@ REGRESSIONS = {
         turn w35 744138 look
         turn w35 610277 look freeze@4(warehouse.save_state)
         """,
+    "the end of a snapshot of before a restore is taken for that of the one after it": """
+        begin tables=t0:upsert,t1:upsert partitions=3 memory=1000 rows=2 alone=1
+        commit 1
+        turn w0 588269
+        write 2 insert t0 4 6
+        turn w0 795514 look freeze@1(kafka.poll)
+        backup
+        turn w1 206819 freeze@1(kafka.poll)
+        restart_connector
+        deliver 3
+        commit 2
+        act w2 442191 resync t0
+        turn w2 92658 freeze@3(kafka.describe)
+        turn w3 311088 freeze@7(warehouse.commit)
+        add_column t0 ?
+        lose_signal
+        deliver 3
+        turn w4 874437 freeze@1(kafka.poll)
+        restore
+        turn w6 901458 look
+        deliver 3
+        turn w6 37306 look
+        turn w6 161687
+        turn w6 858816
+        turn w6 602131
+        """,
+    "an event of before a column came, sent again, falls into the generation that was read for it": """
+        begin tables=t0:upsert,t1:upsert partitions=3 memory=1000 rows=2 alone=1
+        turn w0 795514 look freeze@1(kafka.poll)
+        turn w1 206819 freeze@1(kafka.poll)
+        write 2 insert t1 6 3
+        deliver 1
+        deliver 3
+        store
+        commit 2
+        turn w2 92658 freeze@3(kafka.describe)
+        turn w3 311088 freeze@7(warehouse.commit)
+        commit 1
+        add_column t1 ?
+        turn w4 874437 freeze@1(kafka.poll)
+        write 1 insert t1 3 7
+        deliver 10
+        commit 1
+        deliver 1
+        turn w5 586964
+        turn w5 23106
+        restart_connector
+        """,
 }
 """Shrunk schedules of bugs that the simulation found in the service."""
 
