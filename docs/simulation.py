@@ -60,8 +60,6 @@ Known and not mended yet:
 - A row whose unsent value stands nowhere is read again at the source. Where the source has got a column meanwhile that the batch's own
   schema lacks, and the row was changed since, its value in that column is missing until the next change of the row or a repair
   (seed 7002014).
-- A log of changes (mode append) whose topic was made again and which was then resynced keeps the first copy of a change that came
-  twice; where that was before the resync, reading the log by generation and position tells an older state of the row (seed 8007336).
 - During a resync, and for the connector's repeated tail right behind it, a row may show an older moment for a while.
 """
 HEAD = """# Simulation

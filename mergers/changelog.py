@@ -13,24 +13,40 @@ import pyarrow.compute as pc
 from cdc_service.core.order import INCREMENTAL
 from cdc_service.core.types import Delta, Op
 from mergers.dialect import Statement
-from mergers.statements import MergeSql
+from mergers.statements import STAGE, MergeSql
 
 
 def known(s: MergeSql, delta: Delta, watermark: tuple[int, int] | None) -> Iterator[Statement]:
     """The staged changes that the target holds already: queries of their ``n``."""
-    p, q = s.dialect.placeholder, s.dialect.quote
+    p = s.dialect.placeholder
     if watermark is not None:
         below = f"s.gen < {p} OR (s.gen = {p} AND s.rec < {p})"
         yield s.staged(f"WHERE s.rec < 0 AND ({below})", [watermark[0], watermark[0], watermark[1]])
-    ends = pc.min_max(delta.meta["record"])
-    same = f"""t.{q("_cdc_record")} >= {p} AND t.{q("_cdc_record")} <= {p} AND t.{q("_cdc_record")} = s.rec
-  AND t.{q("_cdc_op")} = s.letter AND t.{q("_cdc_seq")} = s.seq AND t.{q("_cdc_source_ts")} IS NOT DISTINCT FROM s.src
-  AND s.rec <> {INCREMENTAL} AND (s.rec > 0 OR t.{q("_cdc_gen")} = s.gen)"""
-    range_ = [ends["min"].as_py(), ends["max"].as_py()]
+    same, range_ = _same(s, delta)
     key = f" AND {s.same_key()} AND s.op <> {int(Op.TRUNCATE)}" if s.table.key else ""
     yield s.staged(f"JOIN {s.place} AS t ON {same}{key}", range_)
     if s.table.key and pc.any(pc.equal(delta.meta["op"], int(Op.TRUNCATE))).as_py():
         yield s.staged(f"JOIN {s.place} AS t ON {same} AND s.op = {int(Op.TRUNCATE)}", range_)
+
+
+def lift(s: MergeSql, delta: Delta) -> Statement:
+    """Gives the changes that the target holds already the generation in which they came again."""
+    same, range_ = _same(s, delta)
+    gen = s.dialect.quote("_cdc_gen")
+    key = f" AND (s.op = {int(Op.TRUNCATE)} OR {s.same_key()})" if s.table.key else ""
+    return Statement(
+        f"UPDATE {s.place} AS t SET {gen} = s.gen FROM {s.temporary(STAGE)} AS s WHERE {same}{key} AND t.{gen} < s.gen", range_
+    )
+
+
+def _same(s: MergeSql, delta: Delta) -> tuple[str, list[object]]:
+    """The condition that a staged change and a row are one change, but for the key."""
+    p, q = s.dialect.placeholder, s.dialect.quote
+    ends = pc.min_max(delta.meta["record"])
+    same = f"""t.{q("_cdc_record")} >= {p} AND t.{q("_cdc_record")} <= {p} AND t.{q("_cdc_record")} = s.rec
+  AND t.{q("_cdc_op")} = s.letter AND t.{q("_cdc_seq")} = s.seq AND t.{q("_cdc_source_ts")} IS NOT DISTINCT FROM s.src
+  AND s.rec <> {INCREMENTAL} AND (s.rec > 0 OR t.{q("_cdc_gen")} = s.gen)"""
+    return same, [ends["min"].as_py(), ends["max"].as_py()]
 
 
 def remove_readings(s: MergeSql, generation: int, record: int) -> Statement:

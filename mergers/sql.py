@@ -539,6 +539,8 @@ WHERE {s.in_scope()} AND truncate_commit IS NOT NULL ORDER BY 1 DESC, 2 DESC LIM
 
     def _append(self, c: Connection, s: MergeSql, delta: Delta, watermark: tuple[int, int] | None) -> dict[int, int]:
         """Writes the staged changes that the target does not hold; how many of them each partition has."""
+        if (pc.max(delta.meta["gen"]).as_py() or 0) > 0:
+            self._run(c, changelog.lift(s, delta))
         for known in changelog.known(s, delta, watermark):
             self._discard(known)
         new: dict[int, int] = dict(c.fetch(f"SELECT s.part, COUNT(*) FROM {s.temporary(STAGE)} AS s GROUP BY 1"))

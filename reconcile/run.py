@@ -161,56 +161,60 @@ class _Run:
 
     def left_by_log(self, report: TableReport) -> TableReport:
         """The rows that a log of changes leaves, counted by their values; what late changes may explain is looked at again."""
-        s, left, why = self._subject, None, ""
+        left, why = None, ""
         for number in range(LOOKS):
             if time.monotonic() > self._until:
                 raise _Over
             time.sleep(min(2.0, 0.1 * 2**number) if number else 0.0)  # What stands in the way ends by itself or not at all.
-            self._progress.phase, self._progress.rows = "fence", 0
             try:
-                with s.source.settled(s.target.source) as (scan, low):
-                    left_out = _dropped(s.schema) | dict(scan.unreadable(s.schema.columns))
-                    left_out |= {c.name: "it came or changed after the log began" for c in s.schema.columns if c.name not in s.steady}
-                    columns = [c for c in s.schema.columns if c.name not in left_out]
-                    if not columns:
-                        return replace(report, reason="none of its columns can be compared", left_out=left_out)
-                    ends = {} if (fenced := s.fenced(scan.position)) else s.log.ends_after(scan.position, LOOK_SECONDS)
-                    with s.view() as view, Multiset(columns) as rows:
-                        report = self._placed(report, scan, view, fenced)
-                        held = view.checkpoints(s.log.id)
-                        if ends is None or any(held.get(p, 0) < end for p, end in ends.items()):
-                            why = "the warehouse is not as far as the source was"
-                            continue
-                        self._progress.phase = "compare"
-                        self._drain(rows.stage_log(view, low, scan.position), paced=False)
-                        self._drain(rows.stage_source(scan), paced=True)
-                        if rows.emptied:
-                            why = "the table was emptied just now"
-                            continue
-                        differing, late = rows.differing()
-                        left = set(differing) if left is None else left & set(differing)
-                        if (late := late & left) and number < LOOKS - 1:
-                            continue
-                        counts = {h: differing[h] for h in left - late}
-                        wanted = dict(list(counts.items())[: self._options.differences_max])
-                        shown = rows.shown(scan, view, low, wanted) if wanted else []
-                        here, there = rows.totals()
+                told, left = self._counted_by_value(report, left, last=number == LOOKS - 1)
             except Unavailable as error:
                 why = error.message
                 continue
-            more, fewer = (sum(max(0, sign * n) for n in counts.values()) for sign in (1, -1))
-            cause = (
-                "it has no key to be followed by" if rows.whole else "the log has no snapshot: what was there before it began is not in it"
-            )
-            report = replace(
-                report, method="multiset", rows=(here.rows, there.rows), digest=(here.digest, there.digest), bytes=self._bytes,
-                compared=tuple(c.name for c in columns), left_out=left_out, truncated=len(shown) < len(counts),
-                differences=[_of_rows(moved, scan.position, cause) for moved in shown],
-                counts={"missing": more, "extra": fewer, "in_flight": len(late)},
-            )  # fmt: skip
-            status = Status.MISMATCH if counts else Status.IN_FLIGHT if late else Status.MATCH
-            return replace(report, status=status, reason="its rows change too fast to be judged" if status is Status.IN_FLIGHT else "")
+            if told is not None:
+                return told
         return replace(report, status=Status.IN_FLIGHT, reason=why)
+
+    def _counted_by_value(self, report: TableReport, left: set[int] | None, *, last: bool) -> tuple[TableReport | None, set[int]]:
+        """One look at the rows whose hashes are in ``left`` (None: at all): the report, or None and what has to be looked at again. Raises
+        Unavailable where the sides cannot be compared just now."""
+        s, self._progress.phase, self._progress.rows = self._subject, "fence", 0
+        with s.source.settled(s.target.source) as (scan, low):
+            left_out = {c.name: "it came or changed after the log began" for c in s.schema.columns if c.name not in s.steady}
+            left_out |= _dropped(s.schema) | dict(scan.unreadable(s.schema.columns))
+            columns = [c for c in s.schema.columns if c.name not in left_out]
+            if not columns:
+                return replace(report, reason="none of its columns can be compared", left_out=left_out), set()
+            ends = {} if (fenced := s.fenced(scan.position)) else s.log.ends_after(scan.position, LOOK_SECONDS)
+            with s.view() as view, Multiset(columns) as rows:
+                held = view.checkpoints(s.log.id)
+                if ends is None or any(held.get(p, 0) < end for p, end in ends.items()):
+                    raise Unavailable("the warehouse is not as far as the source was")
+                self._progress.phase = "compare"
+                self._drain(rows.stage_log(view, low, scan.position), paced=False)
+                self._drain(rows.stage_source(scan), paced=True)
+                if rows.emptied:
+                    raise Unavailable("the table was emptied just now")
+                differing, late = rows.differing()
+                left = set(differing) if left is None else left & set(differing)
+                if (late := late & left) and not last:
+                    return None, left
+                counts = {h: differing[h] for h in left - late}
+                wanted = dict(list(counts.items())[: self._options.differences_max])
+                shown = rows.shown(scan, view, low, wanted) if wanted else []
+                here, there = rows.totals()
+                report = self._placed(report, scan, view, fenced)
+        unknown = "it has no key to be followed by"
+        cause = unknown if rows.whole else "the log has no snapshot: what was there before it began is not in it"
+        more, fewer = (sum(max(0, sign * n) for n in counts.values()) for sign in (1, -1))
+        status = Status.MISMATCH if counts else Status.IN_FLIGHT if late else Status.MATCH
+        return replace(
+            report, status=status, reason="its rows change too fast to be judged" if status is Status.IN_FLIGHT else "",
+            method="multiset", rows=(here.rows, there.rows), digest=(here.digest, there.digest), bytes=self._bytes,
+            compared=tuple(c.name for c in columns), left_out=left_out, truncated=len(shown) < len(counts),
+            differences=[_of_rows(moved, scan.position, cause) for moved in shown],
+            counts={"missing": more, "extra": fewer, "in_flight": len(late)},
+        ), set()  # fmt: skip
 
     def _placed(self, report: TableReport, scan: Scan, view: View, fenced: bool) -> TableReport:
         text = self._subject.source.format_position(scan.position)

@@ -1,8 +1,11 @@
 """Append: many changes of one table become the rows of its log of changes, each change once, with everything accounted for.
 
 A change is the same as another where the source's log position is, and beside it the key, the operation and the commit's time (positions of
-two timelines may meet, times do not), or, in a table without a key, its place among the changes of one log record (``Tail``, ``_places``).
-Rows of an initial snapshot are the same within one generation only. Rows of an incremental snapshot are readings: each is a row of its own.
+two timelines may meet, times do not), or, in a table without a key, its place among the changes of one log record (``Tail``,
+``_places``). A change that comes again in a later generation belongs to that one from then on: with the rows that were read for it, it
+tells what the table came to. Rows of an initial snapshot are the same within one generation only. Rows of an incremental snapshot are
+readings: each is a row of its own.
+
 Columns in, columns out: index arithmetic, no row visited.
 """
 
@@ -80,7 +83,7 @@ def _first_of_each(meta: pa.Table, text: pa.Array, gen: npt.NDArray[np.int32], s
         np.asarray(meta["source_us"].fill_null(np.iinfo(np.int64).min).to_numpy()),
         np.where(is_snapshot(record), gen, 0),
     ]
-    order = np.lexsort((meta["offset"].to_numpy(), *parts[::-1]))
+    order = np.lexsort((meta["offset"].to_numpy(), -gen, *parts[::-1]))
     same = np.ones(max(len(order) - 1, 0), np.bool_)
     for part in parts:
         same &= part[order][1:] == part[order][:-1]

@@ -447,6 +447,7 @@ def _append(kept: Kept, delta: Delta, table: TableSchema) -> list[Incoming]:
             **{name: meta[name] for name in ("key", "seq", "before", "missing", "source_us", "partition", "offset", "commit")},
         )
         superseded = row.version[1] < 0 and kept.watermark is not None and row.version < kept.watermark
+        kept.changes = [replace(c, version=max(c.version, row.version)) if row.same(c) else c for c in kept.changes]
         if not superseded and not any(row.same(other) for other in kept.changes):
             kept.changes.append(row)
             new.append(change)

@@ -279,18 +279,18 @@ def _run_session(
         kinds = session.dice.choices(names, weights, k=session.dice.choice((1, 1, 1, 2, 3, 8)))
         due = [mark for mark in empties if mark <= report.statements]
         if due:
-            empties.difference_update(due)
             kinds.append("truncate_addresses")
         undo = not due and session.dice.random() < ROLLBACK_SHARE
-        _transaction(session, kinds, undo, report, progress)
+        if _transaction(session, kinds, undo, report, progress):
+            empties.difference_update(due)
         if pace:
             halt.wait(max(0.0, began + report.statements / pace - time.monotonic()))
     report.seconds = time.monotonic() - began
     return report
 
 
-def _transaction(session: _Session, kinds: Sequence[str], undo: bool, report: LoadReport, progress: Callable[[int], None]) -> None:
-    """One transaction; a conflict with another session undoes it, and the load goes on with the next."""
+def _transaction(session: _Session, kinds: Sequence[str], undo: bool, report: LoadReport, progress: Callable[[int], None]) -> bool:
+    """One transaction, and whether it was committed; a conflict with another session undoes it, and the load goes on with the next."""
     session.statements = session.rows = 0
     try:
         with session.connection.transaction(force_rollback=undo):
@@ -299,15 +299,16 @@ def _transaction(session: _Session, kinds: Sequence[str], undo: bool, report: Lo
     except CONFLICTS:
         report.conflicts += 1
         report.rolled_back += 1
-        return
+        return False
     if undo:
         report.rolled_back += 1
-        return
+        return False
     report.transactions += 1
     report.statements += session.statements
     report.rows += session.rows
     report.kinds.update(kinds)
     progress(session.statements)
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -164,10 +164,12 @@ def test_i4_i16_what_comes_again_is_no_row_again(harness: Harness, keyed: Log) -
     assert again.apply(*changes) == [(0, 3), (0, 1)]
 
 
-def test_a_repeated_change_of_another_generation_is_the_same_change(harness: Harness, keyed: Log) -> None:
+def test_a_change_that_comes_again_in_a_later_generation_is_the_same_change_and_belongs_to_that_one(harness: Harness, keyed: Log) -> None:
     keyed.apply(row(C, 1, 100, "a"), row(R, 2, -5, "read"))
     assert keyed.apply(row(C, 1, 100, "a", gen=1), row(R, 2, -5, "read", gen=1)) == [(1, 1)]
-    assert [r[0] for r in held(harness, keyed)] == ["r", "c", "r"]
+    assert [r[0] for r in held(harness, keyed)] == ["r", "r", "c"]
+    assert keyed.apply(row(C, 1, 100, "a")) == [(0, 1)]
+    assert [r[0] for r in held(harness, keyed)] == ["r", "r", "c"]
 
 
 def test_readings_of_an_incremental_snapshot_are_each_a_row(harness: Harness, keyed: Log) -> None:

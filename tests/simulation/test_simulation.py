@@ -348,6 +348,27 @@ REGRESSIONS = {
         turn w5 23106
         restart_connector
         """,
+    "a change of a log that comes again stays in the generation before the one that was read": """
+        begin tables=t0:append partitions=3 memory=1000000000 rows=2 alone=1
+        turn w0 956203
+        join 67812
+        deliver 10
+        turn w0 988482
+        join 853612
+        join 650213
+        store
+        write 2 insert t0 6 2
+        commit 2
+        deliver 3
+        delete_topic t0
+        write 2 update_body t0 6 2
+        make_topic t0
+        commit 2
+        deliver 10
+        turn w3 174234
+        operate w3 644408
+        restart_connector
+        """,
 }
 """Shrunk schedules of bugs that the simulation found in the service."""
 
