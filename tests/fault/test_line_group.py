@@ -12,6 +12,7 @@ from tests.conftest import PgDatabase
 from tests.fault.test_line_kills import KEYS, await_committed
 from tests.support import hostile
 from tests.support.line import FACTOR, Line, Versions, beside, line
+from tests.support.wires import WIRE
 
 
 @pytest.mark.timeout(420)
@@ -60,6 +61,8 @@ def test_what_is_asked_of_one_process_holds_for_the_others(stack: Stack, pg_data
         line(stack, pg_database, tmp_path, "public.a: {}", destination="postgresql") as one,
         beside(one, tmp_path / "two", "public.a: {}") as two,
     ):
+        # Apicurio's converter writes a default where a value is NULL: such values are parked, which is not what is tried here.
+        default = "" if WIRE == "avro" else "DEFAULT 5"
         one.execute("CREATE TABLE a(id int PRIMARY KEY, v text); INSERT INTO a SELECT g, 'first' FROM generate_series(1, 300) g")
         one.register()
         one.start()
@@ -69,12 +72,12 @@ def test_what_is_asked_of_one_process_holds_for_the_others(stack: Stack, pg_data
         for first, second in ((one, two), (two, one)):
             first.act("pause", "public.a")
             second.await_state("public.a", "paused")
-            one.execute("UPDATE a SET v = v || '.'; ALTER TABLE a ADD COLUMN n int DEFAULT 7; ALTER TABLE a DROP COLUMN n")
+            one.execute(f"UPDATE a SET v = v || '.'; ALTER TABLE a ADD COLUMN n int {default}; ALTER TABLE a DROP COLUMN n")
             second.act("resume", "public.a")
             first.await_state("public.a", "streaming")
             one.await_complete("public.a")
             first.act("resync", "public.a")
-            one.execute("UPDATE a SET id = -id WHERE id % 10 = 3; ALTER TABLE a ADD COLUMN added int DEFAULT 5")
+            one.execute(f"UPDATE a SET id = -id WHERE id % 10 = 3; ALTER TABLE a ADD COLUMN added int {default}")
             one.execute("ALTER TABLE a RENAME COLUMN added TO renamed; UPDATE a SET renamed = 6 WHERE id % 10 = 4")
             second.await_state("public.a", "streaming", limit_seconds=120)
             second.await_complete("public.a")

@@ -52,16 +52,16 @@ def test_a_hostile_load_arrives_equal_through_an_outage_of_the_registry(registry
             pipeline.start()
             # A column of which older rows may hold what nobody knows (one that comes in a snapshot, or with values in a table that was
             # truncated) has its table read anew, which skips offsets.
-            for table in ("public.pair", "public.Größe Order"):
+            for table in ("public.pair", "public.Größe-Order"):
                 pipeline.await_state(table, "streaming", limit_seconds=120.0)
-            pipeline.execute('ALTER TABLE "Größe Order" ADD "späterer wert" text, ADD "1st" int')
+            pipeline.execute('ALTER TABLE "Größe-Order" ADD "späterer wert" text, ADD "1st" int')
             pipeline.execute("ALTER TABLE pair ADD later numeric(8,3) NOT NULL DEFAULT 1.5")
             pipeline.await_that("the load is done", work.done, 240)
             work.result()
             # The load may have ended before the columns came: events have to tell of them while the registry is there.
-            pipeline.execute('UPDATE pair SET later = later; UPDATE "Größe Order" SET "1st" = "1st"')
-            pipeline.await_complete("public.pair", "public.Größe Order")
-            pipeline.execute('UPDATE "Größe Order" SET "1st" = 1')
+            pipeline.execute('UPDATE pair SET later = later; UPDATE "Größe-Order" SET "1st" = "1st"')
+            pipeline.await_complete("public.pair", "public.Größe-Order")
+            pipeline.execute('UPDATE "Größe-Order" SET "1st" = 1')
             pipeline.await_complete(*(table for table in hostile.TABLES if table != "public.soft"))
             # Schemas that are known need no registry.
             registry.stop(["registry"])

@@ -56,7 +56,7 @@ KEYS = {
     "public.doc": ["id"],
     "public.pair": ["a", "b"],
     "public.whole": ["id"],
-    "public.Größe Order": ["Select", "пример"],
+    "public.Größe-Order": ["Select", "пример"],
     "public.part": ["region", "id"],
     "public.soft": ["k", "t"],
 }

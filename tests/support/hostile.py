@@ -24,13 +24,13 @@ from psycopg import errors
 
 from tests.support.wires import WIRE
 
-ODD = '"Größe Order"'
-TABLES = ("public.doc", "public.pair", "public.whole", "public.Größe Order", "public.part", "public.soft")
+ODD = '"Größe-Order"'
+TABLES = ("public.doc", "public.pair", "public.whole", "public.Größe-Order", "public.part", "public.soft")
 CONFIG = """
   public.doc: {}
   public.pair: {}
   public.whole: {}
-  'public.Größe Order': {}
+  'public.Größe-Order': {}
   public.part: {}
   public.soft: {mode: soft_delete}
 """

@@ -48,7 +48,7 @@ CREATE TABLE whole (
 ALTER TABLE whole REPLICA IDENTITY FULL, ALTER big SET STORAGE EXTERNAL;
 
 -- Every name needs its quotes.
-CREATE TABLE "Größe Order" (
+CREATE TABLE "Größe-Order" (
     "Select" integer,
     "пример" text,
     "from where" integer,
@@ -85,7 +85,7 @@ INSERT INTO doc SELECT word(i), i, repeat(md5(i::text), 300), decode(repeat(md5(
 INSERT INTO pair (a, b, v, price, seen, f8, f4) SELECT i % 40, word(i / 40), i, i / 100.0, TIMESTAMPTZ '2024-01-01 00:00+00' + i * INTERVAL '1 min', i / 3.0, i / 3.0 FROM generate_series(1, {rows}) i;
 INSERT INTO whole SELECT i, i, repeat(md5(i::text), CASE i % 5 WHEN 0 THEN 300 ELSE 1 END), ARRAY['ok', 'happy, "quoted"']::mood[], ARRAY[i, i / 10.0], ARRAY[true, NULL], NULL
     FROM generate_series(1, {rows}) i;
-INSERT INTO "Größe Order" SELECT i % 30, word(i / 30), i, -i, i / 3.0, TIME '00:00:00.000001' + i * INTERVAL '1 s' FROM generate_series(1, {rows}) i;
+INSERT INTO "Größe-Order" SELECT i % 30, word(i / 30), i, -i, i / 3.0, TIME '00:00:00.000001' + i * INTERVAL '1 s' FROM generate_series(1, {rows}) i;
 INSERT INTO part SELECT (ARRAY['eu', 'us', 'jp', 'br'])[i % 4 + 1], i, i, 'note ' || i FROM generate_series(1, {rows}) i;
 INSERT INTO soft SELECT i % 50 / 10.0, TIMESTAMPTZ '2024-06-01 12:00+00' + (i / 50) * INTERVAL '1 h', i, CASE WHEN i % 6 = 0 THEN repeat(md5(i::text), 300) END FROM generate_series(1, {rows}) i;
 ANALYZE;
