@@ -132,11 +132,15 @@ class SqlDestination(abc.ABC):
     def _select_checkpoints(self, s: MergeSql) -> str:
         return f"SELECT cluster_id, topic, topic_id, {s.dialect.quote('partition')}, next_offset, epoch FROM {s.meta(meta.CHECKPOINT)}"
 
-    def take(self, target: Target, log: LogId, starts: Mapping[int, int]) -> Sequence[Checkpoint]:
+    def take(self, target: Target, log: LogId, starts: Mapping[int, int], generation: int | None = None) -> Sequence[Checkpoint]:
         if not starts:
             return []
         with self._transaction() as c:
-            return self._take(c, self._sql(target), log, starts)
+            taken = self._take(c, self._sql(target), log, starts)
+            # Behind the writer's number, which a resync takes too: none begins between this and the commit.
+            if generation is not None and self.load_state(target).generation != generation:
+                raise Fenced(f"{target.source} was read anew meanwhile; its partitions are opened again")
+            return taken
 
     def _take(self, c: Connection, s: MergeSql, log: LogId, starts: Mapping[int, int]) -> Sequence[Checkpoint]:
         p, table = self.dialect.placeholder, s.meta(meta.CHECKPOINT)

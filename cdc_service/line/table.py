@@ -174,10 +174,7 @@ class Table:
             return {}
         rows = None if checkpoints else m.destination.table_rows(target)
         begin = starts(self.source, facts.log, facts.ends, sorted(self.parts), checkpoints, rows)
-        taken = m.destination.take(target, facts.log, begin)
-        # What was read of the state before may be of before a resync that began meanwhile; from the take on none begins unnoticed.
-        if m.destination.load_state(target).generation != self.kept.generation:
-            raise Fenced(f"{self.source}: it was read anew meanwhile; its partitions are opened again")
+        taken = m.destination.take(target, facts.log, begin, self.kept.generation)
         if self.log != facts.log:
             self._goals.clear()  # Their ends are another log's.
         self.log = facts.log

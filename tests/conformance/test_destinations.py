@@ -336,6 +336,17 @@ def test_a_huge_batch_and_its_redelivery(harness: Harness, destination: Any) -> 
     assert destination.table_rows(feed.target) == rows
 
 
+def test_nobody_takes_a_partition_of_a_log_that_a_resync_has_left(harness: Harness, feed: Feed) -> None:
+    """Who read the state before the resync began must not bring the old log's checkpoints back."""
+    old = feed.destination.load_state(feed.target).generation
+    new_log = LogId("cluster", LOG.topic, "topic-2")
+    begin_anew(feed, new_log, {0: 0, 1: 0})
+    before = feed.destination.checkpoints(feed.target)
+    with pytest.raises(Fenced):
+        feed.destination.take(feed.target, LOG, {0: 3, 1: 4}, old)
+    assert feed.destination.checkpoints(feed.target) == before
+
+
 def test_epochs_grow_even_after_the_checkpoints_were_forgotten(harness: Harness, feed: Feed) -> None:
     before = dict(feed.epochs)
     new_log = LogId("cluster", LOG.topic, "topic-2")

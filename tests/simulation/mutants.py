@@ -281,12 +281,12 @@ def _retaken() -> Patch:
     """Taking a partition moves its checkpoint to where reading is to begin."""
     real = memory.MemoryDestination.take
 
-    def take(self: Any, target: Any, log: Any, starts: Mapping[int, int]) -> Any:
+    def take(self: Any, target: Any, log: Any, starts: Mapping[int, int], generation: int | None) -> Any:
         kept = self.kept(target)
         for p, start in starts.items():
             if (log, p) in kept.checkpoints:
                 kept.checkpoints[log, p] = (start, kept.checkpoints[log, p][1])
-        return real(self, target, log, starts)
+        return real(self, target, log, starts, generation)
 
     return memory.MemoryDestination, "take", take
 
