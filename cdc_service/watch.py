@@ -62,7 +62,7 @@ class Scans:
     """What the notifications told of snapshots, in the connector's own spelling of tables.
 
     ``initial`` holds the tables of the last initial snapshot that came to its end, ``attempts`` how many were begun, ``repeated`` whether
-    one began after another had ended, so after changes had been sent, ``empty`` of which tables the last one read no row;
+    one began after another had ended, so after changes had been sent, ``empty`` of which tables the last one read no row, and when (ms);
     ``incremental`` those that an incremental one has read to their end,
     ``asked`` the same by the signal's id, for scans that began after the signal. ``lost`` are the ids of signals that were heard before the
     connector began anew: what it read for them is of no use.
@@ -72,7 +72,7 @@ class Scans:
     initial: frozenset[str] = frozenset()
     attempts: int = 0
     repeated: bool = False
-    empty: frozenset[str] = frozenset()
+    empty: Mapping[str, int] = field(default_factory=dict)
     incremental: frozenset[str] = frozenset()
     asked: Mapping[str, frozenset[str]] = field(default_factory=dict)
     lost: frozenset[str] = frozenset()
@@ -112,12 +112,11 @@ class Notices:
             lost = self.scans.lost | self._started | set(self.scans.asked)
             self._started.clear()
             repeated, attempts = self.scans.repeated or self._ended, self.scans.attempts + 1
-            none = frozenset[str]()
-            self.scans = replace(self.scans, initial=none, attempts=attempts, repeated=repeated, empty=none, asked={}, lost=lost)
+            self.scans = Scans(frozenset(), attempts, repeated, {}, self.scans.incremental, {}, lost, self.scans.returned)
         elif notice.scanned:
             self._initial |= set(notice.tables)
             if notice.rows == 0:
-                self.scans = replace(self.scans, empty=self.scans.empty | set(notice.tables))
+                self.scans = replace(self.scans, empty={**self.scans.empty, **dict.fromkeys(notice.tables, notice.at_ms)})
         elif notice.type == "COMPLETED":
             self._ended = True
             self.scans = replace(self.scans, initial=frozenset(self._initial))

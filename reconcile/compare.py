@@ -22,11 +22,11 @@ from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column
 from reconcile.document import Buckets, Total
 
-MEMORY = "128MB"
+MEMORY = "64MB"
 BUCKETS = 1024
 PLACE = ("_cdc_partition", "_cdc_offset")
 """The columns of a target that name a row's last event."""
-JOIN_ROWS = 1_000_000
+JOIN_ROWS = 500_000
 """Rows of both sides that are compared one by one at a time; more would not fit into MEMORY."""
 
 

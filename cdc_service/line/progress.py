@@ -13,9 +13,9 @@ import structlog
 
 from cdc_service.core.clock import Clock
 from cdc_service.core.errors import CdcError, Fenced, TableStopped
-from cdc_service.core.types import TableId
+from cdc_service.core.types import Mode, TableId
 from cdc_service.line.loop import Line
-from cdc_service.line.table import Goal, Table, topic_gone
+from cdc_service.line.table import Goal, Table, snapshotted_anew, topic_gone
 from cdc_service.watch import Facts
 from mergers.protocol import Destination, TableState
 
@@ -58,6 +58,7 @@ class Progress:
         self._quiet: dict[TableId, float] = {}
         self._saved: dict[TableId, float] = {}
         self._moved: dict[TableId, tuple[int, float]] = {}
+        self._attempts: dict[TableId, int] = {}  # at the connector's snapshot, as a table that is complete was first seen
         self._recounted: dict[TableId, float] = {}
         self._log = structlog.get_logger()
 
@@ -139,6 +140,7 @@ class Progress:
         if facts.position is not None and not facts.snapshot:
             table.aim(Goal(facts.position, ends, facts.at_us))
         if table.state in ("waiting", "snapshotting"):
+            self._attempts.pop(table.source, None)
             self._snapshot(table, facts)
         elif self._returned(table, facts):
             error = TableStopped(
@@ -148,6 +150,8 @@ class Progress:
                 hint=f"load it anew while it goes on: cdc resync {table.source}",
             )
             self._line.stop(table, error)
+        elif self._emptied(table, facts):
+            self._line.stop(table, snapshotted_anew(table))
 
     def _watch_for_standstill(self, table: Table) -> None:
         """A table that should flow, lags and does not move is opened anew, and says so: whatever held it must not hold it in silence."""
@@ -203,6 +207,15 @@ class Progress:
         return any(at > since_ms and self._snapshots.names(text, table.source) for text, at in facts.scans.returned.items()) and bool(
             since_ms
         )
+
+    def _emptied(self, table: Table, facts: Facts) -> bool:
+        """Whether the connector began anew with a snapshot in which the table, which was complete before, had no row: then nothing comes
+        that would tell so, and what was deleted at the source stays."""
+        since_ms, scans = (table.kept.complete_at or 0) // 1000, facts.scans
+        # By the attempts that this process saw, whatever its clock says; by the time what came while no process ran.
+        anew = scans.attempts > self._attempts.setdefault(table.source, scans.attempts)
+        found = any((anew or at > since_ms) and self._snapshots.names(text, table.source) for text, at in scans.empty.items())
+        return bool(since_ms and scans.repeated and found and table.target.mode is not Mode.APPEND)
 
     def _through(self, table: Table, goal: Goal) -> None:
         now = self._clock.monotonic()

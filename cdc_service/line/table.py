@@ -379,12 +379,7 @@ class Table:
         if through is None or newest is None or self.kept.resync:
             return
         if newest + 2**63 > through:
-            raise TableStopped(
-                f"{self.source}: the connector began anew with a snapshot, so nobody knows what was deleted at the source in between",
-                state="needs_resync",
-                code="snapshotted_anew",
-                hint=f"load it anew while it goes on: cdc resync {self.source}",
-            )
+            raise snapshotted_anew(self)
 
     def _refuse_flood(self, delta: Delta) -> None:
         """Stops the table before it parks more than the limits allow."""
@@ -561,6 +556,15 @@ def scattered(table: Table, partitions: int) -> TableStopped:
         state="error",
         code="keyless_partitions",
         hint=f"kafka-topics.sh --delete --topic {topic}  # then: cdc register, and cdc resync {table.source}",
+    )
+
+
+def snapshotted_anew(table: Table) -> TableStopped:
+    return TableStopped(
+        f"{table.source}: the connector began anew with a snapshot, so nobody knows what was deleted at the source in between",
+        state="needs_resync",
+        code="snapshotted_anew",
+        hint=f"load it anew while it goes on: cdc resync {table.source}",
     )
 
 

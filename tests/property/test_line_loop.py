@@ -115,7 +115,7 @@ class World:
     def _begin_anew(self) -> None:
         """What the source did and the connector did not send is never sent: the snapshot shows what came of it."""
         happened("snapshot begun anew")
-        empty, lost = frozenset[str]() if self.source.rows else ALL, self.told.lost | set(self.told.asked)
+        empty, lost = dict.fromkeys([] if self.source.rows else ALL, self.wall_us() // 1000), self.told.lost | set(self.told.asked)
         self.told = Scans(ALL, self.told.attempts + 1, repeated=True, empty=empty, lost=lost)
         del self.source.log[self.delivered :]
         self.begun = self.delivered

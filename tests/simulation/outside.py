@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import count
@@ -129,6 +129,7 @@ class Connector:
     chunk: tuple[int, list[Event]] | None = None
     """Rows that were read, and how far the log must be sent before them."""
     told: Scans = field(default_factory=Scans)
+    wall_ms: Callable[[], int] = lambda: 0
     poison: int = 0
     """How many of the next changes come out spoiled."""
 
@@ -141,7 +142,9 @@ class Connector:
         reads = [e for name in self.source.tables for e in self.source.read(name, range(KEYS), INITIAL)]
         self.initial, self.reading, self.at = deque(reads), True, len(self.source.log)
         lost = self.told.lost | set(self.told.asked) | {scan.id for scan in self.scans}
-        empty = frozenset(f"public.{name}" for name in self.source.tables) - {f"public.{event.table}" for event in reads}
+        empty = dict.fromkeys(
+            {f"public.{name}" for name in self.source.tables} - {f"public.{event.table}" for event in reads}, self.wall_ms()
+        )
         self.told = replace(self.told, asked={}, lost=lost, empty=empty)
         self.stored = self.position = self.chunk = None
         self.scans.clear()

@@ -369,6 +369,49 @@ REGRESSIONS = {
         operate w3 644408
         restart_connector
         """,
+    "a connector that begins anew finds a complete table empty, and nothing tells": """
+        begin tables=t0:soft_delete,t1:upsert partitions=2 memory=1000000000 rows=6 alone=1
+        commit 1
+        restart_connector
+        deliver 10
+        turn w0 708163 look
+        store
+        turn w0 49958 look
+        turn w0 873838
+        forget_offsets
+        truncate t0
+        restart_connector
+        """,
+    "who slept through a resync brings the checkpoints of the log before it back": """
+        begin tables=t0:soft_delete partitions=3 memory=1000 rows=2 alone=0
+        deliver 10
+        commit 1
+        turn w0 582020 freeze@2(line.polled)
+        deliver 3
+        turn w1 745026 look freeze@4(warehouse.totals)
+        write 2 update_body t0 0 4
+        turn w2 153749 look
+        turn w2 214445 freeze@3(warehouse.release)
+        turn w3 930581 look freeze@1(kafka.poll)
+        turn w4 801649 freeze@5(warehouse.totals)
+        commit 2
+        deliver 10
+        turn w5 311790 look freeze@2(kafka.describe)
+        turn w6 992924 look freeze@3(warehouse.load_state)
+        turn w7 609534 freeze@12(warehouse.parked_keys)
+        turn w8 910108
+        turn w8 9706
+        turn w8 882381 look freeze@2(warehouse.states)
+        turn w9 885415 freeze@2(warehouse.checkpoints)
+        delete_topic t0
+        wake w1 703737
+        wake w3 511652
+        make_topic t0
+        turn w1 202599 freeze@1(kafka.poll)
+        turn w10 681306 freeze@1(kafka.poll)
+        turn w3 739228
+        operate w3 770883
+        """,
 }
 """Shrunk schedules of bugs that the simulation found in the service."""
 

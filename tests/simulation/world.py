@@ -54,7 +54,7 @@ class World:
     def __init__(self, modes: Mapping[str, Mode], partitions: int) -> None:
         self.source = Source(modes)
         self.broker = Broker({name: f"shop.public.{name}" for name in modes}, partitions)
-        self.connector = Connector(self.source, self.broker)
+        self.connector = Connector(self.source, self.broker, wall_ms=lambda: self.wall_us() // 1000)
         self.at = 0.0
         self.wall_offset = 0
         self.draw = random.Random(0)
