@@ -22,7 +22,7 @@ from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column
 from reconcile.document import Buckets, Total
 
-MEMORY = "64MB"
+MEMORY = "48MB"
 BUCKETS = 1024
 PLACE = ("_cdc_partition", "_cdc_offset")
 """The columns of a target that name a row's last event."""

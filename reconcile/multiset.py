@@ -20,7 +20,7 @@ from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.rowtext import value_text
 from cdc_service.core.side import Scan
 from cdc_service.core.types import Column, TableSchema
-from reconcile.compare import Scratch, normal, quote, value
+from reconcile.compare import BUCKETS, JOIN_ROWS, Scratch, normal, quote, value
 from reconcile.document import Total
 from reconcile.protocol import View
 
@@ -87,11 +87,29 @@ class Multiset(Scratch):
         )
         return Total.of(int(here[0]), here[1]), Total.of(int(there[0]), there[1])
 
-    def differing(self) -> tuple[dict[int, int], set[int]]:
-        """By hash how many more rows the source has (below 0: less), and those of them that late changes may explain."""
-        found = self._db.execute("""SELECT h, CAST(sum(n) AS BIGINT), h IN (SELECT h FROM late)
-FROM (SELECT h, n FROM s UNION ALL SELECT h, -n FROM d) GROUP BY h HAVING sum(n) <> 0""").fetchall()
-        return {h: n for h, n, _ in found}, {h for h, _, late in found if late}
+    def differing(self, most: int) -> tuple[dict[int, int], set[int], int]:
+        """By hash how many more rows the source has (below 0: less), of at most ``most`` hashes; those of them that late changes may
+        explain; and how many hashes more there are. Only where the sums of a bucket of hashes differ its rows are counted one by one."""
+        rows = "SELECT h, n FROM s UNION ALL SELECT h, -n FROM d"
+        sums = f"SELECT h % {BUCKETS} AS b, count(*) AS rows FROM ({rows}) GROUP BY b HAVING sum(n) <> 0 OR sum(h::HUGEINT * n) <> 0"
+        found: dict[int, int] = {}
+        late: set[int] = set()
+        rest, group, held = 0, list[int](), 0
+        dirty = self._db.execute(sums).fetchall()
+        for number, (bucket, count) in enumerate(dirty, start=1):
+            group, held = [*group, bucket], held + count
+            if held < JOIN_ROWS and number < len(dirty):
+                continue
+            query = f"""SELECT h, CAST(sum(n) AS BIGINT), h IN (SELECT h FROM late) FROM ({rows})
+WHERE h % {BUCKETS} IN ({", ".join(map(str, group))}) GROUP BY h HAVING sum(n) <> 0"""
+            for h, more, is_late in self._db.execute(query).fetchall():
+                if len(found) == most:
+                    rest += 1
+                    continue
+                found[h] = more
+                late |= {h} if is_late else set()
+            group, held = [], 0
+        return found, late, rest
 
     def shown(self, scan: Scan, view: View, low: int, counts: Mapping[int, int]) -> list[Moved]:
         """One row of each of these hashes, read once more; both sides still show what was staged."""

@@ -195,7 +195,7 @@ class _Run:
                 self._drain(rows.stage_source(scan), paced=True)
                 if rows.emptied:
                     raise Unavailable("the table was emptied just now")
-                differing, late = rows.differing()
+                differing, late, rest = rows.differing(JUDGED_MAX)
                 left = set(differing) if left is None else left & set(differing)
                 if (late := late & left) and not last:
                     return None, left
@@ -208,12 +208,13 @@ class _Run:
         cause = unknown if rows.whole else "the log has no snapshot: what was there before it began is not in it"
         more, fewer = (sum(max(0, sign * n) for n in counts.values()) for sign in (1, -1))
         status = Status.MISMATCH if counts else Status.IN_FLIGHT if late else Status.MATCH
+        why = "its rows change too fast to be judged" if status is Status.IN_FLIGHT else ""
         return replace(
-            report, status=status, reason="its rows change too fast to be judged" if status is Status.IN_FLIGHT else "",
+            report, status=status, reason=f"more than {JUDGED_MAX:,} rows differ" if rest else why,
             method="multiset", rows=(here.rows, there.rows), digest=(here.digest, there.digest), bytes=self._bytes,
             compared=tuple(c.name for c in columns), left_out=left_out, truncated=len(shown) < len(counts),
             differences=[_of_rows(moved, scan.position, cause) for moved in shown],
-            counts={"missing": more, "extra": fewer, "in_flight": len(late)},
+            counts={"missing": more, "extra": fewer, "in_flight": len(late) + rest},
         ), set()  # fmt: skip
 
     def _placed(self, report: TableReport, scan: Scan, view: View, fenced: bool) -> TableReport:
