@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import structlog
 from confluent_kafka import (
     OFFSET_BEGINNING,
     OFFSET_END,
@@ -38,6 +39,8 @@ from cdc_service.core.types import Headers, LogId, RawBatch, Span
 ANSWER_SECONDS = 10.0
 QUEUE_KILOBYTES = 16 * 1024
 CLOSE_SECONDS = 2.0
+REJOIN_SECONDS = 5.0
+"""At least so long a member is one before it joins anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ def client_options(bootstrap: str, options: Mapping[str, Any]) -> dict[str, Any]
 
 
 class Log:
-    """A member of the consumer group. Not thread-safe: one thread calls it."""
+    """A member of the consumer group. Not thread-safe: one thread calls it. Where the broker ends the member for good, it joins anew."""
 
     def __init__(
         self, bootstrap: str, group: str, member: str, topics: Sequence[str], options: Mapping[str, Any], assignment: Assignment
@@ -92,30 +95,49 @@ class Log:
         self._paused: set[tuple[str, int]] = set()
         self._sought: dict[tuple[str, int], bool] = {}
         self._assignment = assignment
-        self._consumer = Consumer(
-            {
-                "group.id": group,
-                "group.instance.id": member,
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                "partition.assignment.strategy": "cooperative-sticky",
-                # The checkpoint says where to read; anything else must stop, never jump.
-                "auto.offset.reset": "error",
-                # Without it the position stays before trailing transaction markers and lag never reaches zero.
-                "enable.partition.eof": True,
-                # librdkafka's default of 1000 ms stalls a fast reader to a third of its rate.
-                "fetch.queue.backoff.ms": 5,
-                "queued.max.messages.kbytes": QUEUE_KILOBYTES,
-                "queued.min.messages": 200_000,
-                "session.timeout.ms": 10_000,
-                "heartbeat.interval.ms": 2_000,
-                # A topic that is registered later is found soon; librdkafka's default is five minutes.
-                "topic.metadata.refresh.interval.ms": 10_000,
-                "isolation.level": "read_committed",
-                **client_options(bootstrap, options),
-            }
-        )
-        self._consumer.subscribe(list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+        self._topics = list(topics)
+        self._ended: KafkaError | None = None
+        self._joined_at = float("-inf")
+        self._options: dict[str, Any] = {
+            "group.id": group,
+            "group.instance.id": member,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "partition.assignment.strategy": "cooperative-sticky",
+            # The checkpoint says where to read; anything else must stop, never jump.
+            "auto.offset.reset": "error",
+            # Without it the position stays before trailing transaction markers and lag never reaches zero.
+            "enable.partition.eof": True,
+            # librdkafka's default of 1000 ms stalls a fast reader to a third of its rate.
+            "fetch.queue.backoff.ms": 5,
+            "queued.max.messages.kbytes": QUEUE_KILOBYTES,
+            "queued.min.messages": 200_000,
+            "session.timeout.ms": 10_000,
+            "heartbeat.interval.ms": 2_000,
+            # A topic that is registered later is found soon; librdkafka's default is five minutes.
+            "topic.metadata.refresh.interval.ms": 10_000,
+            "isolation.level": "read_committed",
+            **client_options(bootstrap, options),
+        }
+        self._consumer = self._join()
+
+    def _join(self) -> Consumer:
+        self._ended, self._joined_at = None, time.monotonic()
+        consumer = Consumer(self._options)
+        consumer.subscribe(self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+        return consumer
+
+    def _join_again(self, error: KafkaError) -> None:
+        """A member that the broker has ended reads nothing any more, and says so once. It happens without a second process of this name:
+        a broker that was killed may remember an earlier member. Where there is one, each ends the other in turn, not at once."""
+        structlog.get_logger().warning("the broker ended this member of the group; it joins anew", why=error.str())
+        where = list(self._positions)
+        self._drop(where)
+        if where:
+            self._assignment.lost(where)
+        time.sleep(max(0.0, self._joined_at + REJOIN_SECONDS - time.monotonic()))
+        old, self._consumer = self._consumer, self._join()
+        threading.Thread(target=old.close, name="close", daemon=True).start()
 
     def poll(self, records_max: int, seconds: float) -> Polled:
         """What arrived, at most ``records_max`` records, waiting at most ``seconds`` for the first; one RawBatch a topic."""
@@ -129,6 +151,8 @@ class Log:
             elif error.code() == KafkaError._PARTITION_EOF:
                 ends[message.topic(), message.partition()] = message.offset()
                 by_topic[message.topic()][message.partition()] += ()
+            elif error.fatal() or error.code() == KafkaError._FATAL:
+                self._ended = error
             else:
                 failure = _partition_error(message, error)
                 if failure is not None:
@@ -137,6 +161,9 @@ class Log:
             batch = self._raw(topic, partitions, ends)
             if batch is not None:
                 polled.batches.append(batch)
+        if self._ended is not None:
+            self._join_again(self._ended)
+            return Polled()  # Its partitions were lost: all is read again from the checkpoint.
         return polled
 
     def _raw(self, topic: str, partitions: Mapping[int, list[Message]], ends: Mapping[tuple[str, int], int]) -> RawBatch | None:
@@ -217,6 +244,8 @@ class Log:
         closing.join(CLOSE_SECONDS)
 
     def _on_assign(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
+        if consumer is not self._consumer:
+            return  # One that was ended is being closed.
         where = [(p.topic, p.partition) for p in partitions]
         starts = self._assignment.assigned(where)
         held = [w for w in where if starts.get(w) is None]
@@ -231,12 +260,16 @@ class Log:
         self.pause(held)
 
     def _on_revoke(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
+        if consumer is not self._consumer:
+            return  # One that was ended is being closed.
         where = [(p.topic, p.partition) for p in partitions]
         self._assignment.revoked(where)
         self._drop(where)
         consumer.incremental_unassign(list(partitions))
 
     def _on_lost(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
+        if consumer is not self._consumer:
+            return  # One that was ended is being closed.
         where = [(p.topic, p.partition) for p in partitions]
         self._drop(where)
         self._assignment.lost(where)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from deploy.local.stack import Stack
@@ -127,6 +127,31 @@ def test_slot_lost_stops_nothing_in_silence_and_a_resync_cures_it(stack: Stack, 
 
 def asks_for_resync(pipeline: Line) -> bool:
     return pipeline.tables().get("public.a", {}).get("state") in ("needs_resync", "snapshotting")
+
+
+def test_a_member_that_the_broker_ended_joins_anew(stack: Stack, pg_database: PgDatabase, tmp_path: Path) -> None:
+    """Another member of the same name is what a broker that was killed may take an earlier one for."""
+    with line(stack, pg_database, tmp_path, "public.a: {}") as pipeline:
+        pipeline.execute("CREATE TABLE a(id int PRIMARY KEY); INSERT INTO a VALUES (1)")
+        pipeline.register()
+        pipeline.start()
+        pipeline.await_complete()
+        group = f"cdc_{pg_database.name}"
+        (member,) = pipeline.kafka.members(group)
+        named = {"group.id": group, "group.instance.id": member, "partition.assignment.strategy": "cooperative-sticky"}
+        other = Consumer({"bootstrap.servers": stack.kafka, **named, "session.timeout.ms": 6000, "enable.auto.commit": False})
+        other.subscribe([f"{pg_database.name}.public.a"])
+
+        def ended() -> bool:
+            other.poll(0.2)
+            return "joins anew" in pipeline.log.read_text()
+
+        pipeline.await_that("the service's member was ended and joins anew", ended, 60)
+        other.close()
+        pipeline.execute("INSERT INTO a VALUES (2)")
+        pipeline.await_complete(limit_seconds=90)
+        pipeline.stop()
+        pipeline.assert_equal(["public.a"])
 
 
 def test_sigterm_ends_the_service_while_all_its_servers_are_away(stack: Stack, pg_database: PgDatabase, tmp_path: Path) -> None:
