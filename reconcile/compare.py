@@ -23,6 +23,7 @@ from cdc_service.core.types import Column
 from reconcile.document import Buckets, Total
 
 MEMORY = "48MB"
+PART_BYTES = 2**20
 BUCKETS = 1024
 PLACE = ("_cdc_partition", "_cdc_offset")
 """The columns of a target that name a row's last event."""
@@ -118,12 +119,13 @@ class Scratch:
         self._db.close()
         self._folder.cleanup()
 
-    @contextmanager
     def _arriving(self, batch: pa.RecordBatch) -> Iterator[None]:
-        """The batch is the table ``arriving`` meanwhile."""
-        self._db.register("arriving", pa.Table.from_batches([batch]))
-        yield
-        self._db.unregister("arriving")
+        """The batch is the table ``arriving``, one part after another: what is made of its texts has to fit into MEMORY."""
+        rows = max(1, batch.num_rows * PART_BYTES // max(1, batch.nbytes))
+        for first in range(0, batch.num_rows, rows):
+            self._db.register("arriving", pa.Table.from_batches([batch.slice(first, rows)]))
+            yield
+            self._db.unregister("arriving")
 
 
 class Comparison(Scratch):
@@ -173,7 +175,7 @@ class Comparison(Scratch):
             yield batch.num_rows, batch.nbytes
 
     def _insert(self, side: str, batch: pa.RecordBatch, select: str) -> None:
-        with self._arriving(batch):
+        for _ in self._arriving(batch):
             self._db.execute(f"INSERT INTO {side} {select}")
 
     def only_sampled(self) -> None:

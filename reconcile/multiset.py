@@ -65,7 +65,7 @@ class Multiset(Scratch):
     def stage_source(self, scan: Scan) -> Iterator[tuple[int, int]]:
         """Yields rows and bytes of each step."""
         for batch in scan.rows(self._columns):
-            with self._arriving(batch):
+            for _ in self._arriving(batch):
                 self._db.execute(f"INSERT INTO s SELECT {self._hash(batch)}, 1 FROM arriving")
             yield batch.num_rows, batch.nbytes
 
@@ -74,7 +74,7 @@ class Multiset(Scratch):
         op, commit = (view.forms([c])[c.name] for c in (_OP, _COMMIT))
         self.emptied = view.count(f"{op} = 't' AND {commit} > {low} AND {commit} <= {high}") > 0
         for batch in self._log(view, low):
-            with self._arriving(batch):
+            for _ in self._arriving(batch):
                 for rows, sign in self._images(batch):
                     self._db.execute(f"INSERT INTO d SELECT h, {sign} FROM ({rows}) WHERE committed <= {low}")
                     self._db.execute(f"INSERT INTO late SELECT h FROM ({rows}) WHERE committed > {low} AND committed <= {high}")
@@ -117,11 +117,11 @@ WHERE h % {BUCKETS} IN ({", ".join(map(str, group))}) GROUP BY h HAVING sum(n) <
         self._db.executemany("INSERT INTO wanted VALUES (?)", [[h] for h in counts])
         found: dict[int, Mapping[str, str | None]] = {}
         for batch in scan.rows(self._columns):
-            with self._arriving(batch):
+            for _ in self._arriving(batch):
                 self._note(f"SELECT {self._hash(batch)} AS h, {self._values(batch)} FROM arriving", found)
         for batch in self._log(view, low) if len(found) < len(counts) else ():
-            with self._arriving(batch):
-                for rows, _ in self._images(batch, values=True):
+            for _ in self._arriving(batch):
+                for rows, _sign in self._images(batch, values=True):
                     self._note(f"SELECT * EXCLUDE (committed) FROM ({rows})", found)
         return [Moved(counts[h], values) for h, values in found.items()]
 
