@@ -30,7 +30,7 @@ from connectors.dialects._postgresql_catalog import event_text, key_parameter, q
 Types = Mapping[str, Mapping[Any, Any]]
 """Rows of the catalog's COLUMN_TYPES by column."""
 
-BATCH_BYTES = 8 * 2**20
+BATCH_BYTES = 4 * 2**20
 AHEAD = 3
 SPLIT_PAGES = 4_000
 """From so many pages on (of 8 kB) a second session is worth its while."""
