@@ -104,11 +104,13 @@ class Ranges:
 
 
 class Scratch:
-    """A database in a temporary folder, which uses at most MEMORY and is gone when it is left."""
+    """A database in a temporary folder, which uses at most ``memory`` and is gone when it is left. Of what arrives parts of ``part_bytes``
+    are worked on at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: str = MEMORY, part_bytes: int = PART_BYTES) -> None:
+        self._part_bytes = part_bytes
         self._folder = tempfile.TemporaryDirectory(prefix="cdc-reconcile-")
-        settings = {"memory_limit": MEMORY, "preserve_insertion_order": "false"}
+        settings = {"memory_limit": memory, "preserve_insertion_order": "false"}
         self._db = duckdb.connect(f"{self._folder.name}/scratch.duckdb", config=settings)
         self._db.execute(f"SET temp_directory = '{self._folder.name}/tmp'; SET TimeZone = 'UTC'")
 
@@ -120,8 +122,8 @@ class Scratch:
         self._folder.cleanup()
 
     def _arriving(self, batch: pa.RecordBatch) -> Iterator[None]:
-        """The batch is the table ``arriving``, one part after another: what is made of its texts has to fit into MEMORY."""
-        rows = max(1, batch.num_rows * PART_BYTES // max(1, batch.nbytes))
+        """The batch is the table ``arriving``, one part after another: what is made of its texts has to fit into the memory."""
+        rows = max(1, batch.num_rows * self._part_bytes // max(1, batch.nbytes))
         for first in range(0, batch.num_rows, rows):
             self._db.register("arriving", pa.Table.from_batches([batch.slice(first, rows)]))
             yield

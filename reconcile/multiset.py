@@ -24,6 +24,9 @@ from reconcile.compare import BUCKETS, JOIN_ROWS, Scratch, normal, quote, value
 from reconcile.document import Total
 from reconcile.protocol import View
 
+MEMORY = "128MB"
+PART_BYTES = 2**18
+"""Images before a change are JSON, which takes many times its size while it is read, once for each column."""
 _OP, _BEFORE, _COMMIT, _OFFSET = (
     Column(name, LogicalType(kind))
     for name, kind in (("_cdc_op", Kind.STRING), ("_cdc_before", Kind.STRING), ("_cdc_commit", Kind.INT64), ("_cdc_offset", Kind.INT64))
@@ -54,7 +57,7 @@ class Multiset(Scratch):
     """Rows of both sides are staged by the hash of ``columns``; then ``differing`` says of which there are more on one side."""
 
     def __init__(self, columns: Sequence[Column]) -> None:
-        super().__init__()
+        super().__init__(MEMORY, PART_BYTES)
         self._columns = tuple(columns)
         self._db.execute("CREATE TABLE s (h UBIGINT, n INTEGER); CREATE TABLE d (h UBIGINT, n INTEGER); CREATE TABLE late (h UBIGINT)")
         self.emptied = False
