@@ -112,7 +112,8 @@ class Notices:
             lost = self.scans.lost | self._started | set(self.scans.asked)
             self._started.clear()
             repeated, attempts = self.scans.repeated or self._ended, self.scans.attempts + 1
-            self.scans = Scans(frozenset(), attempts, repeated, {}, self.scans.incremental, {}, lost, self.scans.returned)
+            none = frozenset[str]()
+            self.scans = replace(self.scans, initial=none, attempts=attempts, repeated=repeated, empty={}, asked={}, lost=lost)
         elif notice.scanned:
             self._initial |= set(notice.tables)
             if notice.rows == 0:

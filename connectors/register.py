@@ -342,10 +342,12 @@ def request_snapshots(
 ) -> Mapping[TableId, str]:
     """Asks the connector for an incremental snapshot of each table; returns the ids of the signals, which its notifications carry unless
     another signal comes meanwhile (connectors.notifications says more). ``ids`` gives them; tables with one id are asked for in one signal.
-    A snapshot of which no notification comes, since the connector failed meanwhile, has to be asked for again."""
+    A snapshot of which no notification comes, since the connector failed meanwhile, has to be asked for again. Raises ConfigError
+    (table_refused), and asks for none, where one of them would end the connector."""
     config = connect.config(names.connector)
     if config is None:
         raise CdcError(f"connector {names.connector} does not exist", hint="cdc register", code="not_registered")
+    _refuse(dialect.snapshot_refusal(t) for t in tables)
     fresh = str(uuid.uuid4())
     asked = {t: fresh if ids is None else ids[t] for t in sorted(tables)}
     _ask_snapshots(config, asked, dialect, kafka)

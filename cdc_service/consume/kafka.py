@@ -128,8 +128,8 @@ class Log:
         return consumer
 
     def _join_again(self, error: KafkaError) -> None:
-        """A member that the broker has ended reads nothing any more, and says so once. It happens without a second process of this name:
-        a broker that was killed may remember an earlier member. Where there is one, each ends the other in turn, not at once."""
+        """A member that the broker has ended reads nothing any more, and says so once. It was seen without a second process of this
+        name, after kills of service and broker. Where there is one, each ends the other in turn, not at once."""
         structlog.get_logger().warning("the broker ended this member of the group; it joins anew", why=error.str())
         where = list(self._positions)
         self._drop(where)
@@ -507,7 +507,7 @@ class Admin:
         missing = (KafkaError.UNKNOWN_TOPIC_OR_PART,)
         found = {(p.topic, p.partition): self._result(future, missing=missing) for p, future in futures.items()}
         told = {where: int(result.offset) for where, result in found.items() if result is not None}
-        # Now and then a broker under load answers without an offset (OFFSET_INVALID); taken for one, the log would seem to have shrunk.
+        # Under load an answer without an offset (OFFSET_INVALID) was seen; taken for one, the log would seem to have shrunk.
         if unknown := sorted(where for where, offset in told.items() if offset < 0):
             topic, partition = unknown[0]
             raise Unavailable(f"Kafka did not tell the offsets of topic {topic}, partition {partition}", hint=self._cure())

@@ -94,7 +94,8 @@ def slot(slot: RowMapping, names: Names) -> Finding:
 
 def snapshot_refusal(table: TableId) -> Finding | None:
     """While an incremental snapshot goes on, the connector keeps the names of its tables unquoted in its offsets, and parses them each time
-    it commits: a blank within a name, or a quote before it, ends its task, and each later one at its start (seen with Debezium 3.6)."""
+    it commits. With Debezium 3.6 a blank within a name was seen to end its task so; by its parser a quote before a name does the same, and
+    the next task reads the same offsets at its start."""
     if not any(re.search(r"\S\s+\S|^\s*['`]", part) for part in (table.schema, table.name)):
         return None
     message = (
