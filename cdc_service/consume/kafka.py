@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ from confluent_kafka import (
     OFFSET_BEGINNING,
     OFFSET_END,
     Consumer,
+    ConsumerGroupState,
     ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
@@ -41,6 +42,8 @@ QUEUE_KILOBYTES = 16 * 1024
 CLOSE_SECONDS = 2.0
 REJOIN_SECONDS = 5.0
 """At least so long a member is one before it joins anew."""
+SHARE_SECONDS = 20.0
+"""At least so long a share of the partitions stands before another one is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +125,23 @@ class Log:
         self._consumer = self._join()
 
     def _join(self) -> Consumer:
-        self._ended, self._joined_at = None, time.monotonic()
+        self._ended = None
         consumer = Consumer(self._options)
-        consumer.subscribe(self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+        self._subscribe(consumer)
         return consumer
+
+    def _subscribe(self, consumer: Consumer) -> None:
+        self._joined_at = time.monotonic()
+        consumer.subscribe(self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+
+    def share_anew(self) -> None:
+        """Has the group share its partitions out anew, unless it did so lately. A static member that comes back is given its old share
+        (KIP-345), and librdkafka does not tell the leader's first metadata from those that the share was made with (KIP-814): partitions
+        that were added meanwhile would have no reader for ever. Seen."""
+        if time.monotonic() - self._joined_at > SHARE_SECONDS:
+            structlog.get_logger().warning("no member of the group reads some partitions; they are shared out anew")
+            self._call(self._consumer.unsubscribe)
+            self._subscribe(self._consumer)
 
     def _join_again(self, error: KafkaError) -> None:
         """A member that the broker has ended reads nothing any more, and says so once. It was seen without a second process of this
@@ -482,6 +498,13 @@ class Admin:
         """The group's members now: name (``member`` of Log) -> host. A member that was killed is named until its session ends (10 s)."""
         described = self._result(self._admin.describe_consumer_groups([group], request_timeout=ANSWER_SECONDS)[group])
         return {str(m.group_instance_id or m.member_id): str(m.host).lstrip("/") for m in described.members}
+
+    def owned(self, group: str) -> Set[tuple[str, int]] | None:
+        """The (topic, partition) that members of the group have now; None while they are being shared out, or nobody is there."""
+        described = self._result(self._admin.describe_consumer_groups([group], request_timeout=ANSWER_SECONDS)[group])
+        if described.state is not ConsumerGroupState.STABLE:
+            return None
+        return {(p.topic, p.partition) for m in described.members for p in m.assignment.topic_partitions}
 
     def send(self, topic: str, key: str, value: bytes) -> None:
         """Writes one record and waits until the cluster has it (signals to Debezium)."""

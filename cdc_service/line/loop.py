@@ -49,6 +49,7 @@ class Log(Protocol):
     def pause(self, where: Sequence[Where]) -> None: ...
     def resume(self, where: Sequence[Where]) -> None: ...
     def advise(self, offsets: Mapping[Where, int]) -> None: ...
+    def share_anew(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -394,6 +395,10 @@ class Line:
             except Exception as error:
                 future.set_exception(error)
             self.touched()
+
+    def share_anew(self) -> None:
+        """For partitions that no member of the group reads."""
+        self._log.share_anew()
 
     def table(self, source: TableId) -> Table | None:
         return next((t for t in self.tables if t.source == source), None)

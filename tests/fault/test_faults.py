@@ -63,6 +63,10 @@ def ends(pipeline: Line, topic: str) -> int:
     return sum(high for _, high in pipeline.kafka.describe([topic])[topic].ends.values())
 
 
+def parts(pipeline: Line) -> int:
+    return len(pipeline.tables().get("public.a", {}).get("partitions", ()))
+
+
 def test_partitions_added_apply_no_key_out_of_order(stack: Stack, pg_database: PgDatabase, tmp_path: Path) -> None:
     """I4: a key moves to another partition, where its later changes may be read before the earlier ones."""
     with running(stack, pg_database, tmp_path) as pipeline:
@@ -77,7 +81,21 @@ def test_partitions_added_apply_no_key_out_of_order(stack: Stack, pg_database: P
         pipeline.await_complete("public.a")
         written = {p for p, (_, high) in pipeline.kafka.describe([topic])[topic].ends.items() if high}
         assert written == set(range(7)), "no key moved, so nothing was tried"
-        pipeline.await_that("all partitions are read", lambda: len(pipeline.tables()["public.a"]["partitions"]) == 7, 60)
+        pipeline.await_that("all partitions are read", lambda: parts(pipeline) == 7, 60)
+        end_equal(pipeline)
+        pipeline.assert_ledger(["public.a"])
+
+
+def test_partitions_added_while_the_service_restarts_are_read(stack: Stack, pg_database: PgDatabase, tmp_path: Path) -> None:
+    """I26: a member that comes back within its session is given its old share, of before they were added."""
+    with running(stack, pg_database, tmp_path) as pipeline:
+        pipeline.stop()
+        topic = f"{pg_database.name}.public.a"
+        admin = AdminClient({"bootstrap.servers": stack.kafka})
+        admin.create_partitions([NewPartitions(topic, 7)])[topic].result(20)
+        pipeline.start()
+        pipeline.await_that("all partitions are read", lambda: parts(pipeline) == 7, 60)
+        pipeline.execute(CHANGES)
         end_equal(pipeline)
         pipeline.assert_ledger(["public.a"])
 

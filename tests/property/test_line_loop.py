@@ -277,6 +277,9 @@ class FakeLog:
     def advise(self, offsets: Mapping[tuple[str, int], int]) -> None:
         pass
 
+    def share_anew(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

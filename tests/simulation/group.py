@@ -111,6 +111,9 @@ class GroupLog:
     def advise(self, offsets: Mapping[Where, int]) -> None:
         self.world.broker.committed |= {w: o for w, o in offsets.items() if w in self.positions}
 
+    def share_anew(self) -> None:
+        """Nobody calls it here: the world shares out anew whenever partitions come."""
+
     def close(self) -> None:
         """Nobody calls it here: workers that end are killed."""
 

@@ -110,6 +110,9 @@ class World:
     def advise(self, offsets: Mapping[tuple[str, int], int]) -> None:
         pass
 
+    def share_anew(self) -> None:
+        pass
+
 
 def made(memory: int = 10**9, **limits: Any) -> tuple[World, Destination, Line, Control]:
     world, destination = World(), Destination()
