@@ -87,7 +87,7 @@ def test_partitions_added_apply_no_key_out_of_order(stack: Stack, pg_database: P
 
 
 def test_partitions_added_while_the_service_restarts_are_read(stack: Stack, pg_database: PgDatabase, tmp_path: Path) -> None:
-    """I26: a member that comes back within its session is given its old share, of before they were added."""
+    """I24: a member that comes back within its session is given its old share, of before they were added."""
     with running(stack, pg_database, tmp_path) as pipeline:
         pipeline.stop()
         topic = f"{pg_database.name}.public.a"
