@@ -31,7 +31,7 @@ _LONG, _INT, _TIME = LogicalType(Kind.INT64), LogicalType(Kind.INT32), LogicalTy
 METADATA = (
     ("_cdc_synced_at", _TIME, "now()", True),
     ("_cdc_source_ts", _TIME, "s.src", True),
-    ("_cdc_partition", _INT, "s.part", True),
+    ("_cdc_partition", _INT, "s.part", False),
     ("_cdc_offset", _LONG, "s.pos", True),
     ("_cdc_gen", _INT, "s.gen", False),
     ("_cdc_commit", _LONG, "s.com", True),
@@ -86,6 +86,7 @@ def stage_table(delta: Delta, table: TableSchema) -> tuple[pa.Table, list[Logica
             ("base_text", string, delta.base_text),
             ("base_move", _LONG, delta.base_move),
             ("base_rec", _LONG, delta.base_record),
+            ("base_part", _INT, pa.nulls(rows, pa.int32()) if delta.base_partition is None else delta.base_partition),
         ]
     sent = set(delta.schema.names)
     for i, column in enumerate(table.columns):
@@ -259,9 +260,9 @@ WHERE d.gen > s.gen OR (d.gen = s.gen AND (d.record > s.rec OR (d.record = s.rec
         slower).
 
         Unsent values come out of the row under the base key, with a lower version of the same generation (before a resync the row may have
-        been wrong, or changes of it skipped), or out of the image that the other half of a key change
-        left behind (``moves``): never out of the old key's row then, because changes of it that are not applied yet may stand between.
-        Nor out of either where a record of that key was discarded, whatever it would have changed.
+        been wrong, or changes of it skipped) that came by the same partition, or out of the image that the other half of a key change left
+        behind (``moves``): never out of the old key's row then, because changes of it that are not applied yet may stand between. Nor out
+        of either where a record of that key was discarded, whatever it would have changed.
         ``kept`` are columns that the delta's schema does not know: an existing row keeps its value, a new one has the default staged.
         In soft delete a deleted row keeps what it held last. ``filled`` is false where an unsent value was found nowhere.
         """
@@ -285,7 +286,8 @@ WHERE d.gen > s.gen OR (d.gen = s.gen AND (d.record > s.rec OR (d.record = s.rec
         joins = f" LEFT JOIN {self.place} AS t ON {self.same_key()}" if kept or last else ""
         if unsent:
             joins += f""" LEFT JOIN {self.place} AS b ON {self.same_key("b", "b")} AND s.needs AND s.base_move IS NULL{self._alive("b")}
-  AND b.{q("_cdc_gen")} = s.gen AND b.{q("_cdc_record")} < s.base_rec"""
+  AND b.{q("_cdc_gen")} = s.gen AND b.{q("_cdc_record")} < s.base_rec
+  AND (s.base_part IS NULL OR b.{q("_cdc_partition")} = s.base_part)"""
             found = f"(NOT s.needs OR b.{q('_cdc_gen')} IS NOT NULL)"
         if unsent and moves:
             has = self.dialect.image_has.format(image=f"d.{q('row')}")
@@ -319,7 +321,7 @@ WHERE {self.deleted_in_scope()} AND (d.key_hash, d.{self.dialect.quote("key")}) 
 
     def remember_deleted(self, deleted_keys: MetaTable, *, moves: bool) -> Statement:
         """Versions of deleted keys; with ``moves``, the image of a row that a key change took away, where text holds it exactly. A row of
-        an earlier generation is none: a resync has skipped what changed it.
+        an earlier generation is none: a resync has skipped what changed it; nor is one that came by another partition.
         In soft delete the row itself keeps the version, and only images are kept here."""
         d, q = self.dialect, self.dialect.quote
         image, join, names = f"CAST(NULL AS {d.image})", "", list[object]()
@@ -329,7 +331,8 @@ WHERE {self.deleted_in_scope()} AND (d.key_hash, d.{self.dialect.quote("key")}) 
             exact = "".join(f" AND {test}" for test in tests)
             texts = d.image_join.join(f"CAST({c} AS VARCHAR)" for c, _ in columns)
             built = d.image_of.format(names=d.placeholder, values=texts)
-            image = f"CASE WHEN s.moved AND t.{q('_cdc_gen')} = s.gen{exact} THEN {built} END"
+            same = f"t.{q('_cdc_gen')} = s.gen AND t.{q('_cdc_partition')} = s.part"
+            image = f"CASE WHEN s.moved AND {same}{exact} THEN {built} END"
             join = f" LEFT JOIN {self.place} AS t ON {self.same_key()}{self._alive()}"
             names = [[c.name for c in self.table.columns if not c.dropped]]
         p = d.placeholder

@@ -156,7 +156,7 @@ class Judge:
                 kind, columns = Kind.MISSING, ()
             elif not has_s or copies[row] > 1:
                 kind, columns = Kind.EXTRA, ()
-            place = (pairs["p"][row].as_py(), pairs["o"][row].as_py()) if has_d and pairs["p"][row].is_valid else None
+            place = (pairs["p"][row].as_py(), pairs["o"][row].as_py()) if has_d and pairs["o"][row].is_valid else None
             found.append(
                 Found(
                     {name: values[row] for name, values in shown_keys.items()},

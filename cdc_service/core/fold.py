@@ -136,7 +136,7 @@ def _fill(delta: Delta, s: _Sorted, winners: Ints, data: pa.Table, text: pa.Arra
     here = np.arange(n)
     old_text = key_text(old_key).take(pa.array(s.order)) if old_key is not None else pa.nulls(n, pa.string())
     is_move = _numpy(pc.is_valid(old_text))
-    parent, base_move = _parents(s, text, old_text, is_move)
+    parent, base_move, base_partition = _parents(s, text, old_text, is_move)
     columns = list(data.columns)
     masks = {}
     root = _ends(np.where(parent >= 0, parent, here))
@@ -175,24 +175,28 @@ def _fill(delta: Delta, s: _Sorted, winners: Ints, data: pa.Table, text: pa.Arra
         base_text=key_of_end,
         base_move=pa.array(move, mask=(move < 0) | (ends < 0)),
         base_record=pa.array(bound, mask=ends < 0),
+        base_partition=pa.array(base_partition[ends], mask=ends < 0),
     )
 
 
-def _parents(s: _Sorted, text: pa.Array, old_text: pa.Array, is_move: Bools) -> tuple[Ints, Ints]:
-    """For each sorted row the row that holds its earlier image (-1: outside of the batch), and where that is the other half of a move
-    outside of the batch (or an image that cannot be known), the record of the move (else -1)."""
+def _parents(s: _Sorted, text: pa.Array, old_text: pa.Array, is_move: Bools) -> tuple[Ints, Ints, npt.NDArray[np.int32]]:
+    """For each sorted row the row that holds its earlier image (-1: outside of the batch); where that is the other half of a move outside
+    of the batch (or an image that cannot be known), the record of the move (else -1); and the partition that an image outside came by."""
     n = len(s.order)
     previous = np.arange(n) - 1
     # What was known before a resync may have been wrong: images are followed within one generation only.
     previous[~(_same_as_previous(s.code) & _same_as_previous(s.gen))] = -1
     # A row of an incremental snapshot stands before the stream's changes in the order, and may be of a later moment than they.
     previous[(previous >= 0) & (s.record[previous] == INCREMENTAL)] = -1
+    # Of a key that went to another partition, later changes on the old one may not be read yet.
+    previous[(previous >= 0) & (s.partition[previous] != s.partition)] = -1
     deleted_before = (previous >= 0) & (s.op[previous] == Op.DELETE)
     parent = np.where(deleted_before, -1, previous)
     base_move = np.where(deleted_before & ~is_move, s.record, np.int64(-1))
     moves = np.flatnonzero(is_move)
+    base_partition = s.partition.copy()
     if not len(moves):
-        return parent, base_move
+        return parent, base_move, base_partition
     # The old key's delete carries the same position as the create: find it among the batch's deletes.
     deletes = np.flatnonzero(s.op == Op.DELETE)
     texts = pa.concat_arrays([text.take(pa.array(s.order[deletes])), old_text.take(pa.array(moves))])
@@ -207,7 +211,8 @@ def _parents(s: _Sorted, text: pa.Array, old_text: pa.Array, is_move: Bools) -> 
     usable = (before >= 0) & (s.op[before] != Op.DELETE) & (s.gen[before] == s.gen[moves])
     parent[moves] = np.where(usable, before, -1)
     base_move[moves] = np.where(usable | (found & (before < 0)), -1, s.record[moves])
-    return parent, base_move
+    base_partition[moves[found]] = s.partition[deletes[by_pair[at[found]]]]
+    return parent, base_move, base_partition
 
 
 def _ends(pointers: Ints) -> Ints:

@@ -55,11 +55,15 @@ class Op(IntEnum):
     TRUNCATE = 4
 
 
+UNTOLD = -1
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of a source table. ``default`` is the constant that rows older than the column hold (None: NULL), as an Arrow-convertible
     Python value. ``dropped`` is true in a target's own schema for a column that the source no longer has, and ``unread`` is the generation
-    of the rows of which nobody could tell what they hold in the column: until a later generation has read them anew, they may lack it."""
+    of the rows of which nobody could tell what they hold in the column: until a later generation has read them anew, they may lack it
+    (UNTOLD: there were none then, but late ones may come)."""
 
     name: str
     type: LogicalType
@@ -304,6 +308,8 @@ class Delta:
     is that key as canonical text, and ``base_move`` (int64, nullable) the record position of the move when the row was moved here by a
     change of key whose other half is *not* in this delta (it was applied before, or is yet to come). ``base_record`` (int64, nullable) is
     the record position below which the row under ``base_key`` is that image: under an old key another row may stand by now.
+    ``base_partition`` (int32, nullable) is the partition that the image must have come by (None or NULL: any): where partitions were added,
+    the changes of a key are on two, and later ones of the first may not be read yet.
     ``counts`` per partition hold what is known before the merge: folded and duplicate within the batch. ``snapshot_record`` is the highest
     record of the batch's initial-snapshot rows, those that were folded away too (None: it had none).
 
@@ -326,6 +332,7 @@ class Delta:
     base_text: pa.Array | None = None
     base_move: pa.Array | None = None
     base_record: pa.Array | None = None
+    base_partition: pa.Array | None = None
     truncation: Truncation | None = None
     rejected: tuple[Rejected, ...] = ()
     snapshot_record: int | None = None

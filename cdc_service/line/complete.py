@@ -98,6 +98,7 @@ def _replaced(delta: Delta, place: pa.Array, rows: pa.Table, again: Reread) -> D
         base_text=_nulled(mine, delta.base_text) if still and delta.base_text is not None else None,
         base_move=_nulled(mine, delta.base_move) if still and delta.base_move is not None else None,
         base_record=_nulled(mine, delta.base_record) if still and delta.base_record is not None else None,
+        base_partition=_nulled(mine, delta.base_partition) if still and delta.base_partition is not None else None,
     )
 
 

@@ -405,6 +405,7 @@ class Incoming:
     base_text: str | None
     base_move: int | None
     base_record: int | None
+    base_partition: int | None
     place: int
 
 
@@ -416,6 +417,7 @@ def incoming(delta: Delta) -> list[Incoming]:
     base_text = none if delta.base_text is None else delta.base_text.to_pylist()
     base_move = none if delta.base_move is None else delta.base_move.to_pylist()
     base_record = none if delta.base_record is None else delta.base_record.to_pylist()
+    base_partition = none if delta.base_partition is None else delta.base_partition.to_pylist()
     if delta.base_key is not None and delta.base_text is not None:
         assert key_text(delta.base_key).to_pylist() == base_text, "base_text is not the text of base_key"
     return [
@@ -432,6 +434,7 @@ def incoming(delta: Delta) -> list[Incoming]:
             base_text=base_text[i],
             base_move=base_move[i],
             base_record=base_record[i],
+            base_partition=base_partition[i],
             place=i,
         )
         for i, meta in enumerate(delta.meta.to_pylist())
@@ -528,8 +531,9 @@ def _base(kept: Kept, change: Incoming) -> Mapping[str, Any] | None:
         row = kept.rows.get(change.base_text)
         assert change.base_record is not None, "a base row has no bound"
         bound = (change.version[0], change.base_record)
-        older = row is not None and not row.deleted and row.version[0] == bound[0] and row.version < bound
-        return row.values if row is not None and older else None
+        if row is None or row.deleted or row.version[0] != bound[0] or row.version >= bound:
+            return None
+        return row.values if change.base_partition in (None, row.partition) else None
     gone = kept.deleted.get(change.base_text)
     return gone.image if gone is not None and gone.version == (change.version[0], change.base_move) else None
 
@@ -542,7 +546,8 @@ def _write(kept: Kept, target: Target, change: Incoming, values: dict[str, Any])
         kept.rows[change.key] = row
         return
     mine = own is not None and not own.deleted and own.version[0] == change.version[0]
-    image = own.values if change.moved and own is not None and mine else None
+    # One that came by another partition is no image: changes of it may be on their way there.
+    image = own.values if change.moved and own is not None and mine and own.partition == change.partition else None
     if not soft or change.moved:
         kept.deleted[change.key] = DeletedKey(change.version, change.commit, image)
     if soft:

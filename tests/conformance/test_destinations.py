@@ -457,6 +457,20 @@ def test_i11_the_new_half_first_is_not_filled_from_a_row_that_may_be_stale(harne
     assert live(harness, feed) == {1: ("a", "stale"), 2: ("a", "read again"), 3: ("c", "C")}
 
 
+def test_i11_a_row_that_came_by_another_partition_is_not_the_base(harness: Harness, feed: Feed) -> None:
+    """Partitions were added, so that a key's changes are on two: later ones of the first may not be read yet."""
+    feed.apply(item(C, 1, 10, "a", "long"), item(C, 2, 11, "b", "B", partition=1))
+    delta = feed.delta(*(item(U, id_, 20 + id_, unsent=("body",), partition=1) for id_ in (1, 2)))
+    with pytest.raises(UnsentUnknown) as caught:
+        feed.merge(replace(delta, base_partition=delta.meta["partition"].combine_chunks()))
+    assert caught.value.keys.to_pylist() == [{"id": 1}]
+    feed.apply(item(D, 1, 30, partition=1, moved=True), item(D, 2, 31, partition=1, moved=True))
+    feed.apply(item(C, 12, 31, "moved", unsent=("body",), base={"id": 2}, move=31))
+    with pytest.raises(UnsentUnknown):
+        feed.apply(item(C, 11, 30, "moved", unsent=("body",), base={"id": 1}, move=30))
+    assert live(harness, feed) == {12: ("moved", "B")}
+
+
 def test_i11_a_base_row_that_is_younger_is_not_the_base(harness: Harness, feed: Feed) -> None:
     """The old key was used again, and that is applied already: what stands under it is another row."""
     feed.apply(item(C, 1, 30, "another", "row"))

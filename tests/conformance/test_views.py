@@ -105,12 +105,12 @@ def test_what_is_parked(destination: Any) -> None:
         assert view.parked(keys) == {keys[1]: (0, 1, "not JSON")}
 
 
-def test_minimal_metadata_has_no_places(destination: Any) -> None:
+def test_minimal_metadata_has_no_offsets(destination: Any) -> None:
     feed = Feed(destination, ITEMS, full_metadata=False).start()
     feed.apply(item(C, 1, 10, "a"))
     with destination.view(feed.target, feed.own) as view:
         rows = view.fetch(ITEMS.key_columns, ["id", "_cdc_partition", "_cdc_offset"], ids(1)).to_pylist()
-    assert rows == [{"id": 1, "_cdc_partition": None, "_cdc_offset": None}]
+    assert rows == [{"id": 1, "_cdc_partition": 0, "_cdc_offset": None}]
 
 
 US = 1_715_000_000_123_456

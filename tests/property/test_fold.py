@@ -221,3 +221,23 @@ def test_i11_what_stands_under_a_key_that_was_left_is_bounded_by_the_change_that
     assert delta.base_record is not None
     place = delta.data["id"].to_pylist().index(7)
     assert (delta.base_text[place].as_py(), delta.base_move[place].as_py(), delta.base_record[place].as_py()) == ('["3"]', None, 200)
+
+
+def test_i11_an_image_that_came_by_another_partition_is_looked_up() -> None:
+    """Partitions were added: between a key's change on the first one and that on the second there may be some that are not read yet."""
+    first = batch_of([Event(Op.CREATE, 0, 5, 200, 3, a="old", b="x")], {0: 5}, {0: 6})
+    later = [Event(Op.UPDATE, 1, 0, 220, 3, a=UNSENT, b="y"), Event(Op.UPDATE, 1, 1, 230, 3, a=UNSENT, b="z")]
+    second = batch_of(later, {1: 0}, {1: 2})
+    delta = fold([first, second], batch_id="b", target=TARGET, generations=lambda p, o, r: np.zeros(len(p), np.int32))
+    assert delta.unsent is not None
+    assert delta.base_partition is not None
+    assert (delta.unsent["a"].to_pylist(), delta.base_partition.to_pylist()) == ([True], [1])
+
+
+def test_i11_the_image_behind_a_change_of_key_came_by_the_partition_of_its_delete() -> None:
+    events = [Event(Op.DELETE, 0, 5, 200, 3, moved=True), Event(Op.CREATE, 1, 0, 200, 5, a=UNSENT, b="x", old=3)]
+    delta = fold(
+        [batch_of(events, {0: 5, 1: 0}, {0: 6, 1: 1})], batch_id="b", target=TARGET, generations=lambda p, o, r: np.zeros(len(p), np.int32)
+    )
+    assert delta.base_partition is not None
+    assert delta.base_partition[delta.data["id"].to_pylist().index(5)].as_py() == 0
