@@ -55,13 +55,6 @@ RUNS = (
 OPEN = """
 Known and not mended yet:
 
-- A connector whose offsets are removed again and again while a table is read anew can leave a value that was not sent as it was before
-  (the violation on PostgreSQL above).
-- A row whose unsent value stands nowhere is read again at the source. Where the source has got a column meanwhile that the batch's own
-  schema lacks, and the row was changed since, its value in that column is missing until the next change of the row or a repair
-  (seed 7002014).
-- A table that was made by an event with a new column, while rows of an incremental snapshot that was read before the column came are
-  still on their way: these rows keep NULL in it until they change or are repaired (seed 20007668).
 - During a resync, and for the connector's repeated tail right behind it, a row may show an older moment for a while.
 """
 HEAD = """# Simulation
@@ -96,7 +89,7 @@ simulated and driven by one seed (`tests/simulation`):
 
 A seed picks its own kinds of faults, from none to most. A step draws what it leaves to chance from a seed of its own, so a schedule stays
 the same one when steps are taken out: a violation is shrunk to the steps that it needs and printed as text for `REPLAY`. A bug that is
-mended leaves its schedule in `REGRESSIONS` of `tests/simulation/test_simulation.py`.
+mended leaves its schedule in `tests/simulation/regressions.py`.
 
 What it leaves out, because the service cannot notice it (`schedule.py` says each where it refuses the step):
 

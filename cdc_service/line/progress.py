@@ -59,6 +59,7 @@ class Progress:
         self._saved: dict[TableId, float] = {}
         self._moved: dict[TableId, tuple[int, float]] = {}
         self._attempts: dict[TableId, int] = {}  # at the connector's snapshot, as a table that is complete was first seen
+        self._emptied_before: dict[tuple[TableId, int], int] = {}  # ms; by table and generation, as its reading was first seen
         self._recounted: dict[TableId, float] = {}
         self._log = structlog.get_logger()
 
@@ -141,6 +142,7 @@ class Progress:
             table.aim(Goal(facts.position, ends, facts.at_us))
         if table.state in ("waiting", "snapshotting"):
             self._attempts.pop(table.source, None)
+            self._emptied_before.setdefault((table.source, table.kept.generation), self._emptied_at(table, facts))
             self._snapshot(table, facts)
         elif self._returned(table, facts):
             error = TableStopped(
@@ -214,8 +216,12 @@ class Progress:
         since_ms, scans = (table.kept.complete_at or 0) // 1000, facts.scans
         # By the attempts that this process saw, whatever its clock says; by the time what came while no process ran.
         anew = scans.attempts > self._attempts.setdefault(table.source, scans.attempts)
-        found = any((anew or at > since_ms) and self._snapshots.names(text, table.source) for text, at in scans.empty.items())
+        at_ms, before_ms = self._emptied_at(table, facts), self._emptied_before.get((table.source, table.kept.generation), 0)
+        found = bool(at_ms) and (anew or at_ms > max(since_ms, before_ms))
         return bool(since_ms and scans.repeated and found and table.target.mode is not Mode.APPEND)
+
+    def _emptied_at(self, table: Table, facts: Facts) -> int:
+        return max((at for text, at in facts.scans.empty.items() if self._snapshots.names(text, table.source)), default=0)
 
     def _through(self, table: Table, goal: Goal) -> None:
         now = self._clock.monotonic()
@@ -223,7 +229,7 @@ class Progress:
             end = self._ends.get((table.source, table.kept.generation))
             if end is None or goal.position <= end:
                 return  # At the very same position the connector may have been before it wrote the rows; a heartbeat moves it on.
-            if self._outdated(table):
+            if table.doubtful or self._outdated(table):
                 table.reload = "the connector began its snapshot anew after it had sent changes; what happened between the two was not sent"
                 return
             swept = self._sweep(table)

@@ -23,7 +23,7 @@ from cdc_service.core.errors import CdcError, Fenced, TableStopped, Unavailable
 from cdc_service.core.fold import fold
 from cdc_service.core.order import generations
 from cdc_service.core.screen import nothing_parked, screen
-from cdc_service.core.types import ChangeBatch, Delta, LogId, Mode, RawBatch, Receipt, TableId, Tail, Target
+from cdc_service.core.types import ChangeBatch, Delta, LogId, Mode, RawBatch, Receipt, TableId, TableSchema, Tail, Target
 from cdc_service.failpoints import failpoint
 from cdc_service.line.complete import Unreadable, completed
 from cdc_service.line.means import Means
@@ -111,6 +111,11 @@ class Table:
         return self.config.target
 
     @property
+    def doubtful(self) -> bool:
+        """Whether rows of the generation may be wrong, so that its end has to be the beginning of another one."""
+        return bool(self._versions.doubtful)
+
+    @property
     def reload(self) -> str:
         """Why the table has to be read anew; empty where it has not."""
         return self._versions.reload
@@ -159,14 +164,16 @@ class Table:
         """
         self._opened = False
         m, target = self.means, self.target
-        # Before the log: what others merge meanwhile must not look like a log that ends before its checkpoint.
+        # The state first, so that checkpoints of before a resync are not taken for those of its generation; and both before the log: what
+        # others merge meanwhile must not look like a log that ends before its checkpoint.
+        kept = m.destination.load_state(target)
         checkpoints = m.destination.checkpoints(target)
         facts = m.topics.describe([self.config.topic]).get(self.config.topic)
         if facts is None:
             raise Unavailable(f"{self.source}: topic {self.config.topic} does not exist", hint="cdc register creates it")
         if not self.config.keyed and target.mode is Mode.APPEND and len(facts.ends) > 1:
             raise scattered(self, len(facts.ends))
-        self.kept = self._continued(m.destination.load_state(target))
+        self.kept = self._continued(kept)
         self.recall()
         self.refresh()
         if self.stopped:
@@ -343,14 +350,24 @@ class Table:
         if any(batch.num_rows for batch in run):
             self._versions.evolve(delta.schema, _stream_records(run), initial=delta.snapshot_record is not None)
             failpoint("line.evolved")
-        own = self._versions.all[-1] if self._versions.all else replace(delta.schema, version=0)
-        for _ in range(COMPLETIONS_MAX):
+        for attempt in range(COMPLETIONS_MAX + 1):
+            own = self._versions.all[-1] if self._versions.all else replace(delta.schema, version=0)
             try:
                 return m.destination.merge(delta, epochs, log, own)
             except UnsentUnknown as unknown:
+                if attempt == COMPLETIONS_MAX:
+                    raise
                 delta = completed(delta, unknown, m.source, m.decoder, self.config.topic)
+                self._distrust_older(delta.schema)
                 failpoint("line.completed")
-        return m.destination.merge(delta, epochs, log, own)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _distrust_older(self, schema: TableSchema) -> None:
+        """Rows that were read again in the columns of ``schema`` are later than changes that are still to come. Where the source has got a
+        column meanwhile, what these tell of it comes too late."""
+        now = self.means.schema_of(self.source)
+        if now is not None and (new := sorted(set(now.names) - set(schema.names))):
+            self._versions.distrust(new, f"rows were read again at the source for events of before it got the column {new[0]}")
 
     def folded(self, run: Sequence[ChangeBatch], batch_id: str) -> Delta:
         """What ``run`` comes to, by the table's mode."""
@@ -374,11 +391,13 @@ class Table:
 
     def _refuse_second_snapshot(self, delta: Delta) -> None:
         """Rows of an initial snapshot later than what the table holds already, be they folded away by later changes: the connector began
-        anew."""
+        anew. A resync under way goes on to its end: changes of its generation may have come before those that are missing."""
         through, newest = self.kept.complete_through, delta.snapshot_record
-        if through is None or newest is None or self.kept.resync:
+        if newest is None:
             return
-        if newest + 2**63 > through:
+        if self.kept.resync and newest + 2**63 > self.kept.opened_record:
+            self._versions.doubt(())
+        elif not self.kept.resync and through is not None and newest + 2**63 > through:
             raise snapshotted_anew(self)
 
     def _refuse_flood(self, delta: Delta) -> None:

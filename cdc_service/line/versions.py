@@ -6,13 +6,14 @@ cannot be followed exactly raises TableStopped before anything is written.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
 
 from cdc_service.core.errors import CdcError
 from cdc_service.core.evolve import evolve
-from cdc_service.core.types import Column, Mode, TableSchema, Target
+from cdc_service.core.types import UNTOLD, Column, Mode, TableSchema, Target
 from cdc_service.line.means import Means
 
 
@@ -35,8 +36,14 @@ class Versions:
         self.all = tuple(self._means.destination.schemas(self._target))
         self._handled, self._judged, self._applied_to, self._generation = set(), {}, applied_to, generation
         # The process that learned so may have ended before the table was read anew.
-        if unread := [c.name for c in (self.all[-1].columns if self.all else ()) if c.unread is not None and c.unread >= generation]:
-            self.reload = self.reload or f"only reading its rows tells what they hold in the column {unread[0]}"
+        if doubtful := self.doubtful:
+            self.reload = self.reload or f"only reading its rows anew tells what they hold in the column {doubtful[0]}"
+
+    @property
+    def doubtful(self) -> Sequence[str]:
+        """The columns in which rows of the generation may hold what is not so."""
+        own = self.all[-1].columns if self.all else ()
+        return [c.name for c in own if c.unread is not None and c.unread >= self._generation]
 
     def evolve(self, incoming: TableSchema, records: tuple[int, int] | None, *, initial: bool = False) -> None:
         """Makes the target hold rows of ``incoming``, which stand at ``records`` (lowest and highest; None: no changes of the stream);
@@ -67,14 +74,39 @@ class Versions:
         still = [c for c in own.columns if not c.dropped and c.name not in incoming.names and not later(c.name)]
         kept = [c for c in incoming.columns if c.name not in gone]
         untold = {c.name for c in (*self.all[0].columns, *(c for c in own.columns if c.unread is not None))}
-        if (records or initial) and self._target.mode is not Mode.APPEND and (new := [c.name for c in still if c.name in untold]):
-            # Nobody could tell, or was ever asked (of a column that came with the table), what older rows hold in it; these are older rows.
-            self.reload = f"rows of before the column {new[0]} was added came after the table was made with it"
-            marked = tuple(replace(c, unread=self._generation) if c.name in new else c for c in own.columns)
-            if any(c.unread != old.unread for c, old in zip(marked, own.columns, strict=True)):
-                self._means.destination.evolve(self._target, [], replace(own, columns=marked))
-                self.all = (*self.all, replace(own, columns=marked, version=own.version + 1))
+        # Nobody could tell, or was ever asked (of a column that came with the table), what older rows hold in it; these are older rows.
+        new = [c for c in still if c.name in untold] if self._target.mode is not Mode.APPEND else []
+        if not (records or initial):
+            new = [c for c in new if self._came_since(c)]
+        if new:
+            names = {c.name for c in new}
+            self.distrust(names, f"rows of before the column {new[0].name} was added came after the table was made with it")
         return incoming if len(kept) == len(incoming.columns) and not still else replace(incoming, columns=(*kept, *still))
+
+    def _came_since(self, column: Column) -> bool:
+        """Whether the source has a column that rows of an incremental snapshot lack: they were read before it came, not since it was
+        dropped. Asked once a generation, and not again in the next one: reading the table anew, which this leads to, has told by then."""
+        if column.unread is not None and column.unread >= max(0, self._generation - 1):
+            return False
+        now = self._means.schema_of(self._target.source)
+        return now is not None and column.name in now.names
+
+    def distrust(self, names: Collection[str], why: str) -> None:
+        """Has the table read anew, since its rows may hold what is not so in these columns."""
+        self.reload = why
+        self.doubt(names)
+
+    def doubt(self, names: Collection[str]) -> None:
+        """Notes at the destination, so that the next process knows, that rows of the generation may hold what is not so in these columns;
+        the key's stand for all, and for those that the target does not have yet."""
+        if not self.all:
+            return
+        own = self.all[-1]
+        wrong = {c.name for c in own.columns} & set(names) or set(own.key)
+        marked = tuple(replace(c, unread=self._generation) if c.name in wrong else c for c in own.columns)
+        if marked != own.columns:
+            self._means.destination.evolve(self._target, [], replace(own, columns=marked))
+            self.all = (*self.all, replace(own, columns=marked, version=own.version + 1))
 
     def _with_fills(self, incoming: TableSchema) -> TableSchema:
         """``incoming`` with, for each column that the table does not have yet, what its older rows hold at the source."""
@@ -88,7 +120,7 @@ class Versions:
             # The rows of a log are what they were, also where the source's own rows have another value in the new column.
             return replace(incoming, columns=tuple(replace(c, default=None) for c in incoming.columns))
         filled, why = {}, ""
-        unread = self._generation if self._means.destination.table_rows(self._target) else None
+        unread = self._generation if self._means.destination.table_rows(self._target) else UNTOLD
         for column in new:
             if column.name in known:
                 why = f"the column {column.name} came back after it was dropped, so its older rows hold other values at the source"
@@ -98,7 +130,7 @@ class Versions:
             filled[column.name] = found or replace(column, default=None, unread=unread)
             if found is None:
                 why = f"only reading its rows tells what the new column {column.name} holds in them"
-        if why and unread is not None:
+        if why and unread != UNTOLD:
             self.reload = why
         return replace(incoming, columns=tuple(filled.get(c.name, c) for c in incoming.columns))
 
