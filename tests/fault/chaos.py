@@ -285,7 +285,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             def ends(tally: Tally) -> bool:
                 return tally.rounds >= options.rounds if options.rounds else time.monotonic() - began >= options.minutes * 60
 
+            said = 0
+
             def told(tally: Tally, name: str) -> None:
+                nonlocal said
+                for one in tally.violations[said:]:
+                    console.print(f"round {tally.rounds}, {name}: {one}", style="bold red", markup=False)
+                said = len(tally.violations)
                 done = tally.rounds if options.rounds else time.monotonic() - began
                 bar.update(task, completed=done, said=f"{tally.rounds} rounds, {len(tally.violations)} violations, last: {name}")
 

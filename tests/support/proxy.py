@@ -78,8 +78,17 @@ class FaultyLink:
                     continue
                 with self._lock:
                     self._ends |= {client, server}
-                threading.Thread(target=self._pump, args=(client, server, True), daemon=True).start()
-                threading.Thread(target=self._pump, args=(server, client, False), daemon=True).start()
+                threading.Thread(target=self._carry, args=(client, server), daemon=True).start()
+
+    def _carry(self, client: socket.socket, server: socket.socket) -> None:
+        answers = threading.Thread(target=self._pump, args=(server, client, False), daemon=True)
+        answers.start()
+        self._pump(client, server, True)
+        answers.join()
+        with self._lock:
+            self._ends -= {client, server}
+        client.close()
+        server.close()
 
     def _pump(self, source: socket.socket, sink: socket.socket, asks: bool) -> None:
         with suppress(OSError):
