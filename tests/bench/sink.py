@@ -106,10 +106,10 @@ def run_sink(filled: Filled, destination: PostgreSqlDatabase, worker: Worker, ar
     samples: list[Sample] = []
     start: Sample | None = None
     worker.forget_peak()
-    worker.call("POST", "/connectors", {"name": name, "config": _config(filled, destination, arm)})
+    worker.call("POST", "/connectors", {"name": name, "config": sink_config(filled, destination, arm)})
     try:
         while not samples or samples[-1].done < filled.records:
-            if wrong := _failure(worker, name):
+            if wrong := failure(worker, name):
                 raise ArmError(wrong)
             if start is None:
                 if admin.members(f"connect-{name}"):
@@ -133,7 +133,7 @@ def run_sink(filled: Filled, destination: PostgreSqlDatabase, worker: Worker, ar
     return run
 
 
-def _config(filled: Filled, destination: PostgreSqlDatabase, arm: str) -> dict[str, str]:
+def sink_config(filled: Filled, destination: PostgreSqlDatabase, arm: str) -> dict[str, str]:
     options, query = SINKS[arm]
     return {
         "connector.class": "io.debezium.connector.jdbc.JdbcSinkConnector",
@@ -150,7 +150,7 @@ def _config(filled: Filled, destination: PostgreSqlDatabase, arm: str) -> dict[s
     }
 
 
-def _failure(worker: Worker, name: str) -> str:
+def failure(worker: Worker, name: str) -> str:
     """The last cause of why a task failed, empty while none has."""
     status = worker.call("GET", f"/connectors/{name}/status")
     if status is None:
