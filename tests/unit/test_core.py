@@ -85,6 +85,16 @@ def test_keys_as_text() -> None:
     assert isinstance(key_text(pa.table({"a": pa.chunked_array([[1], [2]])})), pa.Array)
 
 
+@pytest.mark.parametrize("kind", [pa.int64(), pa.date32(), pa.timestamp("us"), pa.binary()])
+def test_keys_of_no_rows_and_of_nothing_are_texts(kind: pa.DataType) -> None:
+    one = pa.table({"k": pa.array([None], kind)})
+    assert key_text(one).to_pylist() == [None]
+    assert key_text(one).type == pa.string()
+    none = one.filter(pa.array([False]))
+    assert none["k"].num_chunks == 0
+    assert key_text(none).type == pa.string()
+
+
 # Screening
 
 
@@ -159,6 +169,27 @@ def test_times_beyond_the_range_leave(kind: Kind, width: pa.DataType) -> None:
     assert screened(array(LogicalType(kind)), lists.slice(1, 3), bounds)[1] == []
 
 
+def test_one_end_beyond_the_range_is_enough_and_nothing_else_leaves_for_it() -> None:
+    def of(*numbers: int) -> pa.Array:
+        return pa.array(numbers, pa.int64()).view(pa.timestamp("us"))
+
+    type_, far = LogicalType(Kind.TIMESTAMP), INFINITY[Kind.TIMESTAMP]
+    bounds = Bounds({Kind.TIMESTAMP: (-10, 10)})
+    assert screened(type_, of(-11, 0), bounds)[0] == [101]
+    assert screened(type_, of(0, 11), bounds)[0] == [100]
+    assert screened(type_, of(far, 0, 11), replace(bounds, infinity=frozenset({Kind.TIMESTAMP})))[0] == [100, 101]
+
+
+@pytest.mark.parametrize("type_", [LogicalType(Kind.DATE), array(LogicalType(Kind.DATE)), TEXT, array(TEXT)])
+def test_a_batch_that_every_row_left_is_screened_and_folded(type_: LogicalType) -> None:
+    batch, raw = batch_and_raw(type_, pa.array([None], type_.arrow), None)
+    left = replace(batch.filter(pa.array([False]), []), spans=())
+    assert left.data["x"].num_chunks == 0
+    found, parked = screen(raw, left, Bounds({Kind.DATE: (-10, 10)}, nul_in_text=False), nothing_parked())
+    assert (found.num_rows, parked.to_pylist()) == (0, [])
+    assert len(folded(found).data) == 0
+
+
 @pytest.mark.parametrize("kind", [Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ])
 def test_infinity_stays_where_there_is_one(kind: Kind) -> None:
     width, far = (pa.int32() if kind is Kind.DATE else pa.int64()), INFINITY[kind]
@@ -198,6 +229,19 @@ def test_what_follows_a_parked_record_of_its_key_is_parked_behind_it() -> None:
     assert stay == [100, 101, 103]
     assert [one[0] for one in out] == [102, 104]
     assert parked == ['["2"]']
+
+
+def test_the_first_parked_record_of_a_key_holds_back_from_there_on() -> None:
+    def bad(*offsets: int) -> tuple[Rejected, ...]:
+        return tuple(Rejected(3, o, b"", b"", (), '["1"]', "decode", "bad", "bad") for o in offsets)
+
+    values, keys = pa.array(["a", "b", "c"]), [1, 1, 1]
+    for rejected in (bad(101), bad(101, 103), bad(103, 101)):
+        stay, out, parked = screened(TEXT, values, Bounds(), keys=keys, rejected=rejected)
+        assert (stay, [one[0] for one in out], parked) == ([100, 101], [102], ['["1"]'])
+    # One key was parked before the batch, another is in it: both hold back.
+    stay, out, _ = screened(TEXT, pa.array(["\x00", "b", "c"]), Bounds(nul_in_text=False), keys=[1, 2, 1], parked=['["2"]'])
+    assert (stay, [one[0] for one in out]) == ([], [100, 101, 102])
 
 
 def test_a_record_that_a_merge_could_not_complete_leaves_with_the_reason() -> None:
@@ -271,6 +315,11 @@ def test_evolution_change_by_change() -> None:
     assert changes == (DropColumn(Column("a", INT, dropped=True)),)
     # An older version lacks what came after it, which is not dropped for that.
     assert evolve((first, wide), first) == ((), wide)
+    # What comes behind a new column is looked at too.
+    several = schema(Column("n", TEXT), Column("a", BIG), Column("m", TEXT), Column("b", TEXT))
+    changes, own = evolve((first,), several)
+    assert changes == (AddColumn(Column("n", TEXT)), WidenType(Column("a", BIG), INT), AddColumn(Column("m", TEXT)))
+    assert own.names == ("id", "a", "b", "n", "m")
 
 
 def test_what_cannot_follow_stops_the_table_with_the_change_and_the_cure() -> None:
@@ -329,6 +378,9 @@ def test_a_truncate_takes_what_is_below_it_and_the_account_closes() -> None:
     both = fold([changes((T, 90, 0, None), (T, 5, 1, None))], batch_id="b", target=TARGET, generations=lambda p, o, r: o.astype(np.int32))
     assert both.truncation == Truncation(1, 5, 0)
     assert both.counts == {0: {"applied": 1, "folded": 1, "duplicate": 0}}
+    # A row that the truncate's own record made is there.
+    same = fold([changes((T, 20, 0, None), (C, 20, 1, 1), (C, 19, 2, 2))], batch_id="b", target=TARGET, generations=none)
+    assert same.data["id"].to_pylist() == [1]
 
 
 def test_generation_beats_record_and_record_beats_offset() -> None:
@@ -339,6 +391,13 @@ def test_generation_beats_record_and_record_beats_offset() -> None:
     assert sorted(delta.data["v"].to_pylist()) == ["v1", "v2", "v5"]
     assert delta.counts == {0: {"applied": 0, "folded": 2, "duplicate": 1}}
     assert dict(zip(delta.meta["key"].to_pylist(), delta.meta["gen"].to_pylist(), strict=True))['["1"]'] == 1
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_at_one_record_a_create_is_later_than_the_delete(order: tuple[int, int]) -> None:
+    """A key that changes its spelling alone: its halves may come by two partitions, at offsets that tell nothing."""
+    halves = [changes((op, 5, at, 1), start=at, partition=at) for op, at in zip((D, C), order, strict=True)]
+    assert fold(halves, batch_id="b", target=TARGET, generations=none).meta["op"].to_pylist() == [C]
 
 
 def test_a_moved_delete_says_so_only_where_nothing_of_its_key_was_folded() -> None:
@@ -386,14 +445,39 @@ def test_unsent_values_are_followed_back_within_a_batch_or_named() -> None:
     assert bases(named) == [(1, 1, '["1"]', None, 3)]
     assert named.base_key["id"].to_pylist() == [1, None]
     # Behind a delete the image is not to be had from the batch: the record says from where it was meant.
-    gone = folded(unsent(changes((C, 1, 0, 1), (D, 2, 1, 1), (U, 3, 2, 1)), v=[False, False, True]))
-    assert bases(gone) == [(1, 1, '["1"]', 3, 3)]
+    for gone in (
+        unsent(changes((C, 1, 0, 1), (D, 2, 1, 1), (U, 3, 2, 1)), v=[False, False, True]),
+        unsent(changes((D, 2, 0, 1), (U, 3, 1, 1)), v=[False, True]),
+    ):
+        assert bases(folded(gone)) == [(1, 1, '["1"]', 3, 3)]
     # Nor across generations, nor from a row of an incremental snapshot.
     for batch, gen in (
         (changes((C, 1, 0, 1), (U, 3, 1, 1)), lambda p, o, r: o.astype(np.int32)),
         (changes((R, 0, 0, 1), (U, 3, 1, 1)), none),
     ):
         assert bases(folded(unsent(batch, v=[False, True]), gen)) == [(1, 1, '["1"]', None, 3)]
+
+
+def test_a_row_that_lacks_nothing_has_no_base_beside_one_that_does() -> None:
+    delta = folded(unsent(changes((U, 2, 0, 1), (C, 1, 1, 9), (U, 4, 2, 9)), v=[True, False, True]))
+    assert delta.data.to_pylist() == [{"id": 1, "v": None}, {"id": 9, "v": "v1"}]
+    assert delta.unsent["v"].to_pylist() == [True, False]
+    assert delta.base_key["id"].to_pylist() == [1, None]
+    assert delta.base_text.to_pylist() == ['["1"]', None]
+    assert delta.base_record.to_pylist() == [2, None]
+    assert delta.base_partition.to_pylist() == [0, None]
+    # The base's key is its own, also where the batch begins with a row that has none.
+    assert bases(folded(unsent(changes((T, 1, 0, None), (U, 2, 1, 1)), v=[False, True]))) == [(1, 1, '["1"]', None, 2)]
+
+
+def test_an_image_is_not_taken_from_a_row_of_another_key() -> None:
+    rows: list[tuple[Op, int, int, int | None]] = [(C, 1, 0, 8), (C, 1, 1, 9)]
+    # Not where the row before it is of an incremental snapshot or came by another partition, nor for a move whose delete is elsewhere.
+    assert bases(folded(unsent(changes(*rows, (R, 0, 2, 1), (U, 3, 3, 1)), v=[False] * 3 + [True]))) == [(1, 1, '["1"]', None, 3)]
+    first, second = changes(*rows, (U, 2, 2, 1)), unsent(changes((U, 3, 0, 1), partition=1), v=[True])
+    assert bases(fold([first, second], batch_id="b", target=TARGET, generations=none)) == [(1, 1, '["1"]', None, 3)]
+    moved = unsent(changes(*rows, (D, 5, 2, 1), (C, 5, 3, 2)), v=[False] * 3 + [True], old=[None] * 3 + [7])
+    assert bases(folded(moved)) == [(2, 7, '["7"]', 5, 5)]
 
 
 def test_unsent_values_are_followed_through_changes_of_key() -> None:
@@ -416,6 +500,27 @@ def test_unsent_values_are_followed_through_changes_of_key() -> None:
     first, second = changes((U, 2, 0, 5)), unsent(changes((C, 5, 1, 2), start=1), v=[True], old=[1])
     delta = fold([first, second], batch_id="b", target=TARGET, generations=none)
     assert bases(delta) == [(2, 1, '["1"]', 5, 5)]
+
+
+def test_the_other_half_of_a_move_is_the_delete_of_that_key_at_that_record() -> None:
+    earlier = unsent(changes((C, 1, 0, 3), (D, 2, 1, 3), (C, 9, 2, 5)), v=[False, False, True], old=[None, None, 3])
+    assert bases(folded(earlier)) == [(5, 3, '["3"]', 9, 9)]
+    # What stood before it was deleted already, or is of another generation: the image cannot be known, and the move says so.
+    deleted = unsent(changes((D, 2, 0, 1), (D, 5, 1, 1), (C, 5, 2, 2)), v=[False, False, True], old=[None, None, 1])
+    assert bases(folded(deleted)) == [(2, 1, '["1"]', 5, 5)]
+    across = unsent(changes((C, 1, 0, 1), (D, 5, 1, 1), (C, 5, 2, 2)), v=[False, False, True], old=[None, None, 1])
+    assert bases(folded(across, lambda p, o, r: (o == 2).astype(np.int32))) == [(2, 1, '["1"]', 5, 5)]
+
+
+def test_a_row_that_was_moved_and_one_that_was_not_lack_values_side_by_side() -> None:
+    batch = changes((C, 5, 0, 2), (U, 9, 1, 2), (U, 7, 2, 4), (C, 1, 3, 6))
+    delta = folded(unsent(batch, v=[True, True, True, False], old=[7, None, None, None]))
+    assert bases(delta) == [(2, 7, '["7"]', 5, 5), (4, 4, '["4"]', None, 7)]
+    assert delta.base_key["id"].to_pylist() == [7, 4, None]
+    assert delta.base_text.to_pylist() == ['["7"]', '["4"]', None]
+    # The log repeats what it held before: the move stands behind the change that follows it.
+    late = unsent(changes((U, 5, 0, 1), (C, 3, 1, 1)), v=[True, True], old=[None, 9])
+    assert bases(folded(late)) == [(1, 9, '["9"]', 3, 3)]
 
 
 BARE = replace(ITEMS, key=())
@@ -448,6 +553,19 @@ def test_changes_of_one_log_record_without_a_key_are_told_apart_by_their_place()
     two = places(bare((10, 0, 1), (10, 1, 2)), bare((10, 7, 1), start=7, partition=2), tails={2: Tail(10, 9, 9), 5: Tail(1, 1, 1)})
     assert two[1] == {0: Tail(10, 2, 1), 2: Tail(10, 1, 0)}
     assert places(bare()) == ([], {})
+    # A number that stays begins the record again as one that falls, within a batch and behind the one before.
+    assert places(bare((10, 0, 1), (10, 1, 2), (10, 2, 2))) == ([0, 1], {0: Tail(10, 2, 0)})
+    assert places(bare((10, 5, 2), start=5), tails={0: Tail(10, 2, 1)}) == ([0], {0: Tail(10, 2, 0)})
+    # Only two numbers can be compared; beside a change without one it is the next.
+    assert places(bare((10, 0, None), (10, 1, 4), (10, 2, 6)))[0] == [0, 1, 3]
+    assert places(bare((10, 0, 4), (10, 1, None)))[0] == [0, 1]
+    mixed = places(bare((10, 0, 1)), replace(bare((10, 1, None), (10, 2, None), start=1), order=None))
+    assert mixed == ([0, 1, 2], {0: Tail(10, None, 2)})
+    # Each change is told from the one before it, not from the first.
+    assert places(bare((10, 0, 1), (20, 1, 2), (20, 2, 3)))[0] == [0, 0, 1]
+    assert places(bare((9, 0, 1)), bare((10, 0, 1), (10, 1, 2), partition=1))[0] == [0, 0, 1]
+    behind = bare((10, 0, None), (11, 1, None), (10, 2, None), partition=1)
+    assert places(bare((9, 0, None)), behind, tails={1: Tail(10, None, 3)})[0] == [0, 4, 0, 0]
 
 
 def test_a_change_that_comes_again_is_no_row_again() -> None:
@@ -467,7 +585,8 @@ def test_a_change_that_comes_again_is_no_row_again() -> None:
     assert len(gathered(changes((R, 0, 0, 1), (R, 0, 1, 1))).data) == 2
     assert len(gathered(changes((R, -5, 0, 1), (R, -5, 1, 1))).data) == 1
     assert len(gathered(changes((R, -5, 0, 1), (R, -5, 1, 1)), gen=lambda p, o, r: o.astype(np.int32)).data) == 2
-    assert len(gathered(changes((C, 5, 0, 1), (C, 5, 1, 1)), gen=lambda p, o, r: o.astype(np.int32)).data) == 1
+    # A change of the stream is one in all generations, and belongs to the last that it came in.
+    assert gathered(changes((C, 5, 0, 1), (C, 5, 1, 1)), gen=lambda p, o, r: o.astype(np.int32)).meta["gen"].to_pylist() == [1]
     # Another time of the source is another change.
     one, two = changes((C, 5, 0, 1)), changes((C, 5, 1, 1), start=1)
     other = two.meta.set_column(5, "source_us", pa.array([7], pa.int64()))
@@ -475,6 +594,17 @@ def test_a_change_that_comes_again_is_no_row_again() -> None:
     assert len(gathered(one, two).data) == 1
     assert gathered(changes((R, -9, 0, 1), (R, -5, 1, 1), (R, -7, 2, 3))).snapshot_record == -5
     assert gathered(changes((C, 9, 0, 1))).snapshot_record is None
+
+
+def test_what_is_gathered_keeps_whose_it_is_and_what_left_it() -> None:
+    rejected = (Rejected(0, 9, b"", b"", (), None, "decode", "bad", "bad"),)
+    batches = [changes((C, 10, 5, 1), rejected=rejected), changes((C, 11, 6, 2), partition=1)]
+    delta = gather(batches, batch_id="b", target=TARGET, generations=lambda p, o, r: generations(p, o, r, 3, {0: 6, 1: 6}, 10))
+    assert (delta.batch_id, delta.target, delta.schema, delta.rejected) == ("b", TARGET, ITEMS, rejected)
+    assert delta.meta["gen"].to_pylist() == [2, 3]
+    assert delta.meta["key"].to_pylist() == ['["1"]', '["2"]']
+    assert (delta.meta["moved"].type, delta.meta["seq"].type) == (pa.bool_(), pa.int64())
+    assert gather([bare((10, 0, 1))], batch_id="b", target=TARGET, generations=none).meta["seq"].type == pa.int64()
 
 
 def test_what_a_change_lacks_is_named_and_its_image_kept() -> None:

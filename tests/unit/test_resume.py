@@ -30,20 +30,37 @@ def test_a_new_table_is_read_from_the_beginning(rows: int | None) -> None:
     assert starts(TABLE, LOG, {0: (0, 9)}, [0], [], rows) == {0: 0}
 
 
+def elsewhere(cluster: str = "cluster", topic: str = LOG.topic, topic_id: str = "topic-1") -> list[Checkpoint]:
+    return [checkpoint(0, 7, LogId(cluster, topic, topic_id))]
+
+
+ANEW, DECIDE = ("needs_resync", "cdc resync public.t"), ("needs_decision", "cdc adopt public.t")
+
+
 @pytest.mark.parametrize(
-    ("checkpoints", "rows", "state", "code"),
+    ("checkpoints", "rows", "cure", "code", "said"),
     [
-        ([], 5, "needs_decision", "needs_decision"),
-        ([], 0, "needs_resync", "log_truncated"),  # partition 1 begins at 20
-        ([checkpoint(0, 7), checkpoint(1, 19)], None, "needs_resync", "log_truncated"),
-        ([checkpoint(0, 101), checkpoint(1, 30)], None, "needs_resync", "log_shrunk"),
-        ([checkpoint(0, 7, LogId("cluster", LOG.topic, "topic-0"))], None, "needs_resync", "topic_made_again"),
-        ([checkpoint(0, 7, LogId("other", LOG.topic, "topic-1"))], None, "needs_resync", "topic_made_again"),
+        ([], 5, DECIDE, "rows_without_checkpoint", ["holds 5 rows", "no checkpoint"]),
+        ([], 0, ANEW, "log_truncated", ["the beginning of the log", "partition 1: wanted 0, oldest 20"]),
+        ([checkpoint(0, 7)], None, ANEW, "log_truncated", ["the beginning of the log", "partition 1: wanted 0, oldest 20"]),
+        (
+            [checkpoint(0, 7), checkpoint(1, 19)], None, ANEW, "log_truncated",
+            ["events that were not applied", "partition 1: wanted 19, oldest 20"],
+        ),
+        ([checkpoint(0, 101), checkpoint(1, 30)], None, ANEW, "log_shrunk", ["ends at 100 in partition 0", "checkpoint 101"]),
+        (elsewhere(topic_id="topic-0"), None, ANEW, "topic_made_again", ["topic shop.public.t was deleted and made again"]),
+        (elsewhere(topic="old.public.t", topic_id="topic-0"), None, ANEW, "topic_made_again", ["belongs to topic old.public.t"]),
+        (elsewhere(cluster="other"), None, ANEW, "topic_made_again", ["another Kafka cluster"]),
+        (elsewhere(cluster="other", topic="old.public.t"), None, ANEW, "topic_made_again", ["another Kafka cluster"]),
     ],
-)
-def test_i17_i18_what_cannot_be_followed_stops_the_table(checkpoints: list[Checkpoint], rows: int | None, state: str, code: str) -> None:
+)  # fmt: skip
+def test_i17_i18_what_cannot_be_followed_stops_the_table_with_the_reason_and_the_cure(
+    checkpoints: list[Checkpoint], rows: int | None, cure: tuple[str, str], code: str, said: list[str]
+) -> None:
     with pytest.raises(TableStopped) as stopped:
         starts(TABLE, LOG, ENDS, [0, 1], checkpoints, rows)
-    assert stopped.value.state == state
-    assert "cdc " in stopped.value.hint
-    assert stopped.value.code in (code, "rows_without_checkpoint")
+    state, command = cure
+    assert (stopped.value.state, stopped.value.code) == (state, code)
+    assert command in stopped.value.hint
+    assert stopped.value.message.startswith("public.t: ")
+    assert [one for one in said if one not in stopped.value.message] == []
