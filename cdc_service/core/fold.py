@@ -165,8 +165,9 @@ def _fill(delta: Delta, s: _Sorted, winners: Ints, data: pa.Table, text: pa.Arra
         key = pa.table([pc.if_else(moved_end, o, k) for o, k in zip(earlier.columns, key.columns, strict=True)], schema=key.schema)
         key_of_end = pc.if_else(moved_end, old_text.take(pa.array(np.where(ends >= 0, ends, 0), mask=ends < 0)), key_of_end)
     move = base_move[ends]
-    # Behind a change of key, what stands under the old key is the image only if it is older than the change.
-    bound = np.where(is_move[ends] & (ends >= 0), s.record[ends], s.record[winners])
+    # Behind a change of key, what stands under the old key is the image only if it is older than the change that left it.
+    left = _last_on_the_way(np.where(parent >= 0, parent, here), is_move)[winners]
+    bound = np.where(left >= 0, s.record[left], s.record[winners])
     return replace(
         delta,
         data=filled,
@@ -220,6 +221,17 @@ def _ends(pointers: Ints) -> Ints:
     while not np.array_equal(further := pointers[pointers], pointers):
         pointers = further
     return pointers
+
+
+def _last_on_the_way(pointers: Ints, marked: Bools) -> Ints:
+    """The last marked row on each chain of pointers from a row to its end, both counted (-1: none), by doubling as ``_ends``."""
+    last = np.where(marked, np.arange(len(pointers)), -1)
+    while True:
+        last = np.where(last[pointers] >= 0, last[pointers], last)
+        further = pointers[pointers]
+        if np.array_equal(further, pointers):
+            return last
+        pointers = further
 
 
 def _numpy(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:

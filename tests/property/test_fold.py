@@ -241,3 +241,18 @@ def test_i11_the_image_behind_a_change_of_key_came_by_the_partition_of_its_delet
     )
     assert delta.base_partition is not None
     assert delta.base_partition[delta.data["id"].to_pylist().index(5)].as_py() == 0
+
+
+def test_i11_what_stands_under_a_key_is_bounded_by_the_change_that_left_it_whatever_came_before_and_after() -> None:
+    """The tail comes again: 3 -> 5 at 200, and 3 was made anew at 205, between that and the latest change."""
+    events = [
+        Event(Op.UPDATE, 0, 5, 190, 3, a=UNSENT, b="x"),
+        Event(Op.DELETE, 0, 6, 200, 3, moved=True),
+        Event(Op.CREATE, 0, 7, 200, 5, a=UNSENT, b="x", old=3),
+        Event(Op.UPDATE, 0, 8, 210, 5, a=UNSENT, b="y"),
+    ]
+    delta = fold([batch_of(events, {0: 5}, {0: 9})], batch_id="b", target=TARGET, generations=lambda p, o, r: np.zeros(len(p), np.int32))
+    assert delta.base_text is not None
+    assert delta.base_record is not None
+    place = delta.data["id"].to_pylist().index(5)
+    assert (delta.base_text[place].as_py(), delta.base_record[place].as_py()) == ('["3"]', 200)
