@@ -7,8 +7,9 @@ the cure and leaves the others alone. Called from the line's thread only.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from cdc_service.core.errors import CdcError, Fenced, TableStopped, Unavailable
 from cdc_service.core.fold import fold
 from cdc_service.core.order import generations
 from cdc_service.core.screen import nothing_parked, screen
-from cdc_service.core.types import ChangeBatch, Delta, LogId, Mode, RawBatch, Receipt, TableId, TableSchema, Tail, Target
+from cdc_service.core.types import ChangeBatch, Delta, LogId, Mode, RawBatch, Receipt, TableId, Tail, Target
 from cdc_service.failpoints import failpoint
 from cdc_service.line.complete import Unreadable, completed
 from cdc_service.line.means import Means
@@ -88,6 +89,8 @@ class Table:
         self.merges = 0
         self.opened_at = float("-inf")
         self.means = means
+        self.openings = 0
+        """How often it was opened: what was read before belongs to none of the later ones."""
         self._opened = False
         self._batches = 0
         self._versions = Versions(config.target, config.topic, means)
@@ -194,6 +197,7 @@ class Table:
         self._parked = m.destination.parked_keys(target)
         self._batches = 0
         self._opened = True
+        self.openings += 1
         self.opened_at = m.clock.monotonic()
         self.cheer()
         return {p: part.checkpoint for p, part in self.parts.items()}
@@ -222,16 +226,16 @@ class Table:
 
     # Reading
 
-    def receive(self, raw: RawBatch) -> None:
-        """Decodes and screens records, and buffers them. Raises Fenced where they do not follow what was read before, and Unavailable
-        where they cannot be decoded yet: then they are held, and ``again`` is to be called after a while."""
+    def receive(self, raw: RawBatch, decode: Callable[[], Sequence[ChangeBatch]]) -> None:
+        """Screens records that ``decode`` gives decoded, and buffers them. Raises Fenced where they do not follow what was read before,
+        and Unavailable where they cannot be decoded yet: then they are held, and ``again`` is to be called after a while."""
         if self.held:
-            self._hold(raw)
+            self.held.append(raw)
             return
         try:
-            self._receive(raw)
+            self._receive(raw, decode)
         except Unavailable:
-            self._hold(raw)
+            self.held.append(raw)
             raise
 
     def again(self) -> None:
@@ -239,25 +243,21 @@ class Table:
         held, self.held = self.held, []
         for place, raw in enumerate(held):
             try:
-                self._receive(raw)
+                self._receive(raw, partial(self.means.decoder.decode, raw))
             except Unavailable:
-                for one in held[place:]:
-                    self._hold(one)
+                self.held += held[place:]
                 raise
         self.decoding.succeeded()
         self.cheer()
 
-    def _hold(self, raw: RawBatch) -> None:
-        self.held.append(raw)
-
-    def _receive(self, raw: RawBatch) -> None:
+    def _receive(self, raw: RawBatch, decode: Callable[[], Sequence[ChangeBatch]]) -> None:
         m = self.means
         for span in raw.spans:
             part = self.parts.get(span.partition)
             if part is None or part.read != span.start:
                 raise Fenced(f"{self.source}: records do not follow what was read before; they are read again from the checkpoint")
         arrived, parked = [], self._parked
-        for batch in m.decoder.decode(raw):
+        for batch in decode():
             screened, parked = screen(raw, batch, m.destination.capabilities, parked, self._refused)
             arrived.append(screened)
         if not self._buffer:
@@ -358,16 +358,11 @@ class Table:
                 if attempt == COMPLETIONS_MAX:
                     raise
                 delta = completed(delta, unknown, m.source, m.decoder, self.config.topic)
-                self._distrust_older(delta.schema)
+                # Rows that were read again are later than changes still to come: what these tell of a column that came meanwhile is late.
+                why = "rows were read again at the source for events of before it got the column {}"
+                self._versions.distrust_lacking(delta.schema.names, why)
                 failpoint("line.completed")
         raise AssertionError("the last attempt returns or raises")
-
-    def _distrust_older(self, schema: TableSchema) -> None:
-        """Rows that were read again in the columns of ``schema`` are later than changes that are still to come. Where the source has got a
-        column meanwhile, what these tell of it comes too late."""
-        now = self.means.schema_of(self.source)
-        if now is not None and (new := sorted(set(now.names) - set(schema.names))):
-            self._versions.distrust(new, f"rows were read again at the source for events of before it got the column {new[0]}")
 
     def folded(self, run: Sequence[ChangeBatch], batch_id: str) -> Delta:
         """What ``run`` comes to, by the table's mode."""

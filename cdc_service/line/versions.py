@@ -30,6 +30,7 @@ class Versions:
         self._judged: dict[str, int] = {}
         self._applied_to = 0
         self._generation = 0
+        self._lacked: set[str] = set()
 
     def load(self, applied_to: int, generation: int) -> None:
         """Reads them anew; ``applied_to`` is the highest position of the rows that were applied so far, ``generation`` the table's."""
@@ -76,24 +77,25 @@ class Versions:
         untold = {c.name for c in (*self.all[0].columns, *(c for c in own.columns if c.unread is not None))}
         # Nobody could tell, or was ever asked (of a column that came with the table), what older rows hold in it; these are older rows.
         new = [c for c in still if c.name in untold] if self._target.mode is not Mode.APPEND else []
-        if not (records or initial):
-            new = [c for c in new if self._came_since(c)]
-        if new:
-            names = {c.name for c in new}
-            self.distrust(names, f"rows of before the column {new[0].name} was added came after the table was made with it")
+        why = "rows of before the column {} was added came after the table was made with it"
+        if new and (records or initial):
+            self._distrust([c.name for c in new], why)
+        elif new:
+            # Rows of an incremental snapshot lack a column that came after they were read, and one that was dropped.
+            self.distrust_lacking(incoming.names, why)
         return incoming if len(kept) == len(incoming.columns) and not still else replace(incoming, columns=(*kept, *still))
 
-    def _came_since(self, column: Column) -> bool:
-        """Whether the source has a column that rows of an incremental snapshot lack: they were read before it came, not since it was
-        dropped. Asked once a generation, and not again in the next one: reading the table anew, which this leads to, has told by then."""
-        if column.unread is not None and column.unread >= max(0, self._generation - 1):
-            return False
+    def distrust_lacking(self, names: Collection[str], why: str) -> None:
+        """Has the table read anew where the source has got a column that is not among ``names``; ``why`` has a place for it. Once a column:
+        some that the source has never come in events (a publication may leave them out)."""
         now = self._means.schema_of(self._target.source)
-        return now is not None and column.name in now.names
+        lacking = [] if now is None else [name for name in now.names if name not in names and name not in self._lacked]
+        self._lacked.update(lacking)
+        if lacking:
+            self._distrust(lacking, why)
 
-    def distrust(self, names: Collection[str], why: str) -> None:
-        """Has the table read anew, since its rows may hold what is not so in these columns."""
-        self.reload = why
+    def _distrust(self, names: Sequence[str], why: str) -> None:
+        self.reload = why.format(names[0])
         self.doubt(names)
 
     def doubt(self, names: Collection[str]) -> None:
