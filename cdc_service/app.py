@@ -282,7 +282,7 @@ def _works(config: Config) -> Works:
         stack.callback(tail.close)
         notices = tail if p.registry is None else InJson(tail, Schemas(p.registry, clock.monotonic))
         watch = Watch(p.names, {t.config.topic: t.source for t in tables}, p.connect, p.source, p.kafka, notices, clock, settings)
-        line = Line(tables, means, p.kafka, join, memory=config.limits.memory, clock=clock, submit=beside, decode=beside)
+        line = Line(tables, means, p.kafka, join, memory=config.limits.memory, clock=clock, submit=beside)
         stack.callback(line.close)
         progress = Progress(line, lambda: watch.facts, destination, _Snapshots(p), clock)
         control = Control(tables, means, _Horizon(p), progress.begun, lambda: p.kafka.group_offsets(p.names.group))

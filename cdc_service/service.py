@@ -113,8 +113,6 @@ class Service:
             if works.watch.facts is not None and works.watch.facts.connector_differs:
                 self._log.warning("the connector is gone or was made anew; all is opened again", cure="cdc register")
                 return None
-            if works.watch.facts is not None and works.watch.facts.unread:
-                works.line.share_anew()
         return "stopped"
 
     def _start(self, deadline: float | None, *, patient: bool) -> str | None:

@@ -7,7 +7,7 @@ the topics, since the ends were read after it. A server that does not answer lea
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -23,9 +23,7 @@ from connectors.protocol import LogHold, Names, SourceDialect
 
 LOOK_SECONDS = 1.0
 SLOW_SECONDS = 5.0
-"""How often the connector's state, the source's log and the shares of the consumer group are looked at."""
-UNREAD_SECONDS = 15.0
-"""So long a partition may have no reader: consumers find new ones by themselves every 10 s."""
+"""How often the connector's state and the source's log are looked at."""
 
 
 MEANING = (
@@ -51,7 +49,6 @@ class Kafka(Topics, Protocol):
     """What the watcher asks of Kafka (consume.kafka.Admin)."""
 
     def cluster_id(self) -> str: ...
-    def owned(self, group: str) -> Set[tuple[str, int]] | None: ...
 
 
 class Tail(Protocol):
@@ -153,8 +150,6 @@ class Facts:
     scans: Scans = field(default_factory=Scans)
     source_position: int | None = None
     trouble: CdcError | None = None
-    unread: bool = False
-    """Whether a partition has had no reader in the group for UNREAD_SECONDS."""
     connector_missing: bool = False
     connector_differs: bool = False
     """Events may mean something else from now on (another placeholder for unsent values): all has to be opened anew."""
@@ -186,7 +181,6 @@ class Watch:
         self._clock = clock
         self._settings = settings
         self._slow_at = float("-inf")
-        self._unread_since: dict[tuple[str, int], float] = {}
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -236,7 +230,7 @@ class Watch:
         progress = self._source.progress(self._connect.offsets(name))
         topics = self._kafka.describe(list(self._topics))
         scans = self._notices.add(self._tail.read())
-        connector, hold, unread, trouble = old.connector, old.hold, old.unread, None
+        connector, hold, trouble = old.connector, old.hold, None
         source_position = None
         try:
             if self.wants_position:
@@ -244,7 +238,6 @@ class Watch:
             if self._clock.monotonic() - self._slow_at >= SLOW_SECONDS:
                 connector = self._connect.status(name)
                 hold = self._source.hold(self._names)
-                unread = self._unread(topics, at)
                 self._slow_at = self._clock.monotonic()
         except CdcError as error:
             trouble = error
@@ -260,16 +253,6 @@ class Watch:
             scans,
             source_position,
             trouble,
-            unread,
             connector_missing=config is None,
             connector_differs=config is None or meaning(config) != self._settings,
         )
-
-    def _unread(self, topics: Mapping[str, TopicFacts], now: float) -> bool:
-        owned = self._kafka.owned(self._names.group)
-        if owned is None:
-            self._unread_since.clear()
-            return False
-        missing = {(topic, number) for topic, found in topics.items() for number in found.ends} - owned
-        self._unread_since = {where: self._unread_since.get(where, now) for where in missing}
-        return any(now - since >= UNREAD_SECONDS for since in self._unread_since.values())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,6 @@ from confluent_kafka import (
     OFFSET_BEGINNING,
     OFFSET_END,
     Consumer,
-    ConsumerGroupState,
     ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
@@ -139,7 +138,7 @@ class Log:
         (KIP-345), and librdkafka does not tell the leader's first metadata from those that the share was made with (KIP-814): partitions
         that were added meanwhile would have no reader for ever. Seen."""
         if time.monotonic() - self._joined_at > SHARE_SECONDS:
-            structlog.get_logger().warning("no member of the group reads some partitions; they are shared out anew")
+            structlog.get_logger().warning("nobody reads some partitions; they are shared out anew")
             self._call(self._consumer.unsubscribe)
             self._subscribe(self._consumer)
 
@@ -498,13 +497,6 @@ class Admin:
         """The group's members now: name (``member`` of Log) -> host. A member that was killed is named until its session ends (10 s)."""
         described = self._result(self._admin.describe_consumer_groups([group], request_timeout=ANSWER_SECONDS)[group])
         return {str(m.group_instance_id or m.member_id): str(m.host).lstrip("/") for m in described.members}
-
-    def owned(self, group: str) -> Set[tuple[str, int]] | None:
-        """The (topic, partition) that members of the group have now; None while they are being shared out, or nobody is there."""
-        described = self._result(self._admin.describe_consumer_groups([group], request_timeout=ANSWER_SECONDS)[group])
-        if described.state is not ConsumerGroupState.STABLE:
-            return None
-        return {(p.topic, p.partition) for m in described.members for p in m.assignment.topic_partitions}
 
     def send(self, topic: str, key: str, value: bytes) -> None:
         """Writes one record and waits until the cluster has it (signals to Debezium)."""

@@ -1,5 +1,4 @@
-"""The loop: reads change topics, decodes and buffers; what is due is merged beside it (line.merging) while it reads on. While it is behind,
-what a poll brought is decoded beside the next poll.
+"""The loop: reads change topics, decodes and buffers; what is due is merged beside it (line.merging) while it reads on.
 
 Promises: a record that was read is merged or read again, never skipped; what fails at one table leaves the others alone; memory stays
 under its limit; the destination is used by one thread at a time. Whatever heals by itself is tried again for ever, with jitter.
@@ -13,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -21,7 +19,7 @@ import structlog
 from cdc_service.consume.kafka import Assignment, PartitionError, Polled
 from cdc_service.core.clock import Backoff, Clock
 from cdc_service.core.errors import CdcError, Disposition, Fenced, Unavailable
-from cdc_service.core.types import ChangeBatch, RawBatch, TableId
+from cdc_service.core.types import TableId
 from cdc_service.failpoints import failpoint
 from cdc_service.line.means import Means
 from cdc_service.line.merging import Merging, Outcome, Submit, TopicIds, at_once
@@ -66,17 +64,8 @@ class Totals:
     at: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """What a poll brought, by table and its opening, and what becomes of each decoded."""
-
-    wanted: Sequence[tuple[Table, int, RawBatch]]
-    results: Future[list[Callable[[], Sequence[ChangeBatch]]]]
-
-
 class Line:
-    """``join(assignment)`` opens the consumer; the line tells it where each partition begins. ``submit`` runs the merges,
-    ``decode`` what decodes.
+    """``join(assignment)`` opens the consumer; the line tells it where each partition begins. ``submit`` runs the merges.
 
     A turn is ``read``, then whatever else uses the destination (only while ``resting``), then ``merge``.
     """
@@ -91,7 +80,6 @@ class Line:
         memory: int,
         clock: Clock,
         submit: Submit = at_once,
-        decode: Submit = at_once,
     ) -> None:
         self.tables = list(tables)
         self.totals = Totals(at=clock.monotonic())
@@ -104,8 +92,6 @@ class Line:
         self._record_bytes = 1000.0
         self._moved_at = clock.monotonic()
         self._released = False
-        self._beside = decode
-        self._decoding: Decoding | None = None
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._log = join(Assignment(self._assigned, self._revoked, self._lost))
 
@@ -145,19 +131,13 @@ class Line:
         return True
 
     def _poll(self, seconds: float) -> bool:
-        """Whether nothing came. What came is decoded at once or, where more is waiting already, beside the next poll."""
-        most = self._records_max()
-        polled = self._log.poll(most, seconds)
+        """Whether nothing came."""
+        polled = self._log.poll(self._records_max(), seconds)
         for error in polled.errors:
             self._cannot_read(error)
-        idle = self._decoding is None and not polled.batches
-        self._arrive()
-        if polled.batches:
-            behind = sum(raw.num_rows for raw in polled.batches) >= most
-            self._decoding = self._begin_to_decode(polled.batches, self._beside if behind else at_once)
-            if not behind:
-                self._arrive()
-        return idle
+        for raw in polled.batches:
+            self._receive(raw)
+        return not polled.batches
 
     # From record to buffer
 
@@ -166,33 +146,18 @@ class Line:
         low, each, high = POLL_RECORDS
         return int(min(each * len(self.tables), high, max(low, min(POLL_BYTES, self._memory // 4) / self._record_bytes)))
 
-    def _begin_to_decode(self, batches: Sequence[RawBatch], submit: Submit) -> Decoding:
-        wanted: list[tuple[Table, int, RawBatch]] = []
-        for raw in batches:
-            table = self._by_topic.get(raw.topic)
-            if table is None or not table.takes:
-                continue  # In flight when the table stopped: it is read again when the table goes on.
-            self.totals.fetched += raw.num_rows
-            self.totals.fetched_bytes += raw.nbytes
-            if raw.num_rows:
-                self._record_bytes += 0.2 * (raw.nbytes / raw.num_rows - self._record_bytes)
-            wanted.append((table, table.openings, raw))
-        decode = self._means.decoder.decode
-        return Decoding(wanted, submit(lambda: [_caught(partial(decode, raw)) for _, _, raw in wanted]))
+    def _receive(self, raw: Any) -> None:
+        table = self._by_topic.get(raw.topic)
+        if table is None or not table.takes:
+            return  # In flight when the table stopped: it is read again when the table goes on.
+        self.totals.fetched += raw.num_rows
+        self.totals.fetched_bytes += raw.nbytes
+        if raw.num_rows:
+            self._record_bytes += 0.2 * (raw.nbytes / raw.num_rows - self._record_bytes)
 
-    def _arrive(self) -> None:
-        """Takes over what is being decoded, waiting for it."""
-        if self._decoding is None:
-            return
-        decoding, self._decoding = self._decoding, None
-        for (table, opening, raw), decoded in zip(decoding.wanted, decoding.results.result(), strict=True):
-            if table.takes and table.openings == opening:
-                self._receive(table, raw, decoded)
-
-    def _receive(self, table: Table, raw: RawBatch, decoded: Callable[[], Sequence[ChangeBatch]]) -> None:
         def receive() -> None:
             failpoint("line.polled")
-            table.receive(raw, decoded)
+            table.receive(raw)
 
         self._decode(table, receive)
 
@@ -207,9 +172,9 @@ class Line:
             self._drop(table)  # The consumer is past these records: they come again from the checkpoint.
 
     def _decode_again(self) -> None:
-        for table in [t for t in self.tables if t.held and not t.decoding.waiting]:
-            self._arrive()  # The decoder does one thing at a time.
-            self._decode(table, table.again)
+        for table in self.tables:
+            if table.held and not table.decoding.waiting:
+                self._decode(table, table.again)
 
     def _throttle(self) -> None:
         """Lets the partitions flow whose records are wanted, and holds the others. Where the memory is full, a table that only waits gives
@@ -422,7 +387,6 @@ class Line:
     def _obey(self) -> None:
         while not self._commands.empty():
             self._settle()
-            self._arrive()
             do, future = self._commands.get()
             if not future.set_running_or_notify_cancel():
                 continue
@@ -441,19 +405,6 @@ class Line:
 
     def close(self) -> None:
         self._log.close()
-
-
-def _caught(decode: Callable[[], Sequence[ChangeBatch]]) -> Callable[[], Sequence[ChangeBatch]]:
-    """Decodes now; what it gives returns or raises what came of it."""
-    try:
-        decoded = decode()
-    except Exception as error:
-        return partial(_raise, error)
-    return lambda: decoded
-
-
-def _raise(error: Exception) -> Sequence[ChangeBatch]:
-    raise error
 
 
 def _grouped(where: Sequence[Where]) -> Mapping[str, list[int]]:

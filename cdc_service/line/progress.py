@@ -24,6 +24,8 @@ SAVE_SECONDS = 10.0
 ASK_AGAIN_SECONDS = 60.0
 """How long nothing may be heard of a snapshot before it is asked for (again)."""
 STANDSTILL_SECONDS = 30.0
+UNREAD_SECONDS = 15.0
+"""So long a partition may have no reader: consumers find new ones by themselves every 10 s."""
 RECOUNT_SECONDS = 10.0
 """How often a process counts anew what others do for a table that another one leads."""
 LOWEST = -(2**63)
@@ -60,6 +62,7 @@ class Progress:
         self._moved: dict[TableId, tuple[int, float]] = {}
         self._attempts: dict[TableId, int] = {}  # at the connector's snapshot, as a table that is complete was first seen
         self._emptied_before: dict[tuple[TableId, int], int] = {}  # ms; by table and generation, as its reading was first seen
+        self._unread: dict[TableId, float] = {}
         self._recounted: dict[TableId, float] = {}
         self._log = structlog.get_logger()
 
@@ -128,6 +131,7 @@ class Progress:
             return
         ends = {p: high for p, (_, high) in topic.ends.items()}
         table.ends = ends
+        self._watch_for_unread(table)
         # What was seen before the table was opened says nothing of it now: its topic may be another one since.
         if table.log is None or table.stopped or facts.at < table.opened_at:
             return
@@ -165,6 +169,15 @@ class Progress:
             self._log.warning("stood still, is opened again", table=str(table.source), lag=table.own_lag, seconds=round(now - since))
             self._moved.pop(table.source)
             table.drop()
+
+    def _watch_for_unread(self, table: Table) -> None:
+        """Partitions that neither this process has nor another one ever had. Kafka is not asked who reads what: where the broker goes
+        away under that question, librdkafka 2.16 aborts the process (seen; confluentinc/librdkafka 4605)."""
+        now = self._clock.monotonic()
+        if not table.leads or set(table.ends) <= set(table.parts) | set(table.others):
+            self._unread.pop(table.source, None)
+        elif now - self._unread.setdefault(table.source, now) >= UNREAD_SECONDS:
+            self._line.share_anew()
 
     def _snapshot(self, table: Table, facts: Facts) -> None:
         if table.state == "waiting":

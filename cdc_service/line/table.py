@@ -7,9 +7,8 @@ the cure and leaves the others alone. Called from the line's thread only.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -89,8 +88,6 @@ class Table:
         self.merges = 0
         self.opened_at = float("-inf")
         self.means = means
-        self.openings = 0
-        """How often it was opened: what was read before belongs to none of the later ones."""
         self._opened = False
         self._batches = 0
         self._versions = Versions(config.target, config.topic, means)
@@ -197,7 +194,6 @@ class Table:
         self._parked = m.destination.parked_keys(target)
         self._batches = 0
         self._opened = True
-        self.openings += 1
         self.opened_at = m.clock.monotonic()
         self.cheer()
         return {p: part.checkpoint for p, part in self.parts.items()}
@@ -226,14 +222,14 @@ class Table:
 
     # Reading
 
-    def receive(self, raw: RawBatch, decode: Callable[[], Sequence[ChangeBatch]]) -> None:
-        """Screens records that ``decode`` gives decoded, and buffers them. Raises Fenced where they do not follow what was read before,
-        and Unavailable where they cannot be decoded yet: then they are held, and ``again`` is to be called after a while."""
+    def receive(self, raw: RawBatch) -> None:
+        """Decodes and screens records, and buffers them. Raises Fenced where they do not follow what was read before, and Unavailable
+        where they cannot be decoded yet: then they are held, and ``again`` is to be called after a while."""
         if self.held:
             self.held.append(raw)
             return
         try:
-            self._receive(raw, decode)
+            self._receive(raw)
         except Unavailable:
             self.held.append(raw)
             raise
@@ -243,21 +239,21 @@ class Table:
         held, self.held = self.held, []
         for place, raw in enumerate(held):
             try:
-                self._receive(raw, partial(self.means.decoder.decode, raw))
+                self._receive(raw)
             except Unavailable:
                 self.held += held[place:]
                 raise
         self.decoding.succeeded()
         self.cheer()
 
-    def _receive(self, raw: RawBatch, decode: Callable[[], Sequence[ChangeBatch]]) -> None:
+    def _receive(self, raw: RawBatch) -> None:
         m = self.means
         for span in raw.spans:
             part = self.parts.get(span.partition)
             if part is None or part.read != span.start:
                 raise Fenced(f"{self.source}: records do not follow what was read before; they are read again from the checkpoint")
         arrived, parked = [], self._parked
-        for batch in decode():
+        for batch in m.decoder.decode(raw):
             screened, parked = screen(raw, batch, m.destination.capabilities, parked, self._refused)
             arrived.append(screened)
         if not self._buffer:

@@ -112,7 +112,7 @@ class GroupLog:
         self.world.broker.committed |= {w: o for w, o in offsets.items() if w in self.positions}
 
     def share_anew(self) -> None:
-        """Nobody calls it here: the world shares out anew whenever partitions come."""
+        """The world shares out anew by itself whenever partitions come."""
 
     def close(self) -> None:
         """Nobody calls it here: workers that end are killed."""

@@ -18,6 +18,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -205,7 +206,7 @@ class Line:
             if error.code >= 500:
                 return None
             raise AssertionError(f"{method} {path}: {error.code} {error.read().decode(errors='replace')[:2000]}") from error
-        except (OSError, ValueError, KeyError):
+        except (OSError, HTTPException, ValueError, KeyError):
             return None
 
     def status(self) -> dict[str, Any] | None:

@@ -84,9 +84,9 @@ def table(outside: Outside, warehouse: MemoryDestination) -> Table:
 
 
 def apply(table: Table, outside: Outside, batch: ChangeBatch) -> None:
+    outside.batches = [batch]
     nothing = pa.nulls(1, pa.binary())
-    raw = RawBatch(TOPIC, nothing, nothing, pa.nulls(1, pa.int32()), pa.nulls(1, pa.int64()), batch.spans, lambda i: ())
-    table.receive(raw, lambda: [batch])
+    table.receive(RawBatch(TOPIC, nothing, nothing, pa.nulls(1, pa.int32()), pa.nulls(1, pa.int64()), batch.spans, lambda i: ()))
     table.set_aside()
     table.flush()
     table.put_back()
