@@ -131,7 +131,6 @@ class Progress:
             return
         ends = {p: high for p, (_, high) in topic.ends.items()}
         table.ends = ends
-        self._watch_for_unread(table)
         # What was seen before the table was opened says nothing of it now: its topic may be another one since.
         if table.log is None or table.stopped or facts.at < table.opened_at:
             return
@@ -142,6 +141,7 @@ class Progress:
         self._watch_for_standstill(table)
         if not table.leads:
             return
+        self._watch_for_unread(table)
         if facts.position is not None and not facts.snapshot:
             table.aim(Goal(facts.position, ends, facts.at_us))
         if table.state in ("waiting", "snapshotting"):
@@ -174,7 +174,7 @@ class Progress:
         """Partitions that neither this process has nor another one ever had. Kafka is not asked who reads what: where the broker goes
         away under that question, librdkafka 2.16 aborts the process (seen; confluentinc/librdkafka 4605)."""
         now = self._clock.monotonic()
-        if not table.leads or set(table.ends) <= set(table.parts) | set(table.others):
+        if set(table.ends) <= set(table.parts) | set(table.others):
             self._unread.pop(table.source, None)
         elif now - self._unread.setdefault(table.source, now) >= UNREAD_SECONDS:
             self._line.share_anew()
