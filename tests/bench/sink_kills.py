@@ -18,16 +18,16 @@ from random import Random
 import psycopg
 
 from cdc_service.consume.kafka import Admin
-from deploy.local.stack import COMPONENTS, Stack
+from deploy.local.stack import COMPONENTS
 from tests.bench.arms import ArmError
+from tests.bench.bench import standing
 from tests.bench.destinations import PostgreSqlDatabase, destination
 from tests.bench.filled import Filled, filled
 from tests.bench.progress import say
-from tests.bench.sink import Worker, failure, sink_config
+from tests.bench.sink import START_SECONDS, Worker, failure, sink_config
 from tests.bench.workload import WORKLOADS
 
 ARM = "sink-buffer"
-START_SECONDS = 120.0
 
 
 def kills(
@@ -100,10 +100,9 @@ def main() -> None:
     parser.add_argument("--session", type=float, default=45.0, help="seconds until the broker gives a killed member's place away")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="cdc-sink-"))
-    stack = Stack(folder / "stack", say=say)
     try:
-        stack.start(COMPONENTS)
         with (
+            standing(folder, COMPONENTS) as stack,
             filled(stack, WORKLOADS["mixed1"], "json+schema", 1, options.n, folder / "filled") as topic,
             destination("postgresql", stack, folder / "to") as to,
         ):
@@ -111,7 +110,6 @@ def main() -> None:
             for what, value in kills(topic, to, folder, options.rounds, Random(options.seed), options.session).items():
                 print(f"{what}: {value}")
     finally:
-        stack.stop(remove=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 
