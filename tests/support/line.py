@@ -203,9 +203,13 @@ class Line:
             with urllib.request.urlopen(asked, timeout=seconds) as answer:
                 return answer.headers.get("Content-Type", ""), answer.read()
         except urllib.error.HTTPError as error:
+            try:
+                text = error.read().decode(errors="replace")[:2000]
+            except (OSError, HTTPException):
+                return None  # It was killed within its answer.
             if error.code >= 500:
                 return None
-            raise AssertionError(f"{method} {path}: {error.code} {error.read().decode(errors='replace')[:2000]}") from error
+            raise AssertionError(f"{method} {path}: {error.code} {text}") from error
         except (OSError, HTTPException, ValueError, KeyError):
             return None
 
