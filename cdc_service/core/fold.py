@@ -57,7 +57,8 @@ def fold(batches: Sequence[ChangeBatch], *, batch_id: str, target: Target, gener
     codes = pc.dictionary_encode(text)
     rows = np.flatnonzero(alive)
     code = _numpy(codes.indices.fill_null(-1)).astype(np.int64)
-    rows = rows[np.lexsort((offset[rows], op[rows] != Op.DELETE, record[rows], gen[rows], code[rows]))]
+    if not (np.diff(code[rows]) > 0).all():  # Codes rise with the first row of each key: where each has one, they are in order.
+        rows = rows[np.lexsort((offset[rows], op[rows] != Op.DELETE, record[rows], gen[rows], code[rows]))]
     s = _Sorted(rows, code[rows], gen[rows], record[rows], op[rows], partition[rows])
 
     same_key = _same_as_next(s.code)
@@ -71,7 +72,7 @@ def fold(batches: Sequence[ChangeBatch], *, batch_id: str, target: Target, gener
     # The merge keeps the image of a moved row as it stands in the target: only where nothing of its key was folded beneath the delete.
     moved = pc.and_(moved, pa.array(~_same_as_previous(s.code)[winners]))
     folded_meta = (
-        meta.take(picked)
+        _taken(meta, picked)
         .append_column("gen", pa.array(s.gen[winners]))
         .append_column("key", text.take(pa.array(picked)))
         .append_column("moved", moved)
@@ -80,7 +81,7 @@ def fold(batches: Sequence[ChangeBatch], *, batch_id: str, target: Target, gener
         batch_id=batch_id,
         target=target,
         schema=schema,
-        data=data.take(picked),
+        data=_taken(data, picked),
         meta=folded_meta,
         spans=join_spans([b.spans for b in batches]),
         counts=counts,
@@ -232,6 +233,11 @@ def _last_on_the_way(pointers: Ints, marked: Bools) -> Ints:
         if np.array_equal(further, pointers):
             return last
         pointers = further
+
+
+def _taken(table: pa.Table, rows: Ints) -> pa.Table:
+    """The table itself where it is all of its rows in their order, as of inserts: a batch may be large."""
+    return table if len(rows) == len(table) and (np.diff(rows) > 0).all() else table.take(rows)
 
 
 def _numpy(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:

@@ -23,7 +23,7 @@ from cdc_service.core.types import TableSchema
 from connectors.decoders.avro_columns import read_block
 from connectors.decoders.avro_exact import reader
 from connectors.decoders.avro_schema import Node, connect_schema, parse, value_of
-from connectors.decoders.blocks import Block, Problem
+from connectors.decoders.blocks import Block, Problem, chosen
 from connectors.decoders.connect_schema import Field, Unsupported, columns_of
 from connectors.decoders.debezium_json import JsonForm
 from connectors.decoders.envelope import EnvelopeDecoder
@@ -179,7 +179,7 @@ class AvroForm:
             elif one == -1:
                 block = self._json.read(records, places[mine], known, schema)
             else:
-                block = read_block(records.take(pa.array(places[mine])), known.prefixes[one].node, schema, HEAD)
+                block = read_block(chosen(records, places[mine]), known.prefixes[one].node, schema, HEAD)
             parts.append(block.rows)
             order.append(mine)
             problems.update({int(mine[place]): problem for place, problem in block.problems.items()})

@@ -65,6 +65,19 @@ def read_block(documents: pa.Array, schema: pa.Schema, row: str | None = None) -
     return Block(pa.concat_tables(tables).combine_chunks(), problems)
 
 
+def chosen(records: pa.Array, places: npt.NDArray[np.int64]) -> pa.Array:
+    """The records at ``places`` (ascending) of a binary array; their bytes stay where they are when only NULLs are left out, which is
+    what tombstones are."""
+    if len(places) == len(records):
+        return records
+    _, cuts, content = records.buffers()
+    offsets = np.frombuffer(cuts, np.int32)[records.offset : records.offset + len(records) + 1]
+    starts, ends = offsets[places], offsets[places + 1]
+    if not len(places) or (starts[1:] != ends[:-1]).any() or not np.asarray(records.is_valid())[places].all():
+        return records.take(pa.array(places))
+    return pa.Array.from_buffers(records.type, len(places), [None, pa.py_buffer(np.append(starts, ends[-1:])), content])
+
+
 def columnar(documents: pa.Array, schema: pa.Schema, row: str | None = None, *, closed: bool = True) -> pa.Table:
     """The rows, or Refused: then nothing of what it read may be used. A field outside the schema is refused when there is a ``row``.
 

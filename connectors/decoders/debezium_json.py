@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from cdc_service.core.decode import Positions
 from cdc_service.core.types import TableSchema
-from connectors.decoders.blocks import Block, Problem, read_block
+from connectors.decoders.blocks import Block, Problem, chosen, read_block
 from connectors.decoders.envelope import EnvelopeDecoder
 from connectors.decoders.frames import Envelopes, read_envelopes
 from connectors.decoders.layout import KeyField, Meaning, Prefixes, Recognised, ValueFields, read_key_schema, read_value_schema
@@ -50,8 +50,7 @@ class JsonForm:
         numbers = known.number[places]
         one = numbers[0]
         if (numbers == one).all():
-            own = records if len(places) == len(records) else records.take(pa.array(places))
-            return read_envelopes(Envelopes(own, known.prefixes[one].length, 1, payloads), schema)
+            return read_envelopes(Envelopes(chosen(records, places), known.prefixes[one].length, 1, payloads), schema)
         documents = payloads()
         return read_envelopes(Envelopes(documents, 0, 1, lambda: documents), schema)
 
@@ -85,7 +84,7 @@ def _payloads(records: pa.Array, places: npt.NDArray[np.int64], known: Recognise
             continue
         # Without an end, the kernel's estimate of its result overflows on large batches.
         rest = pc.binary_slice(records, known.prefixes[one].length, longest)
-        parts.append(rest if len(own) == len(records) else rest.take(pa.array(places[own])))
+        parts.append(chosen(rest, places[own]))
     if len(parts) == 1:
         return parts[0]
     return pa.concat_arrays(parts).take(pa.array(np.argsort(np.concatenate(order), kind="stable")))

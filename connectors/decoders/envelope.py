@@ -184,6 +184,8 @@ class EnvelopeDecoder:
         self, raw: RawBatch, topic: _Topic, keys: Recognised[tuple[KeyField, ...]], problems: Mapping[int, Problem]
     ) -> dict[int, Rejected]:
         """The records that belong to no group, with their key where the topic's layout reads it."""
+        if not problems:
+            return {}
         places = np.array(sorted(problems), np.int64)
         texts: dict[int, str | None] = {}
         layout = topic.layout

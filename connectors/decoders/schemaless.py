@@ -18,7 +18,7 @@ from cdc_service.core.decode import Positions
 from cdc_service.core.errors import ConfigError
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import ChangeBatch, Column, RawBatch, Rejected, TableSchema
-from connectors.decoders.blocks import read_block
+from connectors.decoders.blocks import chosen, read_block
 from connectors.decoders.connect_schema import LIST_FORMS, LISTS_REFUSED, PRIMITIVE, SEMANTIC, TEXT, TEXT_AS_BYTES
 from connectors.decoders.frames import Envelopes, read_envelopes
 from connectors.decoders.layout import Layout
@@ -97,7 +97,7 @@ class SchemalessJsonDecoder:
         decoded: list[Decoded] = []
         rejected: dict[int, Rejected] = {}
         if len(places):
-            values, keys = ((c if len(places) == len(c) else c.take(pa.array(places))) for c in (raw.values, raw.keys))
+            values, keys = chosen(raw.values, places), chosen(raw.keys, places)
             envelopes = Envelopes(values, 0, 0, partial(_closed, values))
             of_values, of_keys = partial(read_envelopes, envelopes, row="after"), partial(read_block, _closed(keys), row="")
             done, rejected = self._reader.read(raw, layout, places, of_values, of_keys, table.table)
