@@ -43,6 +43,7 @@ from connectors.check import selectable
 from connectors.connect import KafkaConnect
 from connectors.decoders.avro import DebeziumAvroDecoder, InJson, Schemas
 from connectors.decoders.debezium_json import DebeziumJsonDecoder
+from connectors.decoders.layout import schema_length
 from connectors.decoders.positions import PostgresPositions
 from connectors.decoders.schemaless import SchemalessJsonDecoder
 from connectors.protocol import Finding, Identity, Names, SourceDialect, SourceTable, open_dialect, without_columns
@@ -276,7 +277,8 @@ def _works(config: Config) -> Works:
 
         def join(assignment: Assignment) -> Log:
             topics = [t.config.topic for t in tables]
-            return Log(config.kafka.bootstrap_servers, p.names.group, _member(config, topics), topics, options, assignment)
+            member = _member(config, topics)
+            return Log(config.kafka.bootstrap_servers, p.names.group, member, topics, options, assignment, schema_length)
 
         tail = Tail(config.kafka.bootstrap_servers, p.names.notification_topic, options)
         stack.callback(tail.close)

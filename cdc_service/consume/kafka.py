@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import structlog
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -33,11 +30,15 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
 
+from cdc_service.consume.records import HeadLength, Heads, Taken, batch, taken
 from cdc_service.core.errors import CdcError, Unavailable
-from cdc_service.core.types import Headers, LogId, RawBatch, Span
+from cdc_service.core.types import LogId, RawBatch
 
 ANSWER_SECONDS = 10.0
 QUEUE_KILOBYTES = 16 * 1024
+SLICE_BYTES = 4 * 2**20
+SLICE_RECORDS = (50, 2_000)
+"""What is asked of the client at once, so that each value is cut and copied while it is in the processor's cache."""
 CLOSE_SECONDS = 2.0
 REJOIN_SECONDS = 5.0
 """At least so long a member is one before it joins anew."""
@@ -90,9 +91,19 @@ class Log:
     """A member of the consumer group. Not thread-safe: one thread calls it. Where the broker ends the member for good, it joins anew."""
 
     def __init__(
-        self, bootstrap: str, group: str, member: str, topics: Sequence[str], options: Mapping[str, Any], assignment: Assignment
+        self,
+        bootstrap: str,
+        group: str,
+        member: str,
+        topics: Sequence[str],
+        options: Mapping[str, Any],
+        assignment: Assignment,
+        head_length: HeadLength = lambda _: 0,
     ) -> None:
         """``member`` is a name that a process keeps over restarts: the next one takes its partitions over at once (KIP-345)."""
+        self._heads = Heads(head_length)
+        self._taken = Taken(self._heads)
+        self._slice = SLICE_RECORDS[0]
         self._positions: dict[tuple[str, int], int] = {}
         self._paused: set[tuple[str, int]] = set()
         self._sought: dict[tuple[str, int], bool] = {}
@@ -114,6 +125,9 @@ class Log:
             "fetch.queue.backoff.ms": 5,
             "queued.max.messages.kbytes": QUEUE_KILOBYTES,
             "queued.min.messages": 200_000,
+            # A fetch comes compressed: schemas that repeat in each event make twenty times as much of it, beyond what the queue may hold.
+            "fetch.message.max.bytes": 512 * 1024,
+            "fetch.max.bytes": 2 * 1024 * 1024,
             "session.timeout.ms": 10_000,
             "heartbeat.interval.ms": 2_000,
             # A topic that is registered later is found soon; librdkafka's default is five minutes.
@@ -155,50 +169,60 @@ class Log:
         threading.Thread(target=old.close, name="close", daemon=True).start()
 
     def poll(self, records_max: int, seconds: float) -> Polled:
-        """What arrived, at most ``records_max`` records, waiting at most ``seconds`` for the first; one RawBatch a topic."""
+        """What arrived, at most ``records_max`` records, waiting at most ``seconds`` for them. A topic has a RawBatch, or several where the
+        head of its values changes."""
         polled = Polled()
-        by_topic: defaultdict[str, defaultdict[int, list[Message]]] = defaultdict(lambda: defaultdict(list))
+        self._taken = Taken(self._heads)
+        until, left = time.monotonic() + seconds, records_max
+        while left > 0 and self._ended is None:
+            wanted = min(left, self._slice)
+            messages = self._consumer.consume(wanted, max(0.0, until - time.monotonic()))
+            self._take(messages, polled)
+            left -= wanted
+            if len(messages) < wanted:
+                break
+        if self._ended is not None:
+            self._join_again(self._ended)
+            return Polled()  # Its partitions were lost: all is read again from the checkpoint.
+        polled.batches = self._taken.batches()
+        return polled
+
+    def _take(self, messages: Sequence[Message], polled: Polled) -> None:
+        found: dict[tuple[str, int], list[Message]] = {}
         ends: dict[tuple[str, int], int] = {}
-        for message in self._consumer.consume(records_max, seconds):
+        size = 0
+        for message in messages:
             error = message.error()
             if error is None:
-                by_topic[message.topic()][message.partition()].append(message)
+                found.setdefault((message.topic(), message.partition()), []).append(message)
+                size += len(message)
             elif error.code() == KafkaError._PARTITION_EOF:
                 ends[message.topic(), message.partition()] = message.offset()
-                by_topic[message.topic()][message.partition()] += ()
+                found.setdefault((message.topic(), message.partition()), [])
             elif error.fatal() or error.code() == KafkaError._FATAL:
                 self._ended = error
             else:
                 failure = _partition_error(message, error)
                 if failure is not None:
                     polled.errors.append(failure)
-        for topic, partitions in by_topic.items():
-            batch = self._raw(topic, partitions, ends)
-            if batch is not None:
-                polled.batches.append(batch)
-        if self._ended is not None:
-            self._join_again(self._ended)
-            return Polled()  # Its partitions were lost: all is read again from the checkpoint.
-        return polled
+        for where, records in found.items():
+            self._take_of(where, records, ends.get(where))
+        if size:
+            low, high = SLICE_RECORDS
+            self._slice = int(min(high, max(low, SLICE_BYTES * len(messages) / size)))
 
-    def _raw(self, topic: str, partitions: Mapping[int, list[Message]], ends: Mapping[tuple[str, int], int]) -> RawBatch | None:
-        spans, messages = [], []
-        for number, found in sorted(partitions.items()):
-            where = (topic, number)
-            start = self._positions.get(where)
-            if start is None:
-                continue
-            # A record below the position was in flight when the position was set: the log is read again from there.
-            kept = [m for m in found if m.offset() >= start] if found and found[0].offset() < start else found
-            if kept and where in self._sought and self._must_look_twice(where, kept[0].offset()):
-                continue
-            stop = max(start, kept[-1].offset() + 1 if kept else start, ends.get(where, start))
-            if stop == start:
-                continue
+    def _take_of(self, where: tuple[str, int], found: list[Message], end: int | None) -> None:
+        start = self._positions.get(where)
+        if start is None:
+            return
+        # A record below the position was in flight when the position was set: the log is read again from there.
+        kept = [m for m in found if m.offset() >= start] if found and found[0].offset() < start else found
+        if kept and where in self._sought and self._must_look_twice(where, kept[0].offset()):
+            return
+        stop = max(start, kept[-1].offset() + 1 if kept else start, end or start)
+        if stop > start:
             self._positions[where] = stop
-            spans.append(Span(number, start, stop, len(kept)))
-            messages += kept
-        return _batch(topic, spans, messages) if spans else None
+            self._taken.add(*where, start, stop, kept)
 
     def _must_look_twice(self, where: tuple[str, int], first: int) -> bool:
         """The first record after a seek should stand where it was sought. A gap there may be the log's own (transaction markers), or
@@ -213,6 +237,7 @@ class Log:
     def seek(self, topic: str, partition: int, offset: int) -> None:
         """Reads on from ``offset``; what was fetched before is dropped."""
         where = TopicPartition(topic, partition, offset)
+        self._taken.forget(topic, partition)
         self._positions[topic, partition] = offset
         self._sought[topic, partition] = False
         try:
@@ -267,6 +292,7 @@ class Log:
         assigned = []
         for topic, partition in where:
             start = starts.get((topic, partition))
+            self._taken.forget(topic, partition)
             self._positions[topic, partition] = OFFSET_END if start is None else start
             self._sought[topic, partition] = False
             assigned.append(TopicPartition(topic, partition, OFFSET_END if start is None else start))
@@ -292,6 +318,7 @@ class Log:
 
     def _drop(self, where: Iterable[tuple[str, int]]) -> None:
         for w in where:
+            self._taken.forget(*w)
             self._positions.pop(w, None)
             self._sought.pop(w, None)
             self._paused.discard(w)
@@ -365,8 +392,7 @@ class Reader:
                 for message in messages:
                     self._take(topic, message, at, stop, found)
                 if found:
-                    spans = [Span(p, ms[0].offset(), ms[-1].offset() + 1, len(ms)) for p, ms in sorted(found.items())]
-                    yield _batch(topic, spans, [m for _, ms in sorted(found.items()) for m in ms])
+                    yield batch(topic, {p: taken(messages) for p, messages in found.items()})
                 for p in [p for p, offset in at.items() if offset >= stop[p]]:
                     del at[p]
                     self._consumer.incremental_unassign([TopicPartition(topic, p)])
@@ -389,44 +415,6 @@ class Reader:
 
     def close(self) -> None:
         self._consumer.close()
-
-
-def _batch(topic: str, spans: Sequence[Span], messages: Sequence[Message]) -> RawBatch:
-    """``messages`` in the order of the spans, as many as these count."""
-    return RawBatch(
-        topic=topic,
-        keys=_binary([m.key() for m in messages]),
-        values=_binary([m.value() for m in messages]),
-        partitions=pa.array(np.repeat(np.array([s.partition for s in spans], np.int32), [s.records for s in spans])),
-        offsets=pa.array([m.offset() for m in messages], pa.int64()),
-        spans=tuple(spans),
-        headers=_HeadersOf(messages),
-    )
-
-
-def _binary(texts: Sequence[bytes | None]) -> pa.Array:
-    """What ``pa.array`` makes of them, copied once: its builder grows as it goes, which cost more than all else about large values. One
-    poll stays far below the 2 GB that such an array holds: it takes little more than what the client's queue does."""
-    there = None
-    try:
-        content = b"".join(texts)  # type: ignore[arg-type]
-    except TypeError:  # A tombstone is among them.
-        there = pa.py_buffer(np.packbits([text is not None for text in texts], bitorder="little"))
-        texts = [text or b"" for text in texts]
-        content = b"".join(texts)  # type: ignore[arg-type]
-    cuts = np.zeros(len(texts) + 1, np.int32)
-    np.cumsum(np.fromiter(map(len, texts), np.int32, len(texts)), out=cuts[1:])  # type: ignore[arg-type]
-    return pa.Array.from_buffers(pa.binary(), len(texts), [there, pa.py_buffer(cuts), pa.py_buffer(content)])
-
-
-class _HeadersOf:
-    """Reads a record's headers on demand; keeps the batch's Messages alive for as long as the RawBatch lives."""
-
-    def __init__(self, messages: Sequence[Message]) -> None:
-        self._messages = messages
-
-    def __call__(self, row: int) -> Headers:
-        return self._messages[row].headers() or ()
 
 
 def _partition_error(message: Message, error: KafkaError) -> PartitionError | None:

@@ -43,7 +43,7 @@ def fold(batches: Sequence[ChangeBatch], *, batch_id: str, target: Target, gener
     ``generations(partition, offset, record)`` says to which generation each change belongs (core.order.generations).
     """
     schema = batches[0].schema
-    data = pa.concat_tables([b.data for b in batches]).combine_chunks()
+    data = pa.concat_tables([b.data for b in batches])  # Not in one piece: it may be large.
     meta = pa.concat_tables([b.meta for b in batches]).combine_chunks()
     op = _numpy(meta["op"])
     partition = _numpy(meta["partition"])
@@ -53,7 +53,7 @@ def fold(batches: Sequence[ChangeBatch], *, batch_id: str, target: Target, gener
     alive = op != Op.TRUNCATE
     if truncation is not None:
         alive &= (gen > truncation.generation) | ((gen == truncation.generation) & (record >= truncation.record))
-    text = key_text(data.select(schema.key))
+    text = key_text(data.select(schema.key).combine_chunks())
     codes = pc.dictionary_encode(text)
     rows = np.flatnonzero(alive)
     code = _numpy(codes.indices.fill_null(-1)).astype(np.int64)

@@ -77,7 +77,7 @@ def _reject(raw: RawBatch, batch: ChangeBatch, row: int, text: pa.Array, stage: 
         partition=batch.meta["partition"][row].as_py(),
         offset=batch.meta["offset"][row].as_py(),
         key=raw.keys[index].as_py(),
-        value=raw.values[index].as_py(),
+        value=raw.value(index),
         headers=raw.headers(index),
         key_text=text[row].as_py(),
         stage=stage,

@@ -14,6 +14,7 @@ from enum import IntEnum, StrEnum
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cdc_service.core.logical import LogicalType
 
@@ -144,7 +145,7 @@ class RawBatch:
 
     ``keys`` and ``values`` are nullable Arrow binary arrays, ``partitions`` int32 and ``offsets`` int64 arrays, all of n records;
     ``headers(i)`` reads the headers of record i when somebody asks (most never do). ``spans`` covers the records and the positions
-    behind them.
+    behind them. Each value begins with ``head``, which ``values`` leaves out; ``value(i)`` has it.
     """
 
     topic: str
@@ -154,6 +155,7 @@ class RawBatch:
     offsets: pa.Array
     spans: tuple[Span, ...]
     headers: Callable[[int], Headers]
+    head: bytes = b""
 
     @property
     def num_rows(self) -> int:
@@ -161,7 +163,23 @@ class RawBatch:
 
     @property
     def nbytes(self) -> int:
+        """What it holds in memory."""
         return int(self.keys.nbytes + self.values.nbytes)
+
+    @property
+    def wire_bytes(self) -> int:
+        """The same with a head for each value, as Kafka holds them."""
+        return self.nbytes + len(self.head) * (len(self.values) - int(self.values.null_count))
+
+    def value(self, place: int) -> bytes | None:
+        rest = self.values[place].as_py()
+        return None if rest is None else self.head + rest
+
+    def whole(self) -> RawBatch:
+        """The same with the head in each value."""
+        if not self.head:
+            return self
+        return replace(self, values=pc.binary_join_element_wise(pa.scalar(self.head), self.values, pa.scalar(b"")), head=b"")
 
 
 META = pa.schema(

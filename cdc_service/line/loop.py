@@ -89,7 +89,7 @@ class Line:
         self._merging = Merging(ids, submit, clock)
         self._memory = memory
         self._clock = clock
-        self._record_bytes = 1000.0
+        self._record_bytes = 64_000.0  # Until it is known: the first polls are short.
         self._moved_at = clock.monotonic()
         self._released = False
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
@@ -135,6 +135,9 @@ class Line:
         polled = self._log.poll(self._records_max(), seconds)
         for error in polled.errors:
             self._cannot_read(error)
+        if records := sum(raw.num_rows for raw in polled.batches):
+            mean = sum(raw.nbytes for raw in polled.batches) / records
+            self._record_bytes = max(mean, 0.8 * self._record_bytes)
         for raw in polled.batches:
             self._receive(raw)
         return not polled.batches
@@ -142,7 +145,7 @@ class Line:
     # From record to buffer
 
     def _records_max(self) -> int:
-        """As many records as fill POLL_BYTES, or a quarter of the memory, by the mean size of late."""
+        """As many records as fill POLL_BYTES, or a quarter of the memory, by their size of late; a quarter more than last time at most."""
         low, each, high = POLL_RECORDS
         return int(min(each * len(self.tables), high, max(low, min(POLL_BYTES, self._memory // 4) / self._record_bytes)))
 
@@ -151,9 +154,7 @@ class Line:
         if table is None or not table.takes:
             return  # In flight when the table stopped: it is read again when the table goes on.
         self.totals.fetched += raw.num_rows
-        self.totals.fetched_bytes += raw.nbytes
-        if raw.num_rows:
-            self._record_bytes += 0.2 * (raw.nbytes / raw.num_rows - self._record_bytes)
+        self.totals.fetched_bytes += raw.wire_bytes
 
         def receive() -> None:
             failpoint("line.polled")

@@ -98,7 +98,9 @@ class AvroForm:
         self._values: dict[int, Prefix[ValueFields]] = {}
         self._keys: dict[int, Prefix[tuple[KeyField, ...]]] = {}
 
-    def values(self, records: pa.Array) -> Recognised[ValueFields]:
+    def values(self, records: pa.Array, head: bytes) -> Recognised[ValueFields]:
+        if head:
+            return self._json.values(records, head)
         return self._recognise(records, self._values, self._value, self._json.values)
 
     def keys(self, records: pa.Array) -> Recognised[tuple[KeyField, ...]]:

@@ -37,8 +37,8 @@ class JsonForm:
         self._values: Prefixes[ValueFields] = Prefixes(read_value_schema)
         self._keys: Prefixes[tuple[KeyField, ...]] = Prefixes(read_key_schema)
 
-    def values(self, records: pa.Array) -> Recognised[ValueFields]:
-        return self._values.recognise(records)
+    def values(self, records: pa.Array, head: bytes = b"") -> Recognised[ValueFields]:
+        return self._values.recognise(records, head)
 
     def keys(self, records: pa.Array) -> Recognised[tuple[KeyField, ...]]:
         return self._keys.recognise(records)

@@ -56,8 +56,8 @@ class Form(Protocol):
     """What a value is that has no schema which can be read."""
     not_key: Problem
 
-    def values(self, records: pa.Array) -> Recognised[ValueFields]:
-        """For a nullable binary array. Raises Unavailable where a schema is to be had later."""
+    def values(self, records: pa.Array, head: bytes) -> Recognised[ValueFields]:
+        """For a nullable binary array, whose records stand behind ``head``. Raises Unavailable where a schema is to be had later."""
         ...
 
     def keys(self, records: pa.Array) -> Recognised[tuple[KeyField, ...]]: ...
@@ -93,7 +93,7 @@ class EnvelopeDecoder:
 
     def decode(self, raw: RawBatch) -> Sequence[ChangeBatch]:
         topic = self._topics.setdefault(raw.topic, _Topic())
-        values, keys = self._form.values(raw.values), self._form.keys(raw.keys)
+        values, keys = self._form.values(raw.values, raw.head), self._form.keys(raw.keys)
         groups, problems = self._groups(raw, topic, values, keys)
         decoded, rejected = [], {}
         for group in groups:

@@ -23,6 +23,7 @@ from connectors.decoders.wire import Unsent, Wire
 
 SPLIT = b',"payload":'
 """Ends the schema part. It cannot stand within: no key of Connect's JSON schema is called payload, and in text the quotes are escaped."""
+_BEGIN = b'{"schema":'
 _PREFIXES_MAX = 256
 _ROUNDS_MAX = 16
 
@@ -84,6 +85,11 @@ class Layout:
         return any(wire.unsent is not Unsent.NEVER for wire in self.wires)
 
 
+def schema_length(value: bytes) -> int:
+    """How many bytes at a value's beginning are its schema part; 0 where it has none."""
+    return value.find(SPLIT) + len(SPLIT) if value.startswith(_BEGIN) and SPLIT in value else 0
+
+
 class Prefix(NamedTuple, Generic[Meaning]):
     """What tells a record's schema at its beginning: its length, what it means or why it cannot be used, and in Avro the schema."""
 
@@ -107,10 +113,14 @@ class Prefixes(Generic[Meaning]):
         self._read = read
         self._known: OrderedDict[bytes, Meaning | Problem] = OrderedDict()
 
-    def recognise(self, records: pa.Array) -> Recognised[Meaning]:
+    def recognise(self, records: pa.Array, head: bytes = b"") -> Recognised[Meaning]:
         """For a nullable binary array. Each distinct prefix is compared with all records at once; in a topic with very many of them the
-        rest is looked up one by one."""
+        rest is looked up one by one. ``head``, as ``schema_length`` measures it, stands before all of them."""
         number = np.where(np.array(records.is_null()), -1, -3).astype(np.int32)
+        if head:
+            meaning = self._meaning(head)
+            number[number == -3] = -2 if meaning is None else 0
+            return Recognised(number, () if meaning is None else (Prefix(0, meaning),))
         places: dict[bytes, int] = {}
         found: list[Prefix[Meaning]] = []
         for attempt in range(len(records) + 1):

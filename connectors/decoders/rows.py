@@ -78,7 +78,7 @@ def rejection(raw: RawBatch, place: int, text: str | None, problem: Problem) -> 
         partition=raw.partitions[place].as_py(),
         offset=raw.offsets[place].as_py(),
         key=raw.keys[place].as_py(),
-        value=raw.values[place].as_py(),
+        value=raw.value(place),
         headers=tuple(raw.headers(place)),
         key_text=text,
         stage="decode",

@@ -91,6 +91,7 @@ class SchemalessJsonDecoder:
         self._layouts = {topic: _layout(table, connector) for topic, table in tables.items()}
 
     def decode(self, raw: RawBatch) -> Sequence[ChangeBatch]:
+        raw = raw.whole()
         table, layout = self._tables[raw.topic], self._layouts[raw.topic]
         tombstones: npt.NDArray[np.bool_] = np.array(raw.values.is_null())
         places = np.flatnonzero(~tombstones)

@@ -10,14 +10,16 @@ from pyarrow import csv
 from cdc_service.core.postgresql import input_text
 
 BLOCK_ROWS = 16_384
-"""Rows of one block of text: what stands in memory beside the batch itself."""
+BLOCK_BYTES = 8 * 2**20
+"""At most so much of the batch is one block of text: what stands in memory beside it."""
 
 _OPTIONS = csv.WriteOptions(include_header=False)
 
 
 def csv_blocks(table: pa.Table) -> Iterator[memoryview]:
     """The rows of ``table`` as COPY ... (FORMAT csv) takes them: NULL is nothing, an empty text is two quotes."""
-    for batch in table.to_batches(max_chunksize=BLOCK_ROWS):
+    rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES * table.num_rows // max(1, table.nbytes)))
+    for batch in table.to_batches(max_chunksize=rows):
         sink = pa.BufferOutputStream()
         columns = [column if _is_plain(column.type) else input_text(column) for column in batch.columns]
         csv.write_csv(pa.record_batch(columns, names=batch.schema.names), sink, _OPTIONS)

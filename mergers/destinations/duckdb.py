@@ -104,6 +104,8 @@ CAPABILITIES = Capabilities(
 
 # A checkpoint rewrites every row group that a batch touched: seconds on a table of millions. After 128 MB of log it is worth that; a log
 # of this size is read again in under a second when the file is opened after a crash.
+SCAN_BYTES = 8 * 2**20
+"""At most so much of a staged batch is handed over at once: DuckDB copies 2,048 rows of it at a time otherwise, however large they are."""
 _SETTINGS = {"memory_limit": "320MB", "preserve_insertion_order": "false", "checkpoint_threshold": "128MB"}
 _LOCKED = {"enable_external_access": "false", "lock_configuration": "true"}
 _UPPER = {i: i + 32 for i in range(ord("A"), ord("Z") + 1)}
@@ -321,7 +323,8 @@ class DuckDbConnection:
             for field, type_ in zip(marked, types, strict=True)
         )
         view, rows = DIALECT.quote("temp", name), DIALECT.quote(f"{name}_arrow")
-        self._show(name, pa.Table.from_arrays(table.columns, schema=marked))
+        rows_at_once = max(1, SCAN_BYTES * table.num_rows // max(1, table.nbytes))
+        self._show(name, pa.Table.from_batches(pa.Table.from_arrays(table.columns, schema=marked).to_batches(rows_at_once), marked))
         self.fetch(f"CREATE OR REPLACE TEMPORARY VIEW {view} AS SELECT {columns} FROM {rows}")
 
     def _show(self, name: str, rows: pa.Table) -> None:

@@ -10,16 +10,16 @@ import random
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import greenlet
-import pyarrow as pa
 
 from cdc_service.config.models import Flush, Limits
 from cdc_service.config.resolve import TableConfig
 from cdc_service.consume.kafka import Assignment, PartitionError, Polled
+from cdc_service.consume.records import Heads, Taken
 from cdc_service.core.errors import CdcError, Unavailable
-from cdc_service.core.types import Mode, RawBatch, Span, Target
+from cdc_service.core.types import Headers, Mode, Target
 from cdc_service.line.control import Control
 from cdc_service.line.loop import Line
 from cdc_service.line.means import Means
@@ -27,6 +27,7 @@ from cdc_service.line.progress import Progress
 from cdc_service.line.table import Table
 from cdc_service.watch import Facts
 from connectors.decoders.debezium_json import DebeziumJsonDecoder
+from connectors.decoders.layout import schema_length
 from connectors.decoders.positions import PostgresPositions
 from tests.simulation.outside import Record
 from tests.simulation.warehouses import Warehouse
@@ -47,12 +48,13 @@ class GroupLog:
         self.given: set[Where] = set()
         self.taken: set[Where] = set()
         self.lost: set[Where] = set()
+        self.heads = Heads(schema_length)
 
     def poll(self, records_max: int, seconds: float) -> Polled:
         self.world.at += self.world.draw.choice([0.0, 0.05, 0.4, 1.1])
         self.world.effect("kafka.poll", fails=False)
         self._tell()
-        polled, read = Polled(), dict[str, dict[int, tuple[int, list[Record]]]]()
+        polled, read = Polled(), Taken(self.heads)
         if "kafka" in self.world.down:
             return polled
         for where, at in list(self.positions.items()):
@@ -68,9 +70,9 @@ class GroupLog:
                 continue
             records = topic.partitions[where[1]][at : at + self.world.draw.choice([1, 3, 20])]
             if records:
-                read.setdefault(where[0], {})[where[1]] = at, records
+                read.add(*where, at, at + len(records), [Sent(record, at + place) for place, record in enumerate(records)])
                 self.positions[where] = at + len(records)
-        polled.batches += [_raw(topic, parts) for topic, parts in read.items()]
+        polled.batches += read.batches()
         return polled
 
     def _tell(self) -> None:
@@ -118,17 +120,23 @@ class GroupLog:
         """Nobody calls it here: workers that end are killed."""
 
 
-def _raw(topic: str, parts: Mapping[int, tuple[int, list[Record]]]) -> RawBatch:
-    records = [record for _, (_, some) in sorted(parts.items()) for record in some]
-    return RawBatch(
-        topic,
-        pa.array([r.key for r in records], pa.binary()),
-        pa.array([r.value for r in records], pa.binary()),
-        pa.array([p for p, (_, some) in sorted(parts.items()) for _ in some], pa.int32()),
-        pa.array([at + i for _, (at, some) in sorted(parts.items()) for i in range(len(some))], pa.int64()),
-        tuple(Span(p, at, at + len(some), len(some)) for p, (at, some) in sorted(parts.items())),
-        lambda i: records[i].headers,
-    )
+class Sent(NamedTuple):
+    """A record as the client hands it over (consume.records.Message)."""
+
+    record: Record
+    place: int
+
+    def key(self) -> bytes | None:
+        return self.record.key
+
+    def value(self) -> bytes | None:
+        return self.record.value
+
+    def offset(self) -> int:
+        return self.place
+
+    def headers(self) -> Headers:
+        return self.record.headers
 
 
 class Worker:
