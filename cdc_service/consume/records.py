@@ -39,14 +39,15 @@ class Heads:
 
     def cut(self, topic: str, values: Texts) -> tuple[bytes | None, Texts]:
         """(head, what stands behind it in each value): an empty one where they do not all share one, None where there is no value."""
-        present = [value for value in values if value is not None]
-        if not present:
+        first = next((value for value in values if value is not None), None)
+        if first is None:
             return None, values
         head = self._known.get(topic, b"")
-        if not present[0].startswith(head) or not head:
-            head = self._known[topic] = present[0][: self._length(present[0])]
+        if not head or not first.startswith(head):
+            head = self._known[topic] = first[: self._length(first)]
         if not head:
             return b"", values
+        present = [value for value in values if value is not None]
         rests = [value.removeprefix(head) for value in present]
         if sum(map(len, present)) - sum(map(len, rests)) != len(head) * len(present):
             return b"", values

@@ -26,10 +26,10 @@ from cdc_service.line.merging import Merging, Outcome, Submit, TopicIds, at_once
 from cdc_service.line.table import Table
 
 POLL_SECONDS = 0.05
-POLL_BYTES = 16 * 2**20
-POLL_RECORDS = (100, 5_000, 20_000)
-"""At least, at most of one table, at most of all: decoding has its price for each poll and table, as much as for 1,000 records, and what is
-polled takes memory several times."""
+POLL_BYTES = (12 * 2**20, 28 * 2**20)
+"""At most of one table, at most of all: decoding has its price for each poll and table, and what is polled takes memory several times."""
+POLL_RECORDS = (100, 5_000, 40_000)
+"""At least, and as above."""
 IDLE_SECONDS = 1.0
 """After this long without a record the destination's file is released."""
 PATIENCE_SECONDS = 1.0
@@ -147,7 +147,9 @@ class Line:
     def _records_max(self) -> int:
         """As many records as fill POLL_BYTES, or a quarter of the memory, by their size of late; a quarter more than last time at most."""
         low, each, high = POLL_RECORDS
-        return int(min(each * len(self.tables), high, max(low, min(POLL_BYTES, self._memory // 4) / self._record_bytes)))
+        tables = len(self.tables)
+        size = min(POLL_BYTES[0] * tables, POLL_BYTES[1], self._memory // 4)
+        return int(min(each * tables, high, max(low, size / self._record_bytes)))
 
     def _receive(self, raw: Any) -> None:
         table = self._by_topic.get(raw.topic)
