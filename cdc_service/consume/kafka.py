@@ -30,7 +30,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
 
-from cdc_service.consume.records import HeadLength, Heads, Taken, batch, taken
+from cdc_service.consume.records import HeadLength, Heads, Taken, batch, part_of
 from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.types import LogId, RawBatch
 
@@ -375,7 +375,7 @@ class Reader:
         self._consumer = Consumer({**client_options(bootstrap, options), **own})
         self._cure = f"is a broker running at {bootstrap}?"
 
-    def read(self, topic: str, start: Mapping[int, int], stop: Mapping[int, int], records_max: int = 20_000) -> Iterator[RawBatch]:
+    def read(self, topic: str, start: Mapping[int, int], stop: Mapping[int, int], records_max: int = 2_000) -> Iterator[RawBatch]:
         """All records from ``start`` up to ``stop`` of each partition. Raises CdcError (log_truncated) where the log no longer has them,
         Unavailable where nothing comes for ANSWER_SECONDS."""
         at = {p: start[p] for p, end in stop.items() if p in start and start[p] < end}
@@ -392,7 +392,7 @@ class Reader:
                 for message in messages:
                     self._take(topic, message, at, stop, found)
                 if found:
-                    yield batch(topic, {p: taken(messages) for p, messages in found.items()})
+                    yield batch(topic, {p: part_of(messages) for p, messages in found.items()})
                 for p in [p for p, offset in at.items() if offset >= stop[p]]:
                     del at[p]
                     self._consumer.incremental_unassign([TopicPartition(topic, p)])

@@ -58,7 +58,7 @@ class Heads:
 
 
 @dataclass(slots=True)
-class _Part:
+class Part:
     """What was taken of one partition, from ``start`` to ``stop``."""
 
     start: int
@@ -81,7 +81,7 @@ class _Topic:
 
     name: str
     head: bytes | None = None
-    parts: dict[int, _Part] = field(default_factory=dict)
+    parts: dict[int, Part] = field(default_factory=dict)
 
 
 class Taken:
@@ -99,7 +99,7 @@ class Taken:
         if last is None or (None not in (head, last.head) and head != last.head):
             last = self._last[topic] = _Topic(topic)
             self._topics.append(last)
-        part = last.parts.setdefault(partition, _Part(start, start))
+        part = last.parts.setdefault(partition, Part(start, start))
         part.stop = stop
         if messages:
             last.head = last.head if head is None else head
@@ -115,14 +115,14 @@ class Taken:
         return [batch(one.name, one.parts, one.head or b"") for one in self._topics if one.parts]
 
 
-def taken(messages: Sequence[Message]) -> _Part:
+def part_of(messages: Sequence[Message]) -> Part:
     """Records of one partition, whole, with no positions but theirs."""
-    part = _Part(messages[0].offset(), messages[-1].offset() + 1)
+    part = Part(messages[0].offset(), messages[-1].offset() + 1)
     part.add(messages, [m.value() for m in messages])
     return part
 
 
-def batch(topic: str, parts: Mapping[int, _Part], head: bytes = b"") -> RawBatch:
+def batch(topic: str, parts: Mapping[int, Part], head: bytes = b"") -> RawBatch:
     ordered = sorted(parts.items())
     spans = tuple(Span(number, part.start, part.stop, len(part.values)) for number, part in ordered)
     offsets = [array for _, part in ordered for array in part.offsets]
