@@ -8,18 +8,16 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cdc_service.core.errors import Fenced
 from cdc_service.core.types import Decision, Headers
 from mergers import meta
 from mergers.account import key_hash
+from mergers.connection import Connection
 from mergers.dialect import Statement
 from mergers.protocol import Quarantined
 from mergers.statements import MergeSql
-
-if TYPE_CHECKING:
-    from mergers.sql import Connection
 
 IDS_AT_ONCE = 200
 _LISTED = ("id", "batch_id", "topic_id", "partition", "offset", "key_text", "stage", "code", "message", "state")

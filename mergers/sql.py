@@ -7,25 +7,25 @@ affected; the account of records closes or nothing is applied. A destination add
 from __future__ import annotations
 
 import abc
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdc_service.core.errors import CdcError, ConfigError, Fenced, TableStopped
+from cdc_service.core.errors import ConfigError, Fenced, TableStopped
 from cdc_service.core.evolve import AddColumn, Change, CreateTable, DropColumn, RestoreColumn, WidenType
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Checkpoint, Column, Decision, Delta, LogId, Mode, Op, PartitionCounts, Receipt, TableSchema, Tail, Target
 from cdc_service.failpoints import failpoint
-from mergers import changelog, meta, quarantine
+from mergers import changelog, comparisons, meta, quarantine, states
 from mergers.account import AccountOpen, account, highs, parked
+from mergers.connection import Connection, Mismatch
 from mergers.dialect import Dialect, Statement
 from mergers.history import schema_from_json, schema_to_json
 from mergers.meta import SCOPE
@@ -33,51 +33,9 @@ from mergers.protocol import Capabilities, Quarantined, TableState, Totals, Unse
 from mergers.statements import CHANGE, DELETED, FILLED, METADATA, PARKED, STAGE, High, MergeSql, metadata_columns, stage_table
 
 PRUNE_SECONDS = 3600
-ROWS_AT_ONCE = 200
 
 if TYPE_CHECKING:
     from mergers.view import View
-
-
-class Mismatch(CdcError):
-    """A statement names a table or column that is not there, or not of this type: somebody changed the target."""
-
-    code = "mismatch"
-
-
-class Connection(Protocol):
-    """What the engine needs of a driver. Errors are the service's own (core.errors) and hold no cell values.
-
-    A conflict with another writer raises Fenced; a lost reply to COMMIT raises CommitUnknown; a missing table or column Mismatch.
-    """
-
-    def execute(self, sql: str, params: Sequence[object] = ()) -> int:
-        """Runs one statement; the number of rows it affected."""
-        ...
-
-    def fetch(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]: ...
-
-    def stage(self, name: str, table: pa.Table, types: Sequence[str]) -> None:
-        """Makes (or replaces) the temporary table ``name`` with the columns of ``table``, converted exactly to the column ``types``."""
-        ...
-
-    def fill(self, name: str, select: str, params: Sequence[object] = ()) -> None:
-        """Makes the temporary table ``name`` of what ``select`` returns; inside of a transaction."""
-        ...
-
-    def unstage(self, name: str) -> None:
-        """Lets go of a temporary table, whether it is there or not; never raises."""
-        ...
-
-    def columns(self, namespace: str, name: str) -> Sequence[tuple[str, str]] | None:
-        """(name, type as the catalog prints it) of a table's columns in order; None where there is no table."""
-        ...
-
-    def begin(self) -> None: ...
-    def commit(self) -> None: ...
-    def rollback(self) -> None:
-        """Ends the transaction without effect; never raises."""
-        ...
 
 
 class SqlDestination(abc.ABC):
@@ -170,7 +128,7 @@ ON CONFLICT ({", ".join(map(q, SCOPE))}) DO UPDATE SET epoch = w.epoch + 1 RETUR
     ) -> TableState:
         s = self._sql(target)
         with self._locked(s) as c:
-            kept = self._store(c, s, state)
+            kept = states.store(c, s, state)
             self._run(c, quarantine.settle_all(s, "the table was read anew (resync)"))
             gone = [meta.CHECKPOINT] if forget else []
             if retire:
@@ -220,39 +178,14 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
     # The state of a table
 
     def load_state(self, target: Target) -> TableState:
-        s = self._sql(target)
-        rows = self.connection().fetch(f"{self._select_states()} WHERE {s.in_scope()}", s.scope)
-        return _state(rows[0][2:]) if rows else TableState()
+        return states.load(self.connection(), self._sql(target))
 
     def states(self) -> Mapping[tuple[str, str], TableState]:
-        sql = f"{self._select_states()} WHERE pipeline = {self.dialect.placeholder}"
-        return {(row[0], row[1]): _state(row[2:]) for row in self.connection().fetch(sql, [self._pipeline])}
-
-    def _select_states(self) -> str:
-        columns = ", ".join((*SCOPE[1:], *(name for name, _ in meta.TABLE_STATE.columns[:-1])))
-        return f"SELECT {columns} FROM {self.dialect.quote(self._meta_schema, meta.TABLE_STATE.name)}"
+        return states.of_pipeline(self.connection(), self.dialect, self._meta_schema, self._pipeline)
 
     def save_state(self, target: Target, state: TableState) -> TableState:
         with self._transaction() as c:
-            return self._store(c, self._sql(target), state)
-
-    def _store(self, c: Connection, s: MergeSql, state: TableState) -> TableState:
-        p, table, kept = self.dialect.placeholder, s.meta(meta.TABLE_STATE), replace(state, version=state.version + 1)
-        offsets = None if kept.opened_at is None else json.dumps({str(n): offset for n, offset in kept.opened_at.items()})
-        values = [
-            *(kept.state, kept.generation, kept.opened_record, offsets, kept.resync, kept.complete_through, kept.complete_at),
-            *(kept.error_code, kept.error_message, kept.error_hint, kept.error_at, kept.version),
-        ]
-        if state.version == 0:
-            sql = f"{s.insert(meta.TABLE_STATE, 1, now='updated_at')} ON CONFLICT ({', '.join(map(self.dialect.quote, SCOPE))}) DO NOTHING"
-            written = c.execute(sql, [*s.scope, *values])
-        else:
-            sets = ", ".join(f"{name} = {p}" for name, _ in meta.TABLE_STATE.columns[:-1])
-            sql = f"UPDATE {table} SET {sets}, updated_at = now() WHERE {s.in_scope()} AND version = {p}"
-            written = c.execute(sql, [*values, *s.scope, state.version])
-        if not written:
-            raise Fenced(f"{s.target.source}: its state was changed by another process meanwhile", hint="nothing to do: it is read again")
-        return kept
+            return states.store(c, self._sql(target), state)
 
     # Comparisons with the source
 
@@ -266,38 +199,18 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
         differences: Sequence[Mapping[str, object]],
         buckets: Sequence[Mapping[str, object]],
     ) -> None:
-        s = self._sql(target)
-        kept = (
-            (meta.RECONCILE_RUN, [run]),
-            (meta.RECONCILE_DIFFERENCE, differences),
-            (meta.RECONCILE_BUCKET, buckets),
-        )
         with self._transaction() as c:
-            for table, rows in kept:
-                names = [name for name, _ in table.columns]
-                for first in range(0, len(rows), ROWS_AT_ONCE):
-                    some = rows[first : first + ROWS_AT_ONCE]
-                    c.execute(s.insert(table, len(some)), [v for row in some for v in (*s.scope, *(row.get(n) for n in names))])
+            comparisons.keep(c, self._sql(target), run, differences, buckets)
 
     def runs(self, target: Target, most: int) -> Sequence[Mapping[str, Any]]:
-        return self._recorded(target, meta.RECONCILE_RUN, "", f" ORDER BY {self.dialect.quote('at')} DESC LIMIT {most:d}")
+        return comparisons.runs(self.connection(), self._sql(target), most)
 
     def differences(self, target: Target, run_id: str) -> Sequence[Mapping[str, Any]]:
-        return self._recorded(target, meta.RECONCILE_DIFFERENCE, f" AND run_id = {self.dialect.placeholder}", "", run_id)
+        return comparisons.differences(self.connection(), self._sql(target), run_id)
 
     def mark_repaired(self, target: Target, run_id: str, keys: Sequence[str], at: datetime) -> None:
-        s, p, q = self._sql(target), self.dialect.placeholder, self.dialect.quote
         with self._transaction() as c:
-            for first in range(0, len(keys), ROWS_AT_ONCE):
-                some = keys[first : first + ROWS_AT_ONCE]
-                sql = f"""UPDATE {s.meta(meta.RECONCILE_DIFFERENCE)} SET repaired_at = {p}
-WHERE {s.in_scope()} AND run_id = {p} AND {q("key")} IN ({", ".join([p] * len(some))})"""
-                c.execute(sql, [at, *s.scope, run_id, *some])
-
-    def _recorded(self, target: Target, table: meta.MetaTable, also: str, tail: str, *params: object) -> Sequence[Mapping[str, Any]]:
-        s, names = self._sql(target), [name for name, _ in table.columns]
-        sql = f"SELECT {', '.join(map(self.dialect.quote, names))} FROM {s.meta(table)} WHERE {s.in_scope()}{also}{tail}"
-        return [dict(zip(names, row, strict=True)) for row in self.connection().fetch(sql, [*s.scope, *params])]
+            comparisons.mark_repaired(c, self._sql(target), run_id, keys, at)
 
     # The target's schema
 
@@ -672,12 +585,6 @@ WHERE {s.in_scope()} AND cluster_id = {p} AND topic = {p} AND topic_id = {p} AND
         except BaseException:
             c.rollback()
             raise
-
-
-def _state(row: Sequence[Any]) -> TableState:
-    state, generation, record, opened_at, *rest = row
-    offsets = None if opened_at is None else {int(p): offset for p, offset in json.loads(opened_at).items()}
-    return TableState(state, generation, record, offsets, *rest)
 
 
 def _describe(change: Change) -> str:

@@ -24,9 +24,10 @@ from sqlalchemy.engine import make_url
 from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Unavailable
 from cdc_service.core.logical import Kind
 from cdc_service.core.rowtext import value_text
+from mergers.connection import Mismatch
 from mergers.dialect import Dialect
 from mergers.protocol import Capabilities
-from mergers.sql import Mismatch, SqlDestination
+from mergers.sql import SqlDestination
 
 DIALECT = Dialect(
     name="sqlite",
@@ -131,7 +132,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
 
 
 class SqliteConnection:
-    """mergers.sql.Connection over one SQLite connection."""
+    """mergers.connection.Connection over one SQLite connection."""
 
     def __init__(self, raw: sqlite3.Connection) -> None:
         self.raw = raw
@@ -194,6 +195,5 @@ def _translated() -> Iterator[None]:
 
 def _held(values: pa.Array, type_: str) -> list[Any]:
     """What SQLite is given for each value: an integer, a text, or bytes (in the quarantine)."""
-    if pa.types.is_floating(values.type):
-        values = values.cast(pa.float64())  # A float32 is the double that it equals, and stays that when its column widens.
-    return list((value_text(values) if type_ == "TEXT" else values).to_pylist())
+    exact = values.cast(pa.float64()) if pa.types.is_floating(values.type) else values  # A float32 stays the double that it equals.
+    return list((value_text(exact) if type_ == "TEXT" else exact).to_pylist())

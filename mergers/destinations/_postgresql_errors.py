@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cdc_service.core.errors import CdcError, ConfigError, Fenced, Unavailable
-from mergers.sql import Mismatch
+from mergers.connection import Mismatch
 
 LOCK_TIMEOUT = "55P03"
 

@@ -23,9 +23,10 @@ from cdc_service.core.canonical import Canonical
 from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Fenced, Unavailable
 from cdc_service.core.logical import Kind
 from cdc_service.core.types import Column, TableSchema, Target
+from mergers.connection import Mismatch
 from mergers.dialect import Dialect, Statement
 from mergers.protocol import Capabilities
-from mergers.sql import Mismatch, SqlDestination
+from mergers.sql import SqlDestination
 from mergers.statements import STAGE, MergeSql
 from mergers.view import View
 
@@ -297,7 +298,7 @@ class DuckDbView(View):
 
 
 class DuckDbConnection:
-    """mergers.sql.Connection over one DuckDB connection. ``broken`` is true when it has to be opened again."""
+    """mergers.connection.Connection over one DuckDB connection. ``broken`` is true when it has to be opened again."""
 
     def __init__(self, raw: duckdb.DuckDBPyConnection) -> None:
         self.raw = raw

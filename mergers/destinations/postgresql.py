@@ -27,13 +27,14 @@ from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, TableS
 from cdc_service.core.evolve import Change, CreateTable
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Mode, TableId, TableSchema, Target
+from mergers.connection import Connection
 from mergers.destinations._postgresql_copy import csv_blocks
 from mergers.destinations._postgresql_errors import LOCK_TIMEOUT, translated
 from mergers.destinations._postgresql_results import arrow_column
 from mergers.destinations._postgresql_view import PostgreSqlView
 from mergers.dialect import Dialect
 from mergers.protocol import Capabilities
-from mergers.sql import Connection, SqlDestination
+from mergers.sql import SqlDestination
 from mergers.statements import MergeSql
 
 NAME_BYTES = 63
@@ -383,7 +384,7 @@ def _query(raw: psycopg.Connection[Any], sql: str, rows_max: int) -> pa.Table:
 
 
 class PostgreSqlConnection:
-    """mergers.sql.Connection over one session. What is staged begins the transaction that ``begin`` then takes over."""
+    """mergers.connection.Connection over one session. What is staged begins the transaction that ``begin`` then takes over."""
 
     def __init__(self, raw: psycopg.Connection[Any], beside: Callable[[], psycopg.Connection[Any]]) -> None:
         """``beside`` opens another session, to see who holds a lock."""
