@@ -15,7 +15,8 @@ from typing import Protocol, TypeVar
 from cdc_service.core.clock import Clock
 from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.failpoints import failpoint
-from cdc_service.line.table import Table, topic_gone
+from cdc_service.line.stops import topic_gone
+from cdc_service.line.table import Table
 
 T = TypeVar("T")
 
@@ -124,7 +125,7 @@ class Merging:
         error: Exception | None = None
         try:
             if table.log is None or table.log.topic_id != topic_id:
-                raise topic_gone(table, exists=topic_id is not None)
+                raise topic_gone(table.config, exists=topic_id is not None)
             failpoint("line.flush")
             moved.update(table.flush())
         except Exception as failed:

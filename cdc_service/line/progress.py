@@ -15,7 +15,8 @@ from cdc_service.core.clock import Clock
 from cdc_service.core.errors import CdcError, Fenced, TableStopped
 from cdc_service.core.types import Mode, TableId
 from cdc_service.line.loop import Line
-from cdc_service.line.table import Goal, Table, snapshotted_anew, topic_gone
+from cdc_service.line.stops import snapshotted_anew, topic_gone
+from cdc_service.line.table import Goal, Table
 from cdc_service.watch import Facts
 from mergers.protocol import Destination, TableState
 
@@ -136,7 +137,7 @@ class Progress:
             return
         if topic.log != table.log:
             if table.takes:  # One that is still to be opened, after a resync perhaps, finds out by itself.
-                self._line.stop(table, topic_gone(table, exists=True))
+                self._line.stop(table, topic_gone(table.config, exists=True))
             return
         self._watch_for_standstill(table)
         if not table.leads:
@@ -157,7 +158,7 @@ class Progress:
             )
             self._line.stop(table, error)
         elif self._emptied(table, facts):
-            self._line.stop(table, snapshotted_anew(table))
+            self._line.stop(table, snapshotted_anew(table.config))
 
     def _watch_for_standstill(self, table: Table) -> None:
         """A table that should flow, lags and does not move is opened anew, and says so: whatever held it must not hold it in silence."""

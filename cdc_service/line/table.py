@@ -7,7 +7,7 @@ the cure and leaves the others alone. Called from the line's thread only.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +27,7 @@ from cdc_service.core.types import ChangeBatch, Delta, LogId, Mode, RawBatch, Re
 from cdc_service.failpoints import failpoint
 from cdc_service.line.complete import Unreadable, completed
 from cdc_service.line.means import Means
+from cdc_service.line.stops import drifted, scattered, snapshotted_anew
 from cdc_service.line.versions import Versions
 from mergers.protocol import TableState, Totals, UnsentUnknown
 
@@ -172,7 +173,7 @@ class Table:
         if facts is None:
             raise Unavailable(f"{self.source}: topic {self.config.topic} does not exist", hint="cdc register creates it")
         if not self.config.keyed and target.mode is Mode.APPEND and len(facts.ends) > 1:
-            raise scattered(self, len(facts.ends))
+            raise scattered(self.config, len(facts.ends))
         self.kept = self._continued(kept)
         self.recall()
         self.refresh()
@@ -190,7 +191,7 @@ class Table:
         self.parts = {c.partition: Part(c.next_offset, c.epoch, c.next_offset, tails.get(c.partition)) for c in taken}
         self._versions.load(self._applied_to, self.kept.generation)
         if self._versions.all and (found := m.destination.drift(target, self._versions.all[-1])):
-            raise drifted(self, found)
+            raise drifted(self.config, found)
         self._parked = m.destination.parked_keys(target)
         self._batches = 0
         self._opened = True
@@ -346,19 +347,21 @@ class Table:
         if any(batch.num_rows for batch in run):
             self._versions.evolve(delta.schema, _stream_records(run), initial=delta.snapshot_record is not None)
             failpoint("line.evolved")
-        for attempt in range(COMPLETIONS_MAX + 1):
+
+        def merge() -> Receipt:
             own = self._versions.all[-1] if self._versions.all else replace(delta.schema, version=0)
+            return m.destination.merge(delta, epochs, log, own)
+
+        for _ in range(COMPLETIONS_MAX):
             try:
-                return m.destination.merge(delta, epochs, log, own)
+                return merge()
             except UnsentUnknown as unknown:
-                if attempt == COMPLETIONS_MAX:
-                    raise
                 delta = completed(delta, unknown, m.source, m.decoder, self.config.topic)
                 # Rows that were read again are later than changes still to come: what these tell of a column that came meanwhile is late.
                 why = "rows were read again at the source for events of before it got the column {}"
                 self._versions.distrust_lacking(delta.schema.names, why)
                 failpoint("line.completed")
-        raise AssertionError("the last attempt returns or raises")
+        return merge()
 
     def folded(self, run: Sequence[ChangeBatch], batch_id: str) -> Delta:
         """What ``run`` comes to, by the table's mode."""
@@ -389,7 +392,7 @@ class Table:
         if self.kept.resync and newest + 2**63 > self.kept.opened_record:
             self._versions.doubt(())
         elif not self.kept.resync and through is not None and newest + 2**63 > through:
-            raise snapshotted_anew(self)
+            raise snapshotted_anew(self.config)
 
     def _refuse_flood(self, delta: Delta) -> None:
         """Stops the table before it parks more than the limits allow."""
@@ -549,45 +552,6 @@ class Table:
 def flowing(kept: TableState) -> str:
     """The state of a table that nothing stops."""
     return "streaming" if kept.complete_through is not None and not kept.resync else "snapshotting"
-
-
-def drifted(table: Table, found: Collection[str]) -> TableStopped:
-    return TableStopped(
-        f"{table.target} was changed by somebody: {'; '.join(found)}",
-        state="drift",
-        hint=f"change it back and then: cdc resume {table.source}; or load it anew: cdc resync {table.source}",
-    )
-
-
-def scattered(table: Table, partitions: int) -> TableStopped:
-    topic = table.config.topic
-    return TableStopped(
-        f"{table.source} has no key and its topic {topic} has {partitions} partitions, so nobody knows the order of its events",
-        state="error",
-        code="keyless_partitions",
-        hint=f"kafka-topics.sh --delete --topic {topic}  # then: cdc register, and cdc resync {table.source}",
-    )
-
-
-def snapshotted_anew(table: Table) -> TableStopped:
-    return TableStopped(
-        f"{table.source}: the connector began anew with a snapshot, so nobody knows what was deleted at the source in between",
-        state="needs_resync",
-        code="snapshotted_anew",
-        hint=f"load it anew while it goes on: cdc resync {table.source}",
-    )
-
-
-def topic_gone(table: Table, *, exists: bool) -> CdcError:
-    topic = table.config.topic
-    if not exists:
-        return Unavailable(f"topic {topic} does not exist any more", hint="cdc register creates it")
-    return TableStopped(
-        f"{table.source}: topic {topic} was deleted and made again, so events between the two are missing",
-        state="needs_resync",
-        code="topic_made_again",
-        hint=f"load it anew while it goes on: cdc resync {table.source}",
-    )
 
 
 def _stream_records(run: Sequence[ChangeBatch]) -> tuple[int, int] | None:

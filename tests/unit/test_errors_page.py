@@ -13,13 +13,11 @@ import pytest
 
 from cdc_service.cli.main import _report
 from cdc_service.config import load
-from cdc_service.config.models import Flush, Limits
+from cdc_service.config.models import Flush
 from cdc_service.config.resolve import TableConfig
-from cdc_service.core.clock import RealClock
 from cdc_service.core.errors import CdcError, Disposition
 from cdc_service.core.types import Mode
-from cdc_service.line.means import Means
-from cdc_service.line.table import Table, topic_gone
+from cdc_service.line.stops import topic_gone
 from cdc_service.service import alone
 from cdc_service.testing.memory import MemoryDestination
 from mergers.protocol import open_destination
@@ -56,9 +54,7 @@ def gone(exists: bool) -> Callable[[Path], None]:
     def fail(folder: Path) -> None:
         target = Feed(MemoryDestination(), ITEMS, mode=Mode.UPSERT).target
         config = TableConfig(ITEMS.table, target, "shop.public.items", Flush(rows=1, bytes=1, seconds=1), "refuse", "public.items")
-        nobody: Any = None
-        means = Means(MemoryDestination(), nobody, nobody, nobody, nobody, RealClock(), Limits())
-        raise topic_gone(Table(config, means), exists=exists)
+        raise topic_gone(config, exists=exists)
 
     return fail
 
