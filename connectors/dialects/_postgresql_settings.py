@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from connectors.protocol import MESSAGE_BYTES_MAX
+import re
+
+from cdc_service.core.errors import ConfigError
+from connectors.protocol import MESSAGE_BYTES_MAX, ConnectorRequest
 
 HEARTBEAT_SECONDS = 1.0
 
@@ -70,3 +73,47 @@ PINNED = {
     "value.converter.replace.null.with.default",
 }
 """Settings that options may not change: values or events would be lost without a trace, or the pipeline take another's place."""
+
+
+def keyless_settings(request: ConnectorRequest) -> dict[str, str]:
+    """For tables without a key: one partition a topic, so that the log keeps its order, also where Connect itself makes the topic; and the
+    running numbers within transactions, by which rows that came again are told from rows that are alike."""
+    topics = [request.names.topic(t.table) for t in request.tables if not t.key]
+    if not topics:
+        return {}
+    if request.options.get("provide.transaction.metadata", "true") != "true":
+        raise ConfigError(
+            "connect.options set provide.transaction.metadata=false, without which rows of a table without a key could be applied twice",
+            hint="remove it from connect.options, or leave the tables without a key out",
+        )
+    if "io.debezium.transforms.ExtractNewRecordState" in request.options.values():
+        raise ConfigError(
+            "connect.options flatten the events: without the row before and the numbers in the transaction, changes of a table without"
+            " a key cannot be told apart",
+            hint="remove the transform ExtractNewRecordState, or leave the tables without a key out",
+        )
+    return {
+        "provide.transaction.metadata": "true",
+        "topic.creation.groups": "keyless",
+        "topic.creation.keyless.include": ",".join(sorted(re.escape(topic) for topic in topics)),
+        "topic.creation.keyless.partitions": "1",
+        "topic.creation.keyless.replication.factor": "-1",
+        "topic.creation.keyless.cleanup.policy": "delete",
+        "topic.creation.keyless.max.message.bytes": str(MESSAGE_BYTES_MAX),
+    }
+
+
+def signal_settings(request: ConnectorRequest) -> dict[str, str]:
+    """A table for signals where there is one: the connector's own marks in it keep the rows of a snapshot in order with the stream.
+    Without it the watermarks are transaction ids: nothing is written at the source, but under load such a snapshot may fail and be lost."""
+    if request.signals is not None:
+        place = f"{request.signals.schema}.{request.signals.name}"
+        return {"signal.enabled.channels": "source", "signal.data.collection": place, "read.only": "false"}
+    return {
+        "signal.enabled.channels": "kafka",
+        "read.only": "true",
+        "signal.kafka.topic": request.names.signal_topic,
+        "signal.kafka.bootstrap.servers": request.bootstrap_servers,
+        "signal.kafka.groupId": f"{request.names.group}_signal",
+        "signal.kafka.poll.timeout.ms": "100",
+    }

@@ -26,10 +26,10 @@ from connectors.dialects import _postgresql_catalog as sql
 from connectors.dialects import _postgresql_findings as findings_of
 from connectors.dialects import _postgresql_schema as learned
 from connectors.dialects._postgresql_catalog import qualified, quoted
-from connectors.dialects._postgresql_settings import PINNED, SETTINGS
+from connectors.dialects._postgresql_settings import PINNED, SETTINGS, keyless_settings, signal_settings
 from connectors.dialects._postgresql_settle import settle
+from connectors.dialects._postgresql_statements import publication_statements, signal_table
 from connectors.protocol import (
-    MESSAGE_BYTES_MAX,
     UNKNOWN_FILL,
     ConnectorRequest,
     Fill,
@@ -50,8 +50,6 @@ from connectors.protocol import (
 CONNECT_TIMEOUT_SECONDS = 10
 STATEMENT_TIMEOUT_SECONDS = 30
 REREAD_KEYS_MAX = 10_000
-_OPERATIONS = {"insert", "update", "delete", "truncate"}
-_WITH = "(publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
 _TLS = {"sslmode": "database.sslmode", "sslrootcert": "database.sslrootcert", "sslcert": "database.sslcert", "sslkey": "database.sslkey"}
 
 
@@ -261,7 +259,7 @@ class PostgresDialect:
             )
         if preparation.signals is None:
             table = TableId(tables[0].table.schema, names.signal_table)
-            by_hand = [f"{s.sql};" for s in _signal_table(table, str(self._url.username), allowed=False)]
+            by_hand = [f"{s.sql};" for s in signal_table(table, str(self._url.username), allowed=False)]
             cure = "\n".join([*by_hand, f"ALTER PUBLICATION {quoted(names.publication)} ADD TABLE {qualified(table)};"])
             message = (
                 "no table for signals: the snapshot of a table that is added later may fail under load, and its rows are not in order"
@@ -298,9 +296,9 @@ class PostgresDialect:
         # Where a person has to make the publication anyway, the table for signals comes along; else its lack stops nothing.
         if signals["schema"] is None and wanted and ((may_publish and signals["may_create"]) or (new and not may_publish)):
             table = TableId(home, names.signal_table)
-            made += _signal_table(table, facts["role"], allowed=may_publish and bool(signals["may_create"]))
+            made += signal_table(table, facts["role"], allowed=may_publish and bool(signals["may_create"]))
         entries = {t.table: t.owned for t in wanted} | ({table: signals["schema"] is None or signals["owned"]} if table else {})
-        made += _publication_statements(names, facts, head, published, entries)
+        made += publication_statements(names, facts, head, published, entries)
         return Preparation(tuple(made), table)
 
     def release(self, names: Names) -> list[Statement]:
@@ -358,10 +356,10 @@ class PostgresDialect:
             "unavailable.value.placeholder": placeholder,
             "notification.sink.topic.name": names.notification_topic,
         }
-        config |= _signal_settings(request)
+        config |= signal_settings(request)
         if request.password is not None:
             config["database.password"] = request.password
-        config |= {**_keyless_settings(request), **request.options}
+        config |= {**keyless_settings(request), **request.options}
         if exclusions:
             config["column.exclude.list"] = ",".join(sorted(exclusions))
         return config
@@ -453,88 +451,6 @@ def _rows(connection: Connection, statement: str, **values: object) -> Sequence[
 
 def _row(connection: Connection, statement: str, **values: object) -> RowMapping:
     return _rows(connection, statement, **values)[0]
-
-
-def _keyless_settings(request: ConnectorRequest) -> dict[str, str]:
-    """For tables without a key: one partition a topic, so that the log keeps its order, also where Connect itself makes the topic; and the
-    running numbers within transactions, by which rows that came again are told from rows that are alike."""
-    topics = [request.names.topic(t.table) for t in request.tables if not t.key]
-    if not topics:
-        return {}
-    if request.options.get("provide.transaction.metadata", "true") != "true":
-        raise ConfigError(
-            "connect.options set provide.transaction.metadata=false, without which rows of a table without a key could be applied twice",
-            hint="remove it from connect.options, or leave the tables without a key out",
-        )
-    if "io.debezium.transforms.ExtractNewRecordState" in request.options.values():
-        raise ConfigError(
-            "connect.options flatten the events: without the row before and the numbers in the transaction, changes of a table without"
-            " a key cannot be told apart",
-            hint="remove the transform ExtractNewRecordState, or leave the tables without a key out",
-        )
-    return {
-        "provide.transaction.metadata": "true",
-        "topic.creation.groups": "keyless",
-        "topic.creation.keyless.include": ",".join(sorted(re.escape(topic) for topic in topics)),
-        "topic.creation.keyless.partitions": "1",
-        "topic.creation.keyless.replication.factor": "-1",
-        "topic.creation.keyless.cleanup.policy": "delete",
-        "topic.creation.keyless.max.message.bytes": str(MESSAGE_BYTES_MAX),
-    }
-
-
-def _signal_settings(request: ConnectorRequest) -> dict[str, str]:
-    """A table for signals where there is one: the connector's own marks in it keep the rows of a snapshot in order with the stream.
-    Without it the watermarks are transaction ids: nothing is written at the source, but under load such a snapshot may fail and be lost."""
-    if request.signals is not None:
-        place = f"{request.signals.schema}.{request.signals.name}"
-        return {"signal.enabled.channels": "source", "signal.data.collection": place, "read.only": "false"}
-    return {
-        "signal.enabled.channels": "kafka",
-        "read.only": "true",
-        "signal.kafka.topic": request.names.signal_topic,
-        "signal.kafka.bootstrap.servers": request.bootstrap_servers,
-        "signal.kafka.groupId": f"{request.names.group}_signal",
-        "signal.kafka.poll.timeout.ms": "100",
-    }
-
-
-def _signal_table(table: TableId, role: str, *, allowed: bool) -> list[Statement]:
-    name, why = qualified(table), "a table through which snapshots are asked for"
-    create = f"CREATE TABLE {name} (id text PRIMARY KEY, type text NOT NULL, data text)"
-    made = [Statement("signals", create, why, allowed, "" if allowed else "the owner of the schema")]
-    if not allowed:
-        grant = f"GRANT SELECT, INSERT, DELETE ON {name} TO {quoted(role)}"
-        made.append(Statement("signals", grant, why, allowed, "the owner of the schema"))
-    return made
-
-
-def _publication_statements(
-    names: Names, facts: RowMapping, head: RowMapping, published: Mapping[TableId, bool], entries: Mapping[TableId, bool]
-) -> Iterator[Statement]:
-    """What brings the publication to cover ``entries`` (each with whether the role owns it)."""
-    name = quoted(names.publication)
-
-    def statement(body: str, why: str, touched: Iterable[TableId], *, entitled: bool) -> Statement:
-        foreign = [t for t in touched if not entries[t]]
-        allowed = bool(facts["superuser"] or (entitled and not foreign))
-        who = "the owner of the tables or a superuser" if foreign else "the owner of the publication or a superuser"
-        return Statement("publication", body, why, allowed, "" if allowed else who)
-
-    if head["pubname"] is None:
-        if entries:
-            listed = ", ".join(qualified(t) for t in entries)
-            why = f"publication {names.publication} does not exist"
-            yield statement(f"CREATE PUBLICATION {name} FOR TABLE {listed} WITH {_WITH}", why, entries, entitled=facts["may_create"])
-        return
-    if set(head["operations"]) != _OPERATIONS or not head["pubviaroot"]:
-        why = f"publication {names.publication} leaves out operations or names partitions"
-        yield statement(f"ALTER PUBLICATION {name} SET {_WITH}", why, (), entitled=head["owned"])
-    added = [t for t in entries if t not in published]
-    if added and not head["puballtables"]:
-        why = f"publication {names.publication} lacks {', '.join(map(str, added))}"
-        body = f"ALTER PUBLICATION {name} ADD TABLE {', '.join(map(qualified, added))}"
-        yield statement(body, why, added, entitled=head["owned"])
 
 
 def _pattern(table: TableId, column: str | None = None, siblings: Iterable[TableId] = ()) -> str:
