@@ -35,7 +35,7 @@ from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.types import LogId, RawBatch
 
 ANSWER_SECONDS = 10.0
-QUEUE_KILOBYTES = 16 * 1024
+QUEUE_KILOBYTES = 32 * 1024
 SLICE_BYTES = 4 * 2**20
 SLICE_RECORDS = (50, 2_000)
 """What is asked of the client at once, so that each value is cut and copied while it is in the processor's cache."""
