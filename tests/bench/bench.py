@@ -55,7 +55,7 @@ LIMITS = ("limit-duckdb", "limit-postgresql")
 CASES = (
     Case("insert", "json", 1, 1.25, (*OURS, *LIMITS)),
     Case("insert", "json+schema", 1, 1.25, (*OURS, *SINKS)),
-    Case("mixed", "json+schema", 1, 0.75, (*OURS, *SINKS)),
+    Case("mixed", "json+schema", 1, 1.0, (*OURS, *SINKS)),
     Case("insert", "avro", 1, 1.25, OURS),
     Case("insert", "json", 4, 1.0, OURS),
     Case("mixed1", "json", 1, 1.0, (*OURS, *LIMITS)),
