@@ -185,6 +185,7 @@ class Log:
             self._join_again(self._ended)
             return Polled()  # Its partitions were lost: all is read again from the checkpoint.
         polled.batches = self._taken.batches()
+        self._taken = Taken(self._heads)  # Else its values would be held twice until the next poll.
         return polled
 
     def _take(self, messages: Sequence[Message], polled: Polled) -> None:
