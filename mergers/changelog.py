@@ -12,8 +12,24 @@ import pyarrow.compute as pc
 
 from cdc_service.core.order import INCREMENTAL
 from cdc_service.core.types import Delta, Op
+from mergers.account import AccountOpen
+from mergers.connection import Connection, Discard, run
 from mergers.dialect import Statement
 from mergers.statements import STAGE, MergeSql
+
+
+def apply(c: Connection, s: MergeSql, delta: Delta, watermark: tuple[int, int] | None, discard: Discard) -> dict[int, int]:
+    """Writes the staged changes that the target does not hold; how many of them each partition has."""
+    if (pc.max(delta.meta["gen"]).as_py() or 0) > 0:
+        run(c, lift(s, delta))
+    for there in known(s, delta, watermark):
+        discard(there)
+    new: dict[int, int] = dict(c.fetch(f"SELECT s.part, COUNT(*) FROM {s.temporary(STAGE)} AS s GROUP BY 1"))
+    total = sum(new.values())
+    written = run(c, s.insert_new(STAGE)) if total else 0
+    if written != total:
+        raise AccountOpen(f"{delta.target}: {total} changes were to be written, {written} were")
+    return new
 
 
 def known(s: MergeSql, delta: Delta, watermark: tuple[int, int] | None) -> Iterator[Statement]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from cdc_service.core.errors import CdcError
+from mergers.dialect import Statement
 
 
 class Mismatch(CdcError):
@@ -49,3 +50,12 @@ class Connection(Protocol):
     def rollback(self) -> None:
         """Ends the transaction without effect; never raises."""
         ...
+
+
+Discard = Callable[[Statement], int]
+"""Takes the rows out of the staged table whose ``n`` the query returns; how many these were."""
+
+
+def run(c: Connection, statement: Statement) -> int:
+    """The number of rows affected."""
+    return c.execute(statement.sql, statement.params)

@@ -16,20 +16,19 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cdc_service.core.errors import ConfigError, Fenced, TableStopped
 from cdc_service.core.evolve import AddColumn, Change, CreateTable, DropColumn, RestoreColumn, WidenType
 from cdc_service.core.logical import Kind, LogicalType
-from cdc_service.core.types import Checkpoint, Column, Decision, Delta, LogId, Mode, Op, PartitionCounts, Receipt, TableSchema, Tail, Target
+from cdc_service.core.types import Checkpoint, Column, Decision, Delta, LogId, Mode, PartitionCounts, Receipt, TableSchema, Tail, Target
 from cdc_service.failpoints import failpoint
-from mergers import changelog, comparisons, meta, quarantine, states
+from mergers import changelog, comparisons, meta, quarantine, rows, states
 from mergers.account import AccountOpen, account, highs, parked
-from mergers.connection import Connection, Mismatch
+from mergers.connection import Connection, Mismatch, run
 from mergers.dialect import Dialect, Statement
 from mergers.history import schema_from_json, schema_to_json
 from mergers.meta import SCOPE
-from mergers.protocol import Capabilities, Quarantined, TableState, Totals, UnsentUnknown
+from mergers.protocol import Capabilities, Quarantined, TableState, Totals
 from mergers.statements import CHANGE, DELETED, FILLED, METADATA, PARKED, STAGE, High, MergeSql, metadata_columns, stage_table
 
 PRUNE_SECONDS = 3600
@@ -129,7 +128,7 @@ ON CONFLICT ({", ".join(map(q, SCOPE))}) DO UPDATE SET epoch = w.epoch + 1 RETUR
         s = self._sql(target)
         with self._locked(s) as c:
             kept = states.store(c, s, state)
-            self._run(c, quarantine.settle_all(s, "the table was read anew (resync)"))
+            run(c, quarantine.settle_all(s, "the table was read anew (resync)"))
             gone = [meta.CHECKPOINT] if forget else []
             if retire:
                 there = [name for name, _ in c.columns(target.namespace, target.name) or ()]
@@ -358,8 +357,8 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
                 failpoint("merge.swapped")
                 news = self._truncate(c, s, delta, log)
                 failpoint("merge.truncated")
-                apply = self._append if s.append else self._rows
-                winners = apply(c, s, delta, self._watermark(c, s)) if delta.meta.num_rows else {}
+                apply = changelog.apply if s.append else rows.apply
+                winners = apply(c, s, delta, self._watermark(c, s), self._discard) if delta.meta.num_rows else {}
                 counts = account(delta, winners, truncated_before=not news)
                 self._record(c, s, delta, log, counts)
                 failpoint("merge.recorded")
@@ -380,7 +379,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
         return Receipt(delta.batch_id, delta.target, counts, max(commits, default=None), max(records, default=None))
 
     def _swap(self, c: Connection, s: MergeSql, delta: Delta, epochs: Mapping[int, int], log: LogId, reached: Mapping[int, High]) -> None:
-        hit = self._run(c, s.swap(meta.CHECKPOINT, meta.SCHEMA_HISTORY, log, delta, epochs, reached)) if delta.spans else 0
+        hit = run(c, s.swap(meta.CHECKPOINT, meta.SCHEMA_HISTORY, log, delta, epochs, reached)) if delta.spans else 0
         if hit != len(delta.spans):
             raise Fenced(
                 f"{delta.target}: {len(delta.spans) - hit} of {len(delta.spans)} partitions of the batch are no longer this writer's",
@@ -408,7 +407,7 @@ WHERE {s.in_scope()} AND cluster_id = {p} AND topic = {p} AND topic_id = {p} AND
         where = [*s.scope, log.cluster_id, log.topic, log.topic_id, t.partition]
         if c.execute(sql, [t.generation, t.record, *where]) != 1:
             raise AccountOpen(f"{delta.target}: a truncation came from partition {t.partition}, which is not in its batch")
-        self._run(c, s.remove_below(t.generation, t.record))
+        run(c, s.remove_below(t.generation, t.record))
         return True
 
     @staticmethod
@@ -421,77 +420,15 @@ WHERE {s.in_scope()} AND truncate_commit IS NOT NULL ORDER BY 1 DESC, 2 DESC LIM
         rows = c.fetch(sql, s.scope)
         return (rows[0][0], rows[0][1]) if rows else None
 
-    def _rows(self, c: Connection, s: MergeSql, delta: Delta, watermark: tuple[int, int] | None) -> dict[int, int]:
-        """Applies the staged rows that win; how many of them each partition has."""
-        for losers in s.losers(meta.DELETED_KEYS, watermark):
-            self._discard(losers)
-        q = self.dialect.quote
-        stage = q(self.dialect.temporary, STAGE)
-        rows = c.fetch(f"SELECT s.part, s.op = {int(Op.DELETE)}, COUNT(*) FROM {stage} AS s GROUP BY 1, 2")
-        winners: dict[int, int] = {}
-        for partition, _, count in rows:
-            winners[partition] = winners.get(partition, 0) + count
-        deletes = sum(count for _, is_delete, count in rows if is_delete)
-        total = sum(winners.values())
-        if not total:
-            return winners
-        rows_from = self._complete(c, s, delta, deletes)
-        if deletes:
-            moves = bool(pc.any(delta.meta["moved"]).as_py())
-            if moves or not s.soft:
-                self._run(c, s.forget_deleted(meta.DELETED_KEYS))
-                self._run(c, s.remember_deleted(meta.DELETED_KEYS, moves=moves))
-        replaces = self.dialect.upsert and (s.soft or not deletes)
-        removed = 0 if replaces else self._run(c, s.remove_old())
-        if removed > total and delta.spans:  # What comes from no log is a repair, which may find a key twice.
-            raise TableStopped(
-                f"{delta.target} holds several rows of one key: {removed} rows of {total} keys",
-                state="drift",
-                hint=f"somebody else wrote into the table; load it anew: cdc resync {delta.target.source}",
-            )
-        written = self._run(c, s.insert_new(rows_from)) if s.soft or total > deletes else 0
-        if written != (total if s.soft else total - deletes):
-            raise AccountOpen(f"{delta.target}: {total} rows were to be written, {written} were")
-        return winners
-
-    def _append(self, c: Connection, s: MergeSql, delta: Delta, watermark: tuple[int, int] | None) -> dict[int, int]:
-        """Writes the staged changes that the target does not hold; how many of them each partition has."""
-        if (pc.max(delta.meta["gen"]).as_py() or 0) > 0:
-            self._run(c, changelog.lift(s, delta))
-        for known in changelog.known(s, delta, watermark):
-            self._discard(known)
-        new: dict[int, int] = dict(c.fetch(f"SELECT s.part, COUNT(*) FROM {s.temporary(STAGE)} AS s GROUP BY 1"))
-        total = sum(new.values())
-        written = self._run(c, s.insert_new(STAGE)) if total else 0
-        if written != total:
-            raise AccountOpen(f"{delta.target}: {total} changes were to be written, {written} were")
-        return new
-
-    def _complete(self, c: Connection, s: MergeSql, delta: Delta, deletes: int) -> str:
-        """Gives the winners the values that stand in the warehouse; which staged table holds the rows to write."""
-        places = {name: i for i, name in enumerate(s.table.names)}
-        kept = [i for name, i in places.items() if name not in delta.schema.names and not s.table.columns[i].dropped]
-        unsent = [] if delta.unsent is None else sorted(places[name] for name in delta.unsent.column_names)
-        if not (kept or unsent or (s.soft and deletes)):
-            return STAGE
-        moves = delta.base_move is not None and delta.base_move.null_count < len(delta.base_move)
-        rows = s.complete(meta.DELETED_KEYS, meta.QUARANTINE, unsent, kept, moves=moves)
-        c.fill(FILLED, rows.sql, rows.params)
-        missing = pa.array([row[0] for row in c.fetch(s.unfilled())], pa.int64())
-        if len(missing) and delta.unsent is not None:
-            flags = delta.unsent.take(missing)
-            columns = tuple(name for name in delta.unsent.column_names if pc.any(flags[name]).as_py())
-            raise UnsentUnknown(delta.data.select(delta.schema.key).take(missing), columns)
-        return FILLED
-
-    def _discard(self, numbers: Statement) -> None:
-        """Takes the rows out of the staged table whose ``n`` the query returns. Not every database has DELETE ... USING."""
+    def _discard(self, numbers: Statement) -> int:
+        """Takes the rows out of the staged table whose ``n`` the query returns; how many these were. Not every database has DELETE ...
+        USING."""
         stage = self.dialect.quote(self.dialect.temporary, STAGE)
-        self.connection().execute(f"DELETE FROM {stage} WHERE n IN ({numbers.sql})", numbers.params)
+        return self.connection().execute(f"DELETE FROM {stage} WHERE n IN ({numbers.sql})", numbers.params)
 
     def _record(self, c: Connection, s: MergeSql, delta: Delta, log: LogId, counts: Sequence[PartitionCounts]) -> None:
         if delta.rejected:
-            kept = self._run(c, s.park(meta.QUARANTINE))
+            kept = run(c, s.park(meta.QUARANTINE))
             if kept != len(delta.rejected):
                 raise AccountOpen(f"{delta.target}: {len(delta.rejected)} records were to be parked, {kept} were")
         values: list[object] = []
@@ -507,7 +444,7 @@ WHERE {s.in_scope()} AND truncate_commit IS NOT NULL ORDER BY 1 DESC, 2 DESC LIM
             known = self._watermark(c, s)
             if known is None or known < (generation, record):
                 c.execute(f"{self._set_watermark(s)} WHERE {s.in_scope()}", [generation, record, *s.scope])
-            return self._run(c, (changelog.remove_readings if s.append else MergeSql.remove_below)(s, generation, record))
+            return run(c, (changelog.remove_readings if s.append else MergeSql.remove_below)(s, generation, record))
 
     def tails(self, target: Target, log: LogId) -> Mapping[int, Tail]:
         s, p = self._sql(target), self.dialect.placeholder
@@ -559,10 +496,6 @@ WHERE {s.in_scope()} AND cluster_id = {p} AND topic = {p} AND topic_id = {p} AND
 
     def _meta_type(self, type_: LogicalType) -> str:
         return self.dialect.blob if type_.kind is Kind.BYTES else self.dialect.column_type(type_)
-
-    @staticmethod
-    def _run(c: Connection, statement: Statement) -> int:
-        return c.execute(statement.sql, statement.params)
 
     @contextmanager
     def _locked(self, s: MergeSql) -> Iterator[Connection]:

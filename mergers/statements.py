@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from cdc_service.core.types import Delta, LogId, Mode, Op, TableSchema, Target
 from mergers.dialect import Dialect, Statement
 from mergers.meta import SCOPE, MetaTable
 
+Compared = Literal["all", "deletes", "none"]
 High = tuple[int | None, int | None]
 """The highest (commit, record) of a batch in one partition."""
 
@@ -213,20 +215,20 @@ FROM v WHERE k.{self.dialect.quote("partition")} = v.part AND k.next_offset = v.
             sets.append(f"{q('_cdc_synced_at')} = now()")
         return Statement(f"UPDATE {self.place} AS t SET {', '.join(sets)} WHERE NOT t.{q('_cdc_deleted')} AND {below}", params)
 
-    def losers(self, deleted_keys: MetaTable, watermark: tuple[int, int] | None) -> Iterator[Statement]:
+    def losers(self, deleted_keys: MetaTable, watermark: tuple[int, int] | None, *, compared: Compared = "all") -> Iterator[Statement]:
         """The staged rows that are not younger than the stored row, the deleted key and the last truncation: queries of their ``n``, of
-        which each may count on the losers of those before it to be discarded.
+        which each may count on the losers of those before it to be discarded. ``compared`` are the staged rows that are compared with the
+        stored ones: ``upsert`` compares all but deletes itself.
         The same generation and record is the same change, whatever its offset; but where a key changed its spelling alone, its delete and
         its create are both of one row, which the create wins (core.order)."""
         q, p, stage = self.dialect.quote, self.dialect.placeholder, self.temporary(STAGE)
         if watermark is not None:
             yield self.staged(f"WHERE s.gen < {p} OR (s.gen = {p} AND s.rec < {p})", [watermark[0], watermark[0], watermark[1]])
         spelled = [name for name in self.table.key if _spelled(self.table.column(name).type)]
-        revived = f" AND NOT (t.{q('_cdc_record')} = s.rec AND t.{q('_cdc_deleted')} AND s.op <> {int(Op.DELETE)})" if self.soft else ""
-        yield self.staged(
-            f"""JOIN {self.place} AS t ON {self.same_key()}
-WHERE t.{q("_cdc_gen")} > s.gen OR (t.{q("_cdc_gen")} = s.gen AND t.{q("_cdc_record")} >= s.rec{revived})"""
-        )
+        if compared != "none":
+            only = f" AND s.op = {int(Op.DELETE)}" if compared == "deletes" else ""
+            younger = self._is_younger("s.gen", "s.rec", f"s.op <> {int(Op.DELETE)}")
+            yield self.staged(f"JOIN {self.place} AS t ON {self.same_key()} WHERE {younger}{only}")
         yield self.staged(
             f"""JOIN {self.meta(deleted_keys)} AS d ON d.key_hash = md5(s.key) AND d.{q("key")} = s.key AND {self.deleted_in_scope()}
 WHERE d.gen > s.gen OR (d.gen = s.gen AND (d.record > s.rec OR (d.record = s.rec AND s.op = {int(Op.DELETE)})))""",
@@ -237,6 +239,12 @@ WHERE d.gen > s.gen OR (d.gen = s.gen AND (d.record > s.rec OR (d.record = s.rec
             last = f"{{0}}.gen, {{0}}.rec, CASE WHEN {{0}}.op = {int(Op.DELETE)} THEN 0 ELSE 1 END, {{0}}.n"
             written = "" if self.soft else f" AND s.op <> {int(Op.DELETE)}"
             yield self.staged(f"JOIN {stage} AS o ON {equal} WHERE ({last.format('o')}) > ({last.format('s')}){written}")
+
+    def _is_younger(self, generation: str, record: str, revives: str) -> str:
+        """Whether the stored row ``t`` is at least as young as this version, which does not end the row where ``revives``."""
+        q = self.dialect.quote
+        revived = f" AND NOT (t.{q('_cdc_record')} = {record} AND t.{q('_cdc_deleted')} AND {revives})" if self.soft else ""
+        return f"(t.{q('_cdc_gen')} > {generation} OR (t.{q('_cdc_gen')} = {generation} AND t.{q('_cdc_record')} >= {record}{revived}))"
 
     def staged(self, chosen: str, params: Sequence[object] = ()) -> Statement:
         """The ``n`` of the staged rows that the clauses ``chosen`` (JOIN, WHERE) leave."""
@@ -354,15 +362,33 @@ FROM {self.temporary(STAGE)} AS s{join} WHERE s.op = {int(Op.DELETE)}{only}""",
 
     def insert_new(self, rows: str) -> Statement:
         """``rows`` is STAGE, or FILLED where there was something to complete."""
-        q, metadata = self.dialect.quote, metadata_columns(self.target)
-        names = ", ".join(map(q, (*self.table.names, *(name for name, *_ in metadata))))
+        return Statement(self._insert(rows) + (f" {self._conflict}" if self.dialect.upsert and not self.append else ""))
+
+    def upsert(self) -> str:
+        """Inserts the staged rows and replaces those that are older, as ``losers`` says; how many that were of each partition."""
+        q = self.dialect.quote
+        younger = self._is_younger(f"excluded.{q('_cdc_gen')}", f"excluded.{q('_cdc_record')}", f"NOT excluded.{q('_cdc_deleted')}")
+        written = f"{self._insert(STAGE)} {self._conflict} WHERE {younger} IS NOT TRUE RETURNING t.{q('_cdc_partition')} AS part"
+        return f"WITH w AS ({written}) SELECT w.part, COUNT(*) FROM w GROUP BY 1"
+
+    def standing(self) -> str:
+        """How many staged rows, but for deletes, have a stored row that is at least as young: after ``upsert`` all have."""
+        younger, kept = self._is_younger("s.gen", "s.rec", "TRUE"), f"s.op <> {int(Op.DELETE)}"
+        return f"SELECT COUNT(*) FROM {self.temporary(STAGE)} AS s JOIN {self.place} AS t ON {self.same_key()} WHERE {kept} AND {younger}"
+
+    def _insert(self, rows: str) -> str:
+        metadata = metadata_columns(self.target)
+        names = ", ".join(map(self.dialect.quote, (*self.table.names, *(name for name, *_ in metadata))))
         values = ", ".join([*(f"s.c{i}" for i in range(len(self.table.columns))), *(value for _, _, value, _ in metadata)])
         where = "" if self.soft or self.append else f" WHERE s.op <> {int(Op.DELETE)}"
-        sql = f"INSERT INTO {self.place} ({names}) SELECT {values} FROM {self.temporary(rows)} AS s{where}"
-        if self.dialect.upsert and not self.append:
-            sets = ", ".join(f"{q(name)} = excluded.{q(name)}" for name in (*self.table.names, *(name for name, *_ in metadata)))
-            sql += f" ON CONFLICT ({', '.join(map(q, self.table.key))}) DO UPDATE SET {sets}"
-        return Statement(sql)
+        alias = " AS t" if self.dialect.upsert else ""
+        return f"INSERT INTO {self.place}{alias} ({names}) SELECT {values} FROM {self.temporary(rows)} AS s{where}"
+
+    @property
+    def _conflict(self) -> str:
+        q = self.dialect.quote
+        sets = ", ".join(f"{q(name)} = excluded.{q(name)}" for name in (*self.table.names, *(n for n, *_ in metadata_columns(self.target))))
+        return f"ON CONFLICT ({', '.join(map(q, self.table.key))}) DO UPDATE SET {sets}"
 
     def park(self, quarantine: MetaTable) -> Statement:
         """Rejected records out of the staged table PARKED, which has the quarantine's columns up to ``state``."""

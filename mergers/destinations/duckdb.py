@@ -178,8 +178,8 @@ class DuckDb(SqlDestination):
             with self._lock:
                 self._readers -= 1
 
-    def _discard(self, numbers: Statement) -> None:
-        self.connection().discard(STAGE, numbers)
+    def _discard(self, numbers: Statement) -> int:
+        return self.connection().discard(STAGE, numbers)
 
     def view(self, target: Target, schema: TableSchema) -> DuckDbView:
         with self._lock:
@@ -335,15 +335,17 @@ class DuckDbConnection:
             raise self._translated(error) from None
         self._staged[name] = rows
 
-    def discard(self, name: str, numbers: Statement) -> None:
-        """Takes the rows out of a staged view whose ``n`` the query returns."""
+    def discard(self, name: str, numbers: Statement) -> int:
+        """Takes the rows out of a staged view whose ``n`` the query returns; how many these were."""
         try:
             found = self.raw.execute(numbers.sql, list(numbers.params)).fetchnumpy()["n"]
         except duckdb.Error as error:
             raise self._translated(error) from None
-        if len(found):
-            rows = self._staged[name]
-            self._show(name, rows.filter(pc.invert(pc.is_in(rows["n"], pa.array(found)))))
+        if not len(found):
+            return 0
+        rows = self._staged[name]
+        self._show(name, rows.filter(pc.invert(pc.is_in(rows["n"], pa.array(found)))))
+        return int(rows.num_rows - self._staged[name].num_rows)
 
     def fill(self, name: str, select: str, params: Sequence[object] = ()) -> None:
         self.fetch(f"CREATE TEMPORARY TABLE {DIALECT.quote('temp', name)} AS {select}", params)

@@ -28,6 +28,7 @@ from cdc_service.core.evolve import Change, CreateTable
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Mode, TableId, TableSchema, Target
 from mergers.connection import Connection
+from mergers.destinations._postgresql_binary import binary_blocks
 from mergers.destinations._postgresql_copy import csv_blocks
 from mergers.destinations._postgresql_errors import LOCK_TIMEOUT, translated
 from mergers.destinations._postgresql_results import arrow_column
@@ -451,9 +452,11 @@ class PostgreSqlConnection:
             table = table.take(pc.sort_indices(table["key"]))
         place = self._place(name, columns, "({}) ON COMMIT DELETE ROWS", columns)
         try:
-            with self.raw.cursor() as cursor, cursor.copy(f"COPY {place} FROM STDIN (FORMAT csv)") as copy:
-                for block in csv_blocks(table):
-                    copy.write(block)
+            blocks = binary_blocks(table, types)
+            form = "csv" if blocks is None else "binary"
+            with self.raw.cursor() as cursor, cursor.copy(f"COPY {place} FROM STDIN (FORMAT {form})") as copy:
+                for block in csv_blocks(table) if blocks is None else blocks:
+                    copy.write(memoryview(block))
         except psycopg.Error as error:
             raise self._translated(error) from None
 

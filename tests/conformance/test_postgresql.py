@@ -20,6 +20,7 @@ from cdc_service.core.evolve import CreateTable
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, LogId, Mode, Op, TableId, TableSchema
 from deploy.local.stack import Stack
+from mergers.account import AccountOpen
 from mergers.destinations.postgresql import CAPABILITIES, PostgreSql
 from mergers.protocol import TableState, open_destination
 from tests.conformance.harness import ITEMS, LOG, Change, Feed, PostgreSqlHarness, number, parsed_statements, text
@@ -327,6 +328,7 @@ import os, signal, sys
 from cdc_service import failpoints
 from tests.conformance.harness import ITEMS, Change, Feed
 from cdc_service.core.types import Op
+from mergers.account import AccountOpen
 from mergers.destinations.postgresql import open as open_postgresql
 
 options = {"idle_in_transaction_session_timeout": sys.argv[2]}
@@ -600,6 +602,22 @@ def test_another_table_of_the_same_name_is_not_taken_over(harness: PostgreSqlHar
         Feed(destination, ITEMS).evolve(ITEMS)
     assert destination.schemas(Feed(destination, ITEMS).target) == []
     destination.close()
+
+
+def test_i3_a_row_that_somebody_keeps_out_is_not_taken_for_a_duplicate(harness: PostgreSqlHarness, feed: Feed) -> None:
+    """The upsert itself compares versions, so that what it does not write has to stand there already."""
+    feed.apply(row(Op.CREATE, 1, 10, "old"))
+    keep_out = (
+        "CREATE FUNCTION public.keep_out() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN CASE WHEN NEW.id < 3 THEN NEW END; END$$"
+    )
+    harness.admin(keep_out, "CREATE TRIGGER keep_out BEFORE INSERT ON public.items FOR EACH ROW EXECUTE FUNCTION public.keep_out()")
+    with pytest.raises(AccountOpen, match="3 rows were to be written or older than what stands there, 2 are"):
+        feed.apply(row(Op.UPDATE, 1, 9, "older"), row(Op.CREATE, 2, 11, "new"), row(Op.CREATE, 3, 12, "kept out"))
+    assert names(feed.destination) == {1: "old"}
+    harness.admin("DROP TRIGGER keep_out ON public.items")
+    receipt = feed.apply(row(Op.UPDATE, 1, 9, "older"), row(Op.CREATE, 2, 11, "new"), row(Op.CREATE, 3, 12, "kept out"))
+    assert names(feed.destination) == {1: "old", 2: "new", 3: "kept out"}
+    assert [(n.applied, n.duplicate) for n in receipt.partitions] == [(2, 1)]
 
 
 def test_a_view_on_the_target_is_named_where_it_stands_in_the_way(feed: Feed) -> None:
