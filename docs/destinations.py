@@ -104,6 +104,10 @@ columns; seconds for the guard by version and the replacement of random rows; `p
 | size of the table after all of them | {ways[size]} |
 
 INSERT ... ON CONFLICT is used: it is about as fast as MERGE, also runs on version 14, and updates rows in place, so the table grows less.
+Where nothing has to be looked up first (deletes, unsent values, columns that a batch does not know), that statement compares the
+versions too (`DO UPDATE ... WHERE`), and a row is looked for once; what it did not write is then counted among the rows that are younger,
+so that a trigger which keeps rows out is an error and no duplicate. A batch arrives by COPY in PostgreSQL's binary form; as text where a
+column is an array, an interval, a `numeric` of any size, or holds a number of more than 64 bits.
 """
 WAYS: dict[object, str] = {
     10: "0.001 | 0.0004 | 0.0006",

@@ -63,6 +63,7 @@ def fold(batches: Sequence[ChangeBatch], *, batch_id: str, target: Target, gener
 
     same_key = _same_as_next(s.code)
     winners = np.flatnonzero(~same_key)
+    winners = winners[np.argsort(rows[winners])]
     twice = same_key & _same_as_next(s.gen) & _same_as_next(s.record)
     counts = _counts(s, same_key & ~twice, twice, partition[~alive], op[~alive] == Op.TRUNCATE, truncation)
 
@@ -236,8 +237,13 @@ def _last_on_the_way(pointers: Ints, marked: Bools) -> Ints:
 
 
 def _taken(table: pa.Table, rows: Ints) -> pa.Table:
-    """The table itself where it is all of its rows in their order, as of inserts: a batch may be large."""
-    return table if len(rows) == len(table) and (np.diff(rows) > 0).all() else table.take(rows)
+    """The rows in their order. Each piece of the table is copied for itself, and none where all of its rows are taken: a batch may be
+    large."""
+    if len(rows) == len(table):
+        return table
+    chosen = np.zeros(len(table), np.bool_)
+    chosen[rows] = True
+    return table.filter(pa.array(chosen))
 
 
 def _numpy(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:

@@ -26,7 +26,7 @@ from cdc_service.line.merging import Merging, Outcome, Submit, TopicIds, at_once
 from cdc_service.line.table import Table
 
 POLL_SECONDS = 0.05
-POLL_BYTES = (12 * 2**20, 28 * 2**20)
+POLL_BYTES = (6 * 2**20, 28 * 2**20)
 """At most of one table, at most of all: decoding has its price for each poll and table, and what is polled takes memory several times."""
 POLL_RECORDS = (100, 5_000, 40_000)
 """At least, and as above."""

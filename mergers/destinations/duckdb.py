@@ -107,7 +107,7 @@ CAPABILITIES = Capabilities(
 # of this size is read again in under a second when the file is opened after a crash.
 SCAN_BYTES = 8 * 2**20
 """At most so much of a staged batch is handed over at once: DuckDB copies 2,048 rows of it at a time otherwise, however large they are."""
-_SETTINGS = {"memory_limit": "320MB", "preserve_insertion_order": "false", "checkpoint_threshold": "128MB"}
+_SETTINGS = {"memory_limit": "256MB", "preserve_insertion_order": "false", "checkpoint_threshold": "128MB"}
 _LOCKED = {"enable_external_access": "false", "lock_configuration": "true"}
 _UPPER = {i: i + 32 for i in range(ord("A"), ord("Z") + 1)}
 _READS = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)

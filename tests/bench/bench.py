@@ -144,7 +144,7 @@ def more(
 
     part("command", "", lambda _: command())
     for rows in sizes:
-        for kind in ("duckdb", "postgresql") if rows <= 1_000_000 else ("duckdb",):
+        for kind in ("duckdb", "postgresql"):
             what = f"{rows / 1e6:g}M rows"
             part("growth", what, lambda place, k=kind, r=rows: [grown(stack, k, r, count // 2, place)])  # type: ignore[misc]
     if not wanted or "group" in wanted:
