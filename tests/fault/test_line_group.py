@@ -44,10 +44,9 @@ def test_two_processes_of_one_group_one_killed_and_one_frozen(stack: Stack, pg_d
                 two.signal(signal.SIGCONT)
             work.result(timeout=240)
             await_shared(one, two)
-            both = one.tables(), two.tables()
             one.await_complete(*hostile.TABLES, limit_seconds=180)
         two.await_complete(*hostile.TABLES)
-        assert {name: t["state"] for name, t in both[0].items()} == {name: t["state"] for name, t in both[1].items()}
+        one.await_that("both processes tell the same states", lambda: states(one) == states(two), 60)
         two.stop()
         one.stop()
         one.assert_equal(hostile.TABLES)
@@ -90,6 +89,10 @@ def test_what_is_asked_of_one_process_holds_for_the_others(stack: Stack, pg_data
 def partitions(process: Line) -> int:
     """How many partitions the process reads."""
     return sum(p["owned"] for table in process.tables().values() for p in table["partitions"])
+
+
+def states(process: Line) -> dict[str, str]:
+    return {name: table["state"] for name, table in process.tables().items()}
 
 
 def await_shared(one: Line, two: Line) -> None:

