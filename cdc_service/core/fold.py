@@ -237,7 +237,7 @@ def _last_on_the_way(pointers: Ints, marked: Bools) -> Ints:
 
 
 def _taken(table: pa.Table, rows: Ints) -> pa.Table:
-    """The rows in their order. Each piece of the table is copied for itself, and none where all of its rows are taken: a batch may be
+    """These rows, which ascend. Each piece of the table is copied for itself, and none where all of its rows are taken: a batch may be
     large."""
     if len(rows) == len(table):
         return table

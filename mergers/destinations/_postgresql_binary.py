@@ -18,10 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc_service.core.logical import INFINITY, Kind
-
-BLOCK_ROWS = 16_384
-BLOCK_BYTES = 8 * 2**20
-"""At most so much of the batch is one block: what stands in memory beside it."""
+from mergers.destinations._postgresql_copy import rows_at_once
 
 _HEAD = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _END = b"\xff\xff"
@@ -46,14 +43,12 @@ def binary_blocks(table: pa.Table, types: Sequence[str]) -> Iterator[pa.Buffer] 
     forms = [_form(type_) for type_ in types]
     columns = [_whole(column) for column in table.columns]
     known = [form for form, column in zip(forms, columns, strict=True) if form is not None and form.fits(column)]
-    return _blocks(columns, known, table.nbytes) if len(known) == len(forms) else None
+    return _blocks(columns, known, rows_at_once(table)) if len(known) == len(forms) else None
 
 
-def _blocks(columns: Sequence[pa.Array], forms: Sequence[Form], size: int) -> Iterator[pa.Buffer]:
-    total = len(columns[0])
-    rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES * total // max(1, size)))
+def _blocks(columns: Sequence[pa.Array], forms: Sequence[Form], rows: int) -> Iterator[pa.Buffer]:
     yield pa.py_buffer(_HEAD)
-    for start in range(0, total, rows):
+    for start in range(0, len(columns[0]), rows):
         yield _block([column.slice(start, rows) for column in columns], forms)
     yield pa.py_buffer(_END)
 

@@ -11,19 +11,23 @@ from cdc_service.core.postgresql import input_text
 
 BLOCK_ROWS = 16_384
 BLOCK_BYTES = 8 * 2**20
-"""At most so much of the batch is one block of text: what stands in memory beside it."""
+"""At most so much of the batch is one block: what stands in memory beside it."""
 
 _OPTIONS = csv.WriteOptions(include_header=False)
 
 
 def csv_blocks(table: pa.Table) -> Iterator[memoryview]:
     """The rows of ``table`` as COPY ... (FORMAT csv) takes them: NULL is nothing, an empty text is two quotes."""
-    rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES * table.num_rows // max(1, table.nbytes)))
-    for batch in table.to_batches(max_chunksize=rows):
+    for batch in table.to_batches(max_chunksize=rows_at_once(table)):
         sink = pa.BufferOutputStream()
         columns = [column if _is_plain(column.type) else input_text(column) for column in batch.columns]
         csv.write_csv(pa.record_batch(columns, names=batch.schema.names), sink, _OPTIONS)
         yield memoryview(sink.getvalue())
+
+
+def rows_at_once(table: pa.Table) -> int:
+    """How many rows are one block."""
+    return max(1, min(BLOCK_ROWS, BLOCK_BYTES * int(table.num_rows) // max(1, int(table.nbytes))))
 
 
 def _is_plain(type_: pa.DataType) -> bool:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from cdc_service.core.logical import Kind, LogicalType, decimal
 from cdc_service.testing.memory import restore
 from deploy.local.stack import Stack
-from mergers.destinations._postgresql_binary import BLOCK_ROWS, binary_blocks
-from mergers.destinations._postgresql_copy import csv_blocks
+from mergers.destinations._postgresql_binary import binary_blocks
+from mergers.destinations._postgresql_copy import BLOCK_ROWS, csv_blocks
 from mergers.destinations.postgresql import CAPABILITIES, DIALECT
 from tests.property.test_merge_types import decimals, integers, values
 
