@@ -388,7 +388,14 @@ def _tables(p: Parts, destination: Destination, connector: Mapping[str, str] | N
     def told(table: TableId) -> TableSchema | None:
         return _told(p, connector or {}, [table]).get(table)
 
-    means = Means(destination, p.kafka, decoder(), p.source, told, RealClock(), p.config.limits)
+    def columns(table: TableId) -> Collection[str]:
+        schema = told(table)
+        if schema is not None:
+            return schema.names
+        # Whatever form events give them: those that they leave out may be among these.
+        return [c.name for one in _as_sent(p, connector or {}, only=table) for c in one.columns if not c.generated]
+
+    means = Means(destination, p.kafka, decoder(), p.source, told, columns, RealClock(), p.config.limits)
     return [Table(c, means) for c in configs]
 
 
@@ -424,10 +431,19 @@ def _as_kept(config: TableConfig, destination: Destination) -> TableConfig:
 def _told(p: Parts, connector: Mapping[str, str], tables: Collection[TableId]) -> Mapping[TableId, TableSchema]:
     """The schemas of tables that had no event yet, as the source's catalog tells them; those that it does not tell for certain are left
     out."""
-    options = {**p.config.connect.options.reveal(), **connector}
+    options = _options(p, connector)
     options.pop("unavailable.value.placeholder", None)
-    catalog = without_columns(p.source.tables(), options.get("column.exclude.list", ""))
+    catalog = _as_sent(p, connector, only=next(iter(tables)) if len(tables) == 1 else None)
     return {t.table: schema for t in catalog if t.table in tables and (schema := p.source.schema(t, options)) is not None}
+
+
+def _as_sent(p: Parts, connector: Mapping[str, str], *, only: TableId | None) -> Sequence[SourceTable]:
+    """The source's tables, without the columns that the connector leaves out."""
+    return without_columns(p.source.tables(only), _options(p, connector).get("column.exclude.list", ""))
+
+
+def _options(p: Parts, connector: Mapping[str, str]) -> dict[str, str]:
+    return {**p.config.connect.options.reveal(), **connector}
 
 
 def _decoder(

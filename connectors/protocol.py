@@ -238,8 +238,9 @@ class SourceDialect(Protocol):
     name: str
     connector_class: str
 
-    def tables(self) -> tuple[SourceTable, ...]:
-        """Every table outside the system's schemas, partitions included, ordered by id; whether it can be replicated or not."""
+    def tables(self, only: TableId | None = None) -> tuple[SourceTable, ...]:
+        """Every table outside the system's schemas (or ``only`` this one), partitions included, ordered by id; whether it can be replicated
+        or not."""
         ...
 
     def schema(self, table: SourceTable, options: Mapping[str, str]) -> TableSchema | None:

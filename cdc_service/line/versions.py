@@ -87,9 +87,9 @@ class Versions:
 
     def distrust_lacking(self, names: Collection[str], why: str) -> None:
         """Has the table read anew where the source has got a column that is not among ``names``; ``why`` has a place for it. Once a column:
-        some that the source has never come in events (a publication may leave them out)."""
-        now = self._means.schema_of(self._target.source)
-        lacking = [] if now is None else [name for name in now.names if name not in names and name not in self._lacked]
+        some that the source has never come in events (a publication or a transform may leave them out)."""
+        now = self._means.columns_of(self._target.source)
+        lacking = [name for name in now if name not in names and name not in self._lacked]
         self._lacked.update(lacking)
         if lacking:
             self._distrust(lacking, why)

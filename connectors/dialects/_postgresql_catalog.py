@@ -27,6 +27,7 @@ def qualified(table: TableId) -> str:
 
 
 _SYSTEM = "n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp_)'"
+_ONLY = "(CAST(:table AS text) IS NULL OR (n.nspname = :schema AND c.relname = :table))"
 
 TABLES = f"""
 SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind = 'p' AS partitioned, c.relpersistence = 'p' AS logged,
@@ -48,7 +49,7 @@ JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_constraint k ON k.conrelid = c.oid AND k.contype = 'p'
 LEFT JOIN pg_class r ON c.relispartition AND r.oid = pg_partition_root(c.oid)
 LEFT JOIN pg_namespace rn ON rn.oid = r.relnamespace
-WHERE c.relkind IN ('r', 'p') AND {_SYSTEM}
+WHERE c.relkind IN ('r', 'p') AND {_SYSTEM} AND {_ONLY}
 ORDER BY n.nspname COLLATE "C", c.relname COLLATE "C"
 """
 
@@ -70,7 +71,7 @@ FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 {_TYPE_JOIN}
-WHERE c.relkind IN ('r', 'p') AND {_SYSTEM}
+WHERE c.relkind IN ('r', 'p') AND {_SYSTEM} AND {_ONLY}
 ORDER BY c.oid, a.attnum
 """
 

@@ -79,12 +79,13 @@ class PostgresDialect:
 
     # -- the catalog
 
-    def tables(self) -> tuple[SourceTable, ...]:
+    def tables(self, only: TableId | None = None) -> tuple[SourceTable, ...]:
+        name = {"schema": only and only.schema, "table": only and only.name}
         with self._connected() as connection:
             columns: dict[int, list[RowMapping]] = {}
-            for row in _rows(connection, sql.COLUMNS):
+            for row in _rows(connection, sql.COLUMNS, **name):
                 columns.setdefault(row["oid"], []).append(row)
-            return tuple(_table(row, columns.get(row["oid"], ())) for row in _rows(connection, sql.TABLES))
+            return tuple(_table(row, columns.get(row["oid"], ())) for row in _rows(connection, sql.TABLES, **name))
 
     def schema(self, table: SourceTable, options: Mapping[str, str]) -> TableSchema | None:
         if not learned.may_be_told(options, SETTINGS):

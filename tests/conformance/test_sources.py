@@ -106,6 +106,8 @@ def test_the_catalog_tells_tables_keys_and_what_the_log_says_of_old_rows(source:
     found = tables(dialect)
     assert list(found) == sorted(found)
     keyed, bare = found["keyed"], found["bare"]
+    assert dialect.tables(keyed.table) == (keyed,)
+    assert dialect.tables(TableId(source.schema, "none")) == ()
     assert keyed.table == TableId(source.schema, "keyed")
     assert [c.name for c in keyed.columns] == ["a", "b", "c"]
     assert [c.nullable for c in keyed.columns] == [True, False, False]

@@ -202,6 +202,10 @@ class World:
         happened("target made without an event")
         return ITEMS
 
+    def columns_of(self, table: TableId) -> Sequence[str]:
+        self.fail("columns_of")
+        return ITEMS.names
+
     def horizon(self, table: TableId) -> int:
         return self.source.record
 
@@ -315,7 +319,7 @@ class Worker:
     def __init__(self, world: World, target: Target) -> None:
         self.destination = MemoryDestination(world.warehouse, world.step)
         limits = Limits(memory=10**9, quarantine_rows=10 if not world.poison else 10**6, quarantine_share=0.5 if not world.poison else 1)
-        means = Means(self.destination, world, world, world, world.schema_of, world, limits)
+        means = Means(self.destination, world, world, world, world.schema_of, world.columns_of, world, limits)
         config = TableConfig(ITEMS.table, target, TOPIC, Flush(rows=20, bytes=10**6, seconds=1), "refuse", "public.items")
         self.table = Table(config, means)
         self.logs: list[FakeLog] = []

@@ -16,7 +16,7 @@ from deploy.local.stack import Stack
 from tests.conftest import PgDatabase
 from tests.support import hostile
 from tests.support.line import FACTOR, Line, line
-from tests.support.wires import APICURIO, avro
+from tests.support.wires import APICURIO, FLATTENED, avro
 
 UNKNOWN = b"\0\x7f\xff\xff\xf0garbage"
 """A record of a schema that no registry has."""
@@ -86,15 +86,6 @@ def garbage(stack: Stack, topic: str) -> None:
     producer = Producer({"bootstrap.servers": stack.kafka})
     producer.produce(topic, UNKNOWN, partition=0)
     assert producer.flush(20) == 0, "the broker did not take the record"
-
-
-FLATTENED = {
-    "transforms": "unwrap",
-    "transforms.unwrap.type": "io.debezium.transforms.ExtractNewRecordState",
-    "transforms.unwrap.add.fields": "op,source.schema,source.table,source.lsn,source.sequence,source.snapshot,source.ts_us",
-    "transforms.unwrap.delete.tombstone.handling.mode": "rewrite-with-tombstone",
-    "transforms.unwrap.replace.null.with.default": "false",
-}
 
 
 JSON = dict.fromkeys(("key.converter", "value.converter"), "org.apache.kafka.connect.json.JsonConverter")

@@ -149,6 +149,10 @@ class World:
         self.effect("source.schema")
         return self.schema(table.name)
 
+    def columns_of(self, table: TableId) -> Sequence[str]:
+        self.effect("source.schema")
+        return self.schema(table.name).names
+
     def schema(self, table: str) -> TableSchema:
         """As the source has it now."""
         columns = self.source.tables[table].columns

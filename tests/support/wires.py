@@ -28,3 +28,12 @@ def avro(stack: Stack) -> dict[str, str]:
         }
     options = ", ".join(f'{name}: "{value}"' for name, value in told.items())
     return {"options": options, "sections": f'schema_registry: {{url: "{stack.registry_url}"}}'}
+
+
+FLATTENED = {
+    "transforms": "unwrap",
+    "transforms.unwrap.type": "io.debezium.transforms.ExtractNewRecordState",
+    "transforms.unwrap.add.fields": "op,source.schema,source.table,source.lsn,source.sequence,source.snapshot,source.ts_us",
+    "transforms.unwrap.delete.tombstone.handling.mode": "rewrite-with-tombstone",
+    "transforms.unwrap.replace.null.with.default": "false",
+}

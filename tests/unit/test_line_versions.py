@@ -75,7 +75,7 @@ def warehouse() -> MemoryDestination:
 
 @pytest.fixture
 def table(outside: Outside, warehouse: MemoryDestination) -> Table:
-    means = Means(warehouse, outside, outside, outside, lambda table: None, RealClock(), Limits())
+    means = Means(warehouse, outside, outside, outside, lambda table: None, lambda table: (), RealClock(), Limits())
     made = Table(TableConfig(TABLE, Target(TABLE, "public", "t"), TOPIC, Flush(), "refuse", "public.t"), means)
     made.own(0)
     made.own(1)
@@ -132,7 +132,7 @@ def test_i9_a_drop_is_seen_in_later_rows_alone(outside: Outside, warehouse: Memo
 
 
 def test_i9_a_log_of_changes_fills_no_column_and_is_read_anew_for_none(outside: Outside, warehouse: MemoryDestination) -> None:
-    means = Means(warehouse, outside, outside, outside, lambda table: None, RealClock(), Limits())
+    means = Means(warehouse, outside, outside, outside, lambda table: None, lambda table: (), RealClock(), Limits())
     target = Target(TABLE, "public", "t", Mode.APPEND)
     table = Table(TableConfig(TABLE, target, TOPIC, Flush(), "refuse", "public.t"), means)
     table.own(0)
@@ -148,7 +148,7 @@ def test_i9_a_log_of_changes_fills_no_column_and_is_read_anew_for_none(outside: 
 
 @pytest.mark.parametrize("mode", [Mode.UPSERT, Mode.SOFT_DELETE])
 def test_i23_events_without_a_key_stop_a_table_that_is_kept_by_key(outside: Outside, warehouse: MemoryDestination, mode: Mode) -> None:
-    means = Means(warehouse, outside, outside, outside, lambda table: None, RealClock(), Limits())
+    means = Means(warehouse, outside, outside, outside, lambda table: None, lambda table: (), RealClock(), Limits())
     table = Table(TableConfig(TABLE, Target(TABLE, "public", "t", mode), TOPIC, Flush(), "refuse", "public.t"), means)
     table.own(0)
     table.open()
