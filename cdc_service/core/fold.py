@@ -22,6 +22,8 @@ from cdc_service.core.types import ChangeBatch, Delta, Op, Span, Target, Truncat
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+NOWHERE = -1
+"""The partition of an image that is not to be had."""
 Generations = Callable[[npt.NDArray[np.int32], Ints, Ints], npt.NDArray[np.int32]]
 
 
@@ -37,10 +39,13 @@ class _Sorted:
     partition: npt.NDArray[np.int32]
 
 
-def fold(batches: Sequence[ChangeBatch], *, batch_id: str, target: Target, generations: Generations) -> Delta:
+def fold(batches: Sequence[ChangeBatch], *, batch_id: str, target: Target, generations: Generations, loading: bool = False) -> Delta:
     """One Delta of ``batches``: one or more, of one schema version, each partition's spans in order.
 
     ``generations(partition, offset, record)`` says to which generation each change belongs (core.order.generations).
+    ``loading``: the table's initial snapshot is not complete. A connector that began it anew reads its rows later than at the position that
+    they bear, so an image of before a change may hold what came after it. The changes in between, which are still to come, put that right
+    under its own key; what a change of key takes to another stays there, so it counts as unknown, to be read again at the source.
     """
     schema = batches[0].schema
     data = pa.concat_tables([b.data for b in batches])  # Not in one piece: it may be large.
@@ -93,7 +98,7 @@ def fold(batches: Sequence[ChangeBatch], *, batch_id: str, target: Target, gener
     if unsent is None:
         return delta
     old_key = _concat_keys([b.old_key for b in batches], [b.num_rows for b in batches], schema.arrow, schema.key)
-    return _fill(delta, s, winners, data, text, unsent, old_key)
+    return _fill(delta, s, winners, data, text, unsent, old_key, loading=loading)
 
 
 def join_spans(groups: Sequence[Sequence[Span]]) -> tuple[Span, ...]:
@@ -132,13 +137,15 @@ def _counts(
     return counts
 
 
-def _fill(delta: Delta, s: _Sorted, winners: Ints, data: pa.Table, text: pa.Array, unsent: pa.Table, old_key: pa.Table | None) -> Delta:
+def _fill(
+    delta: Delta, s: _Sorted, winners: Ints, data: pa.Table, text: pa.Array, unsent: pa.Table, old_key: pa.Table | None, *, loading: bool
+) -> Delta:
     """Follows each unsent value back to the image that holds it; what the batch does not hold is named by ``base_*``."""
     n = len(s.order)
     here = np.arange(n)
     old_text = key_text(old_key).take(pa.array(s.order)) if old_key is not None else pa.nulls(n, pa.string())
     is_move = _numpy(pc.is_valid(old_text))
-    parent, base_move, base_partition = _parents(s, text, old_text, is_move)
+    parent, base_move, base_partition = _parents(s, text, old_text, is_move, loading=loading)
     columns = list(data.columns)
     masks = {}
     root = _ends(np.where(parent >= 0, parent, here))
@@ -182,7 +189,7 @@ def _fill(delta: Delta, s: _Sorted, winners: Ints, data: pa.Table, text: pa.Arra
     )
 
 
-def _parents(s: _Sorted, text: pa.Array, old_text: pa.Array, is_move: Bools) -> tuple[Ints, Ints, npt.NDArray[np.int32]]:
+def _parents(s: _Sorted, text: pa.Array, old_text: pa.Array, is_move: Bools, *, loading: bool) -> tuple[Ints, Ints, npt.NDArray[np.int32]]:
     """For each sorted row the row that holds its earlier image (-1: outside of the batch); where that is the other half of a move outside
     of the batch (or an image that cannot be known), the record of the move (else -1); and the partition that an image outside came by."""
     n = len(s.order)
@@ -198,7 +205,9 @@ def _parents(s: _Sorted, text: pa.Array, old_text: pa.Array, is_move: Bools) -> 
     base_move = np.where(deleted_before & ~is_move, s.record, np.int64(-1))
     moves = np.flatnonzero(is_move)
     base_partition = s.partition.copy()
-    if not len(moves):
+    if loading:
+        parent[moves], base_partition[moves] = -1, NOWHERE
+    if loading or not len(moves):
         return parent, base_move, base_partition
     # The old key's delete carries the same position as the create: find it among the batch's deletes.
     deletes = np.flatnonzero(s.op == Op.DELETE)

@@ -326,8 +326,8 @@ class Delta:
     is that key as canonical text, and ``base_move`` (int64, nullable) the record position of the move when the row was moved here by a
     change of key whose other half is *not* in this delta (it was applied before, or is yet to come). ``base_record`` (int64, nullable) is
     the record position below which the row under ``base_key`` is that image: under an old key another row may stand by now.
-    ``base_partition`` (int32, nullable) is the partition that the image must have come by (None or NULL: any): where partitions were added,
-    the changes of a key are on two, and later ones of the first may not be read yet.
+    ``base_partition`` (int32, nullable) is the partition that the image must have come by (None or NULL: any; -1: none, it is not to be
+    had): where partitions were added, the changes of a key are on two, and later ones of the first may not be read yet.
     ``counts`` per partition hold what is known before the merge: folded and duplicate within the batch. ``snapshot_record`` is the highest
     record of the batch's initial-snapshot rows, those that were folded away too (None: it had none).
 

@@ -375,7 +375,8 @@ class Table:
                 hint="give it a primary key, or keep it as a log of changes (mode: append); then register it and load it anew: "
                 f"cdc resync {self.source}",
             )
-        return fold(run, batch_id=batch_id, target=self.target, generations=self._generations)
+        loading = self.kept.complete_through is None and not self.kept.resync
+        return fold(run, batch_id=batch_id, target=self.target, generations=self._generations, loading=loading)
 
     def _generations(
         self, partition: npt.NDArray[np.int32], offset: npt.NDArray[np.int64], record: npt.NDArray[np.int64]

@@ -104,6 +104,41 @@ def test_connect_killed_in_the_initial_snapshot_leaves_no_ghosts(stack: Stack, p
         assert re.search(r"snapshot complete.*public.a.*swept=\d\d", pipeline.log.read_text()), "there were no ghosts, so nothing was tried"
 
 
+def test_keys_that_change_while_a_snapshot_begun_anew_reads_take_their_values_along(
+    stack: Stack, pg_database: PgDatabase, tmp_path: Path
+) -> None:
+    """I11: the connector reads its second snapshot later than at the position that it gives, so the rows hold what came after changes
+    that are still to be sent. A value that was not sent with them must not be taken out of such a row to another key."""
+    tables, override = ["public.a", "public.doc"], "snapshot.select.statement.overrides"
+    options = f"{override}: public.a, {override}.public.a: 'SELECT a.* FROM a, pg_advisory_lock_shared(7)'"
+    with line(stack, pg_database, tmp_path, "public.a: {}\n  public.doc: {}", options=options) as pipeline:
+        pipeline.execute("CREATE TABLE a(id int PRIMARY KEY); INSERT INTO a VALUES (1)")
+        pipeline.execute("CREATE TABLE doc(id int PRIMARY KEY, n int, big text); ALTER TABLE doc ALTER big SET STORAGE EXTERNAL")
+        pipeline.execute("INSERT INTO doc SELECT g, 0, repeat(md5(g::text), 300) FROM generate_series(1, 200) g")
+        with psycopg.connect(pg_database.url, autocommit=True) as holder:
+
+            def waits() -> list[tuple[int]]:
+                return holder.execute("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted").fetchall()
+
+            holder.execute("SELECT pg_advisory_lock(7)")  # The snapshot waits here before it reads doc.
+            pipeline.register()
+            pipeline.start()
+            pipeline.await_that("the first snapshot waits", lambda: bool(waits()), 60)
+            stack.kill("connect")
+            holder.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted")
+            pipeline.await_that("the first snapshot is gone", lambda: not waits(), 60)
+            stack.start(["connect"])
+            pipeline.await_that("the second snapshot waits", lambda: bool(waits()), 60)
+            for key in range(1, 51):
+                pipeline.execute(f"UPDATE doc SET n = 1 WHERE id = {key}")
+                pipeline.execute(f"UPDATE doc SET id = {key + 1000} WHERE id = {key}")
+                pipeline.execute(f"UPDATE doc SET id = {key} WHERE id = {key + 100}")
+        pipeline.await_complete(*tables)
+        pipeline.stop()
+        pipeline.assert_equal(tables)
+        pipeline.assert_ledger(tables)
+
+
 def test_a_connector_that_begins_anew_after_it_streamed_leaves_nothing_out_of_date(
     stack: Stack, pg_database: PgDatabase, tmp_path: Path
 ) -> None:

@@ -123,7 +123,12 @@ class Connector:
     stored: int | None = None
     position: int | None = None
     attempts: int = 0
+    began: int = 0
+    """The position at which the initial snapshot began."""
     initial: deque[Event] = field(default_factory=deque)
+    unread: deque[str] = field(default_factory=deque)
+    """Tables that an initial snapshot begun anew has yet to read: each as it is then, under the position of the beginning. The first one
+    reads all at once, as the slot's own snapshot shows them (docs/debezium-postgresql.md)."""
     reading: bool = True
     scans: deque[Scan] = field(default_factory=deque)
     chunk: tuple[int, list[Event]] | None = None
@@ -139,13 +144,12 @@ class Connector:
         repeated = self.told.repeated or bool(self.told.initial)
         self.told = replace(self.told, initial=frozenset(), attempts=self.attempts, repeated=repeated)
         self.source.heartbeat()
-        reads = [e for name in self.source.tables for e in self.source.read(name, range(KEYS), INITIAL)]
-        self.initial, self.reading, self.at = deque(reads), True, len(self.source.log)
+        self.initial, self.unread = deque(), deque(self.source.tables)
+        self.reading, self.at, self.began = True, len(self.source.log), self.source.lsn
         lost = self.told.lost | set(self.told.asked) | {scan.id for scan in self.scans}
-        empty = dict.fromkeys(
-            {f"public.{name}" for name in self.source.tables} - {f"public.{event.table}" for event in reads}, self.wall_ms()
-        )
-        self.told = replace(self.told, asked={}, lost=lost, empty=empty)
+        self.told = replace(self.told, asked={}, lost=lost, empty={})
+        while self.attempts == 1 and self.unread:
+            self._read_table()
         self.stored = self.position = self.chunk = None
         self.scans.clear()
 
@@ -199,12 +203,21 @@ class Connector:
         self.at += 1
         return True
 
+    def _read_table(self) -> None:
+        table = self.unread.popleft()
+        found = self.source.read(table, range(KEYS), INITIAL, self.began)
+        self.initial += found
+        if not found:
+            self.told = replace(self.told, empty={**self.told.empty, f"public.{table}": self.wall_ms()})
+
     def _snapshot(self) -> bool:
+        while self.unread and not self.initial:
+            self._read_table()
         if self.initial:
             if not self.broker.takes(self.initial[0].table):
                 return False
             self.broker.send(self.initial.popleft())
-        if not self.initial:
+        if not self.initial and not self.unread:
             self.reading = False
             self.told = replace(self.told, initial=frozenset(f"public.{name}" for name in self.source.tables))
         return True

@@ -95,6 +95,21 @@ REGRESSIONS = {
         deliver 3
         restart_connector
         """,
+    "a change of key took along what a snapshot that began anew had read later than the change": """
+        begin tables=t0:upsert partitions=1 memory=1000 rows=6 alone=1
+        write 1 update_body t0 0 1
+        write 1 update_body t0 2 1
+        commit 1
+        restart_connector
+        write 1 update t0 0 0
+        commit 1
+        write 1 move t0 0 6
+        commit 1
+        write 1 move t0 2 0
+        commit 1
+        deliver 10
+        deliver 10
+        """,
     "a worker stands still between asking for the log's ends and for its checkpoint, and others merge meanwhile": """
         begin tables=t0:soft_delete partitions=3 memory=1000000000 rows=0 alone=0
         turn w0 340463 crash@1(kafka.poll)

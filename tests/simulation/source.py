@@ -222,11 +222,9 @@ class Source:
         self._commits.append((self.lsn, self.moment))
         return True
 
-    def read(self, table: str, keys: range, phase: str) -> list[Event]:
-        """The rows that a snapshot reads now."""
-        t = self.tables[table]
+    def read(self, table: str, keys: range, phase: str, lsn: int | None = None) -> list[Event]:
+        """The rows that a snapshot reads now, under the position ``lsn`` (None: the log's end)."""
+        t, lsn = self.tables[table], self.lsn if lsn is None else lsn
         return [
-            Event(table, Op.READ, self.lsn, self.moment, t.columns, key, t.rows[key], phase=phase, us=self.us)
-            for key in keys
-            if key in t.rows
+            Event(table, Op.READ, lsn, self.moment, t.columns, key, t.rows[key], phase=phase, us=self.us) for key in keys if key in t.rows
         ]

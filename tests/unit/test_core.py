@@ -502,6 +502,16 @@ def test_unsent_values_are_followed_through_changes_of_key() -> None:
     assert bases(delta) == [(2, 1, '["1"]', 5, 5)]
 
 
+def test_what_a_change_of_key_takes_along_is_unknown_while_the_table_is_loaded() -> None:
+    rows: list[tuple[Op, int, int, int | None]] = [(R, 1, 0, 1), (U, 3, 1, 1), (D, 5, 2, 1), (C, 5, 3, 2), (U, 6, 4, 2), (U, 7, 5, 3)]
+    batch = unsent(changes(*rows), v=[False, True, False, True, True, True], old=[None, None, None, 1, None, None])
+    assert {r["id"]: r["v"] for r in folded(batch).data.to_pylist()}[2] == "v0"
+    delta = fold([batch], batch_id="b", target=TARGET, generations=none, loading=True)
+    # Nothing comes by the partition -1. A row that kept its key goes on as ever.
+    assert bases(delta) == [(2, 1, '["1"]', None, 5), (3, 3, '["3"]', None, 7)]
+    assert dict(zip(delta.data["id"].to_pylist(), delta.base_partition.to_pylist(), strict=True)) == {1: None, 2: -1, 3: 0}
+
+
 def test_the_other_half_of_a_move_is_the_delete_of_that_key_at_that_record() -> None:
     earlier = unsent(changes((C, 1, 0, 3), (D, 2, 1, 3), (C, 9, 2, 5)), v=[False, False, True], old=[None, None, 3])
     assert bases(folded(earlier)) == [(5, 3, '["3"]', 9, 9)]
