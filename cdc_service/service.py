@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from cdc_service.comparing.reconciler import Reconciler, asked
 from cdc_service.config import Config
 from cdc_service.config.patterns import parse_pattern
 from cdc_service.config.problems import unknown_table
-from cdc_service.core.clock import Backoff, Clock
+from cdc_service.core.clock import Backoff, Clock, Stop
 from cdc_service.core.errors import AlreadyRunning, CdcError, ConfigError, Disposition, Unavailable
 from cdc_service.core.types import TableId
 from cdc_service.line import quarantine
@@ -67,7 +66,7 @@ class Service:
         self._config = config
         self._build = build
         self._clock = clock
-        self._stop = threading.Event()
+        self._stop = Stop()
         self._works: Works | None = None
         self._trouble: CdcError | None = None
         self._log = structlog.get_logger()

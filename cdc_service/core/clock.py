@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import random
 import time
 from datetime import UTC, datetime
@@ -31,6 +33,29 @@ class RealClock:
 
     def chance(self) -> float:
         return random.random()
+
+
+class Stop:
+    """Whether to stop: set once, from any thread or in a signal's handler. A threading.Event has a lock that the very thread which the
+    signal interrupts may hold, and would wait for it for ever; putting into a SimpleQueue is reentrant (the library's documentation)."""
+
+    def __init__(self) -> None:
+        self._set = False
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def set(self) -> None:
+        self._set = True
+        self._wake.put(None)
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def wait(self, seconds: float) -> bool:
+        """Waits so long, or until it is set; whether it is."""
+        if not self._set:
+            with contextlib.suppress(queue.Empty):
+                self._wake.get(timeout=seconds)
+        return self._set
 
 
 def rfc3339(us: int | None) -> str | None:

@@ -366,11 +366,12 @@ SERVICE = """
 import contextlib, sys, threading, types
 import cdc_service
 from cdc_service.cli.main import main
+from cdc_service.core.clock import Stop
 
 class Service:
     abandoned = False
     def __init__(self):
-        self.asked = threading.Event()
+        self.asked = Stop()
     def run(self, **asked):
         print("working", asked, flush=True)
         while not self.asked.wait(0.01):
