@@ -388,7 +388,7 @@ def _tables(p: Parts, destination: Destination, connector: Mapping[str, str] | N
     def told(table: TableId) -> TableSchema | None:
         return _told(p, connector or {}, [table]).get(table)
 
-    def columns(table: TableId) -> Collection[str]:
+    def columns(table: TableId) -> Sequence[str]:
         schema = told(table)
         if schema is not None:
             return schema.names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,13 +43,14 @@ class Source(Rereads, Protocol):
 @dataclass(frozen=True, slots=True)
 class Means:
     """What all tables work with. ``schema_of`` tells the schema of a table that had no event yet, None where that is not certain.
-    ``columns_of`` names the columns that the source's catalog has now and that events may carry; it raises Unavailable."""
+    ``columns_of`` names the columns that the source's catalog has now and that events may carry, in the order in which they came; it raises
+    Unavailable."""
 
     destination: Destination
     topics: Topics
     decoder: Decoder
     source: Source
     schema_of: Callable[[TableId], TableSchema | None]
-    columns_of: Callable[[TableId], Collection[str]]
+    columns_of: Callable[[TableId], Sequence[str]]
     clock: Clock
     limits: Limits

@@ -18,6 +18,7 @@ from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import META, ChangeBatch, Column, LogId, Mode, Op, RawBatch, Span, TableId, TableSchema, Target
 from cdc_service.line.means import Means
 from cdc_service.line.table import Table
+from cdc_service.line.versions import Versions
 from cdc_service.testing.memory import MemoryDestination
 from connectors.protocol import Fill
 
@@ -161,3 +162,23 @@ def test_i9_rows_of_a_snapshot_judge_no_column(outside: Outside, warehouse: Memo
     apply(table, outside, rows(1, 0, -(2**63) + 5, schema("a"), 2, "a2"))
     apply(table, outside, rows(1, 1, 0, schema("a"), 3, "a3"))
     assert not dropped(warehouse, table)["x"]
+
+
+def test_a_column_that_came_after_those_that_events_know_has_the_table_read_anew_once(
+    outside: Outside, warehouse: MemoryDestination
+) -> None:
+    now = ["id", "never sent", "a"]
+    means = Means(warehouse, outside, outside, outside, lambda table: None, lambda table: tuple(now), RealClock(), Limits())
+    versions = Versions(Target(TABLE, "public", "t"), TOPIC, means)
+    versions.evolve(schema("a"), (10, 10))
+
+    def why(*names: str) -> str:
+        versions.reload = ""
+        versions.distrust_lacking(names, "late: {}")
+        return versions.reload
+
+    assert why("id", "a") == "", "it was there when the one behind it was, so events would have it"
+    now += ["b", "c"]
+    assert why("id", "a") == "late: b"
+    assert why("id", "a") == "", "not sent even now"
+    assert versions.doubtful
