@@ -43,8 +43,7 @@ class Source(Rereads, Protocol):
 @dataclass(frozen=True, slots=True)
 class Means:
     """What all tables work with. ``schema_of`` tells the schema of a table that had no event yet, None where that is not certain.
-    ``columns_of`` names the columns that the source's catalog has now and that events may carry, in the order in which they came; it raises
-    Unavailable."""
+    ``columns_of`` names the columns that the source's catalog has now and that events may carry; it raises Unavailable."""
 
     destination: Destination
     topics: Topics

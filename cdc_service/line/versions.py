@@ -86,12 +86,11 @@ class Versions:
         return incoming if len(kept) == len(incoming.columns) and not still else replace(incoming, columns=(*kept, *still))
 
     def distrust_lacking(self, names: Collection[str], why: str) -> None:
-        """Has the table read anew where the source has got a column that is not among ``names``; ``why`` has a place for it. Columns never
-        sent (a publication or a transform may leave them out) are not meant: those that came before one of ``names`` are told by that, the
-        others cost a reading each."""
+        """Has the table read anew where the source has got a column that is not among ``names``; ``why`` has a place for it. Once a column:
+        some that the source has never come in events (a publication or a transform may leave them out). Their place in the catalog tells
+        nothing: a column that was made again stands behind one that came in between."""
         now = self._means.columns_of(self._target.source)
-        known = max((place for place, name in enumerate(now) if name in names), default=-1)
-        lacking = [name for name in now[known + 1 :] if name not in self._lacked]
+        lacking = [name for name in now if name not in names and name not in self._lacked]
         self._lacked.update(lacking)
         if lacking:
             self._distrust(lacking, why)

@@ -21,5 +21,5 @@ for _ in range(10_000):
 
 
 def test_a_stop_that_a_signal_sets_wakes_the_thread_that_it_interrupts_wherever_that_is() -> None:
-    """With threading.Event this hangs within its first hundreds."""
+    """With threading.Event this hangs."""
     subprocess.run([sys.executable, "-c", INTERRUPTED], timeout=120, check=True)
