@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from cdc_service.core.errors import ConfigError
+from cdc_service.core.identity import Identities, Judgement
 from cdc_service.core.names import Names as Names
 from cdc_service.core.side import Scan
 from cdc_service.core.types import TableId, TableSchema
@@ -246,6 +247,18 @@ class SourceDialect(Protocol):
     def schema(self, table: SourceTable, options: Mapping[str, str]) -> TableSchema | None:
         """The schema that a decoder will learn from the table's events, under a connector with these ``options``: for a table that has had
         none yet. None where the form of some column in events is not certain."""
+        ...
+
+    def identities(
+        self, tables: Sequence[TableId], names: Names, connector: Mapping[str, str] | None, options: Mapping[str, str]
+    ) -> Identities:
+        """The identity of each table as the pipeline's connector (its configuration; None: not known) gets its changes. ``options`` are
+        those that the pipeline's configuration gives the connector: what they leave out is left out on purpose. One question for all."""
+        ...
+
+    def judge(self, table: TableId, before: str | None, after: str | None) -> Judgement:
+        """What the identity ``after`` (None: the table is gone) means for rows that were read under ``before`` (None: there are none yet).
+        Asks nobody."""
         ...
 
     def check(self, tables: Sequence[SourceTable], names: Names) -> list[Finding]:

@@ -19,11 +19,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from cdc_service.core.errors import CdcError, ConfigError, Unavailable
+from cdc_service.core.identity import Identities, Judgement
 from cdc_service.core.names import Names
 from cdc_service.core.side import Scan
 from cdc_service.core.types import TableId, TableSchema
 from connectors.dialects import _postgresql_catalog as sql
 from connectors.dialects import _postgresql_findings as findings_of
+from connectors.dialects import _postgresql_identity as identity
 from connectors.dialects import _postgresql_schema as learned
 from connectors.dialects._postgresql_catalog import qualified, quoted
 from connectors.dialects._postgresql_settings import PINNED, SETTINGS, keyless_settings, signal_settings
@@ -65,6 +67,7 @@ class PostgresDialect:
 
     def __init__(self, url: URL) -> None:
         self._url = url
+        self._told: identity.Cache = {}
         options = f"{url.query.get('options', '')} -c statement_timeout={STATEMENT_TIMEOUT_SECONDS * 1000}"
         self._engine = create_engine(
             url.set(drivername="postgresql+psycopg"),
@@ -119,6 +122,15 @@ class PostgresDialect:
         return LogHold(
             row["slot_name"], bool(row["active"]), row["wal_status"] or "lost", row["retained"], row["safe_wal_size"], row["confirmed"]
         )
+
+    def identities(
+        self, tables: Sequence[TableId], names: Names, connector: Mapping[str, str] | None, options: Mapping[str, str]
+    ) -> Identities:
+        with self._connected() as connection:
+            return identity.read(connection, tables, names, connector, options.get("column.exclude.list", ""), self._told)
+
+    def judge(self, table: TableId, before: str | None, after: str | None) -> Judgement:
+        return identity.judge(table, before, after)
 
     # -- values that events do not carry
 
