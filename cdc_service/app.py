@@ -26,6 +26,7 @@ from cdc_service.consume.kafka import Admin, Assignment, Log, Reader, Tail
 from cdc_service.core.clock import RealClock
 from cdc_service.core.decode import Decoder
 from cdc_service.core.errors import AlreadyRunning, CdcError, ConfigError, Unavailable
+from cdc_service.core.identity import Identities
 from cdc_service.core.types import Mode, TableId, TableSchema
 from cdc_service.line import quarantine as parked
 from cdc_service.line.control import Control
@@ -82,6 +83,18 @@ class Parts:
     def tables(self, fold: Callable[[str], str]) -> list[TableConfig]:
         """The tables to replicate, by the source's catalog."""
         return self.resolved(self.source.tables(), fold)
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What the configuration itself says of the connector."""
+        return self.config.connect.options.reveal()
+
+    def identities(self, tables: Sequence[TableId]) -> Identities:
+        """What the source says of the tables now, and of how the connector gets their changes; of that nothing where Connect is away."""
+        connector = None
+        with contextlib.suppress(Unavailable):
+            connector = self.connect.config(self.names.connector)
+        return self.source.identities(tables, self.names, connector, self.options)
 
     def resolved(self, catalog: Sequence[SourceTable], fold: Callable[[str], str]) -> list[TableConfig]:
         return resolve(self.config, selectable(self.config, catalog), fold, {t.table for t in catalog if not t.key})
@@ -283,10 +296,12 @@ def _works(config: Config) -> Works:
         tail = Tail(config.kafka.bootstrap_servers, p.names.notification_topic, options)
         stack.callback(tail.close)
         notices = tail if p.registry is None else InJson(tail, Schemas(p.registry, clock.monotonic))
-        watch = Watch(p.names, {t.config.topic: t.source for t in tables}, p.connect, p.source, p.kafka, notices, clock, settings)
+        watch = Watch(
+            p.names, {t.config.topic: t.source for t in tables}, p.connect, p.source, p.kafka, notices, clock, settings, p.options
+        )
         line = Line(tables, means, p.kafka, join, memory=config.limits.memory, clock=clock, submit=beside)
         stack.callback(line.close)
-        progress = Progress(line, lambda: watch.facts, destination, _Snapshots(p), clock)
+        progress = Progress(line, lambda: watch.facts, destination, _Snapshots(p), p.source, clock)
         control = Control(tables, means, _Horizon(p), progress.begun, lambda: p.kafka.group_offsets(p.names.group))
         comparing = _comparing(p, destination, settings, stack)
         stack.callback(comparing.close)
@@ -395,7 +410,7 @@ def _tables(p: Parts, destination: Destination, connector: Mapping[str, str] | N
         # Whatever form events give them: those that they leave out may be among these.
         return [c.name for one in _as_sent(p, connector or {}, only=table) for c in one.columns if not c.generated]
 
-    means = Means(destination, p.kafka, decoder(), p.source, told, columns, RealClock(), p.config.limits)
+    means = Means(destination, p.kafka, decoder(), p.source, told, columns, p.identities, RealClock(), p.config.limits)
     return [Table(c, means) for c in configs]
 
 
@@ -443,7 +458,7 @@ def _as_sent(p: Parts, connector: Mapping[str, str], *, only: TableId | None) ->
 
 
 def _options(p: Parts, connector: Mapping[str, str]) -> dict[str, str]:
-    return {**p.config.connect.options.reveal(), **connector}
+    return {**p.options, **connector}
 
 
 def _decoder(

@@ -100,7 +100,6 @@ class Service:
             except Unavailable as error:
                 self._log.warning("waiting", why=error.message, cure=error.hint)
                 self._stop.wait(backoff.failed())
-            works.watch.wants_position = works.progress.snapshotting
             if works.line.resting:
                 works.progress.look()
                 works.control.look()

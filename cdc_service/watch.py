@@ -15,15 +15,19 @@ import structlog
 
 from cdc_service.core.clock import Clock
 from cdc_service.core.errors import CdcError
+from cdc_service.core.identity import Identities
 from cdc_service.core.types import TableId
 from cdc_service.line.means import TopicFacts, Topics
 from connectors.connect import ConnectorStatus, KafkaConnect
-from connectors.notifications import RETURNING, Notification, parse
+from connectors.notifications import IDENTITY, RETURNING, Notification, parse
 from connectors.protocol import LogHold, Names, SourceDialect
 
 LOOK_SECONDS = 1.0
 SLOW_SECONDS = 5.0
 """How often the connector's state and the source's log are looked at."""
+IDENTITY_SHARE = 0.04
+"""The share of the time that asking for the tables' identities may take."""
+SIGHTINGS_MAX = 1_000
 
 
 MEANING = (
@@ -66,7 +70,8 @@ class Scans:
     ``incremental`` those that an incremental one has read to their end,
     ``asked`` the same by the signal's id, for scans that began after the signal. ``lost`` are the ids of signals that were heard before the
     connector began anew: what it read for them is of no use.
-    ``returned`` is when (ms since 1970) a table came back to the connector that had not captured it for a while.
+    ``returned`` is when (ms since 1970) a table came back to the connector that had not captured it for a while, ``identities`` what the
+    source said of tables (core.identity) when they were registered last, before the connector began to read their rows.
     """
 
     initial: frozenset[str] = frozenset()
@@ -77,6 +82,7 @@ class Scans:
     asked: Mapping[str, frozenset[str]] = field(default_factory=dict)
     lost: frozenset[str] = frozenset()
     returned: Mapping[str, int] = field(default_factory=dict)
+    identities: Mapping[str, str] = field(default_factory=dict)
 
 
 class Notices:
@@ -101,6 +107,8 @@ class Notices:
                 self._add_initial(notice)
             elif notice.aggregate == "incremental":
                 self._add_incremental(notice)
+            elif notice.type == IDENTITY:
+                self.scans = replace(self.scans, identities={**self.scans.identities, **dict.fromkeys(notice.tables, notice.identity)})
             elif notice.type == RETURNING:
                 self.scans = replace(self.scans, returned={**self.scans.returned, **dict.fromkeys(notice.tables, notice.at_ms)})
         return self.scans
@@ -136,7 +144,8 @@ class Notices:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """``position`` is how far the connector is, ``source_position`` where the source's log ended after the notifications were read."""
+    """``position`` is how far the connector is; ``reached_us`` when (microseconds since 1970) the source itself was last seen at or before
+    it, None where it never was. ``identities`` were read after it, and after the notifications; None where they were not asked for."""
 
     at_us: int
     at: float = float("inf")
@@ -144,15 +153,39 @@ class Facts:
     connector: ConnectorStatus | None = None
     hold: LogHold | None = None
     position: int | None = None
+    reached_us: int | None = None
     snapshot: bool = False
     incremental: bool = False
     topics: Mapping[str, TopicFacts] = field(default_factory=dict)
     scans: Scans = field(default_factory=Scans)
-    source_position: int | None = None
+    identities: Identities | None = None
     trouble: CdcError | None = None
     connector_missing: bool = False
     connector_differs: bool = False
     """Events may mean something else from now on (another placeholder for unsent values): all has to be opened anew."""
+
+
+class Sightings:
+    """Where the source's log ended, and when."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[int, int]] = []
+
+    def add(self, position: int, at_us: int) -> None:
+        """The log ended at ``position`` at a moment not before ``at_us``."""
+        if self._seen and position <= self._seen[-1][0]:
+            self._seen = [one for one in self._seen if one[0] < position]  # Nothing was written since; or the source is another one.
+        self._seen.append((position, at_us))
+        if len(self._seen) > SIGHTINGS_MAX:
+            del self._seen[1:-1:2]  # The connector is far behind: coarser will do.
+
+    def reached(self, position: int) -> int | None:
+        """The latest moment at which the log ended at or before ``position``; earlier ones are forgotten."""
+        past = [one for one in self._seen if one[0] <= position]
+        if not past:
+            return None
+        del self._seen[: len(past) - 1]
+        return past[-1][1]
 
 
 class Watch:
@@ -168,9 +201,14 @@ class Watch:
         tail: Tail,
         clock: Clock,
         settings: Mapping[str, str],
+        options: Mapping[str, str],
     ) -> None:
+        """``settings`` are what events mean by the connector's configuration as it was opened, ``options`` what the pipeline's own
+        configuration says of the connector."""
         self.facts: Facts | None = None
-        self.wants_position = True
+        self._options = options
+        self._sightings = Sightings()
+        self._identities_at = float("-inf")
         self._names = names
         self._topics = topics
         self._connect = connect
@@ -231,10 +269,9 @@ class Watch:
         topics = self._kafka.describe(list(self._topics))
         scans = self._notices.add(self._tail.read())
         connector, hold, trouble = old.connector, old.hold, None
-        source_position = None
+        identities = None
         try:
-            if self.wants_position:
-                source_position = self._source.position()
+            identities = self._identities(config)
             if self._clock.monotonic() - self._slow_at >= SLOW_SECONDS:
                 connector = self._connect.status(name)
                 hold = self._source.hold(self._names)
@@ -247,12 +284,24 @@ class Watch:
             connector,
             hold,
             progress.position,
+            None if progress.position is None else self._sightings.reached(progress.position),
             progress.snapshot,
             progress.incremental,
             topics,
             scans,
-            source_position,
+            identities,
             trouble,
             connector_missing=config is None,
             connector_differs=config is None or meaning(config) != self._settings,
         )
+
+    def _identities(self, connector: Mapping[str, str] | None) -> Identities | None:
+        """Those of all tables, unless asking for them took so long that it has to wait."""
+        began, at_us = self._clock.monotonic(), self._clock.wall_us()
+        if connector is None or began < self._identities_at:
+            return None
+        found = self._source.identities(list(self._topics.values()), self._names, connector, self._options)
+        ended = self._clock.monotonic()
+        self._identities_at = began + (ended - began) / IDENTITY_SHARE
+        self._sightings.add(found.position, at_us)
+        return found

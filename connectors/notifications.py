@@ -9,6 +9,7 @@ from typing import Any
 
 REGISTRATION = "Registration"
 RETURNING = "RETURNING"
+IDENTITY = "IDENTITY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class Notification:
     ``rows`` is how many a scan that ended has read, None where it does not say.
 
     registration/RETURNING is written by registration, before the connector knows the table: ``tables`` were captured earlier and then not
-    for a while, so that their deletes in between are missing.
+    for a while, so that their deletes in between are missing. So is registration/IDENTITY: ``identity`` is what the source said of the
+    table (core.identity) before the connector began to read its rows.
     """
 
     id: str
@@ -39,6 +41,7 @@ class Notification:
     at_ms: int
     waiting: int = 0
     rows: int | None = None
+    identity: str = ""
 
     @property
     def scanned(self) -> bool:
@@ -63,6 +66,7 @@ def parse(value: bytes | None) -> Notification | None:
             int(record["timestamp"]),
             max(0, _times(one, many) - 1) if one and many else 0,
             int(data["total_rows_scanned"]) if "total_rows_scanned" in data else None,
+            str(data.get("identity") or ""),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -75,6 +79,14 @@ def _times(name: str, names: str) -> int:
 
 def returning(id_: str, table: str, at_ms: int) -> tuple[str, bytes]:
     """Key and value of the record that says that ``table`` comes back."""
-    data = {"scanned_collection": table}
-    record = {"id": id_, "type": RETURNING, "aggregate_type": REGISTRATION, "additional_data": data, "timestamp": at_ms}
+    return _registration(id_, RETURNING, {"scanned_collection": table}, at_ms)
+
+
+def identity(id_: str, table: str, text: str, at_ms: int) -> tuple[str, bytes]:
+    """Key and value of the record that says which identity ``table`` has as it is registered."""
+    return _registration(id_, IDENTITY, {"scanned_collection": table, "identity": text}, at_ms)
+
+
+def _registration(id_: str, type_: str, data: dict[str, str], at_ms: int) -> tuple[str, bytes]:
+    record = {"id": id_, "type": type_, "aggregate_type": REGISTRATION, "additional_data": data, "timestamp": at_ms}
     return json.dumps({"id": id_}), json.dumps({"schema": None, "payload": record}, ensure_ascii=False).encode()

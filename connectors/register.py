@@ -20,7 +20,7 @@ from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
 from connectors import wires
 from connectors.connect import CONNECTOR_START_SECONDS, ConnectorPlan, ConnectorStatus, KafkaConnect
-from connectors.notifications import returning
+from connectors.notifications import identity, returning
 from connectors.protocol import (
     MESSAGE_BYTES_MAX,
     ConnectorRequest,
@@ -109,6 +109,8 @@ class RegistrationPlan:
     initial: bool
     snapshots: tuple[TableId, ...] = ()
     returning: tuple[TableId, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What the configuration itself says of the connector (connect.options)."""
 
     @property
     def pending(self) -> bool:
@@ -280,7 +282,9 @@ def plan_registration(
         *_connector_steps(connector, status, facts),
         *(_snapshot_step(t, _snapshot_reason(t, added, returning), keyed={f.table for f in facts if f.key}) for t in wanted),
     ]
-    return RegistrationPlan(names, tuple(steps), statements, topics, connector, wake, initial, tuple(wanted), tuple(returning))
+    return RegistrationPlan(
+        names, tuple(steps), statements, topics, connector, wake, initial, tuple(wanted), tuple(returning), connect_options(config)
+    )
 
 
 def apply_registration(
@@ -314,6 +318,12 @@ def apply_registration(
         connect.stop(name)
         if back := dialect.set_back(connect.offsets(name)):
             connect.change_offsets(name, back)
+    # Before the connector reads a row of them: what its rows are then is told by these.
+    reads = dialect.registered(plan.connector.config) if plan.initial else plan.snapshots
+    known = dialect.identities(sorted(reads), plan.names, plan.connector.config, plan.options)
+    for table, text in known.tables.items():
+        record = identity(f"identity-{uuid.uuid4()}", dialect.collection(table), text, round(time.time() * 1000))
+        kafka.send(plan.names.notification_topic, *record)
     for table in plan.returning:
         record = returning(f"returning-{uuid.uuid4()}", dialect.collection(table), round(time.time() * 1000))
         kafka.send(plan.names.notification_topic, *record)

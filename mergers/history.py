@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -23,6 +23,7 @@ def schema_to_json(schema: TableSchema) -> str:
             "source_type": c.source_type,
             "dropped": c.dropped,
             **({} if c.unread is None else {"unread": c.unread}),
+            **({"former": c.former} if c.former else {}),
         }
         for c in schema.columns
     ]
@@ -33,11 +34,14 @@ def schema_to_json(schema: TableSchema) -> str:
 def schema_from_json(text: str) -> TableSchema:
     """Raises ValueError or KeyError on text that ``schema_to_json`` did not write."""
     document = json.loads(text)
-    columns = tuple(
-        Column(c["name"], parse_type(c["type"]), c["nullable"], _decode(c["default"]), c["source_type"], c["dropped"], c.get("unread"))
-        for c in document["columns"]
-    )
+    columns = tuple(map(_column, document["columns"]))
     return TableSchema(TableId(document["schema"], document["table"]), columns, tuple(document["key"]))
+
+
+def _column(c: Mapping[str, Any]) -> Column:
+    former = tuple((name, position) for name, position in c.get("former", ()))
+    type_, default = parse_type(c["type"]), _decode(c["default"])
+    return Column(c["name"], type_, c["nullable"], default, c["source_type"], c["dropped"], c.get("unread"), former)
 
 
 def _encode(value: Any) -> Any:

@@ -127,6 +127,8 @@ TABLE_STATE = MetaTable(
         ("error_message", _TEXT),
         ("error_hint", _TEXT),
         ("error_at_us", _LONG),
+        ("identity", _TEXT),
+        ("identity_at", _LONG),
         ("version", _LONG),
         ("updated_at", _TIME),
     ),
@@ -199,7 +201,7 @@ TABLES = (
 def migrations(dialect: Dialect, schema: str) -> tuple[tuple[str, ...], ...]:
     """The statements of each version, in order; version n is the n-th. The first makes all tables as they are now, and the later ones
     bring those up that an older version of the service made."""
-    return tuple(_first(dialect, schema)), tuple(_second(dialect, schema)), tuple(_third(dialect, schema)), tuple(_fourth(dialect, schema))
+    return tuple(tuple(step(dialect, schema)) for step in (_first, _second, _third, _fourth, _fifth))
 
 
 def _first(dialect: Dialect, schema: str) -> Iterator[str]:
@@ -235,6 +237,11 @@ def _fourth(dialect: Dialect, schema: str) -> Iterator[str]:
     for table, columns in ((RECONCILE_BUCKET, _DIGESTS), (RECONCILE_RUN, (("by_value", _TEXT),))):
         for name, type_ in columns:
             yield f"ALTER TABLE {dialect.quote(schema, table.name)} ADD COLUMN IF NOT EXISTS {name} {type_}"
+
+
+def _fifth(dialect: Dialect, schema: str) -> Iterator[str]:
+    for name, type_ in (("identity", _TEXT), ("identity_at", _LONG)):
+        yield f"ALTER TABLE {dialect.quote(schema, TABLE_STATE.name)} ADD COLUMN IF NOT EXISTS {name} {type_}"
 
 
 def _status_view(dialect: Dialect, schema: str) -> str:

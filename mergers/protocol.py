@@ -61,7 +61,8 @@ class TableState:
 
     ``generation`` was opened at source position ``opened_record`` and at the offsets ``opened_at`` (partition -> next offset); while
     ``resync`` is true its rows still arrive, and its end sweeps. ``complete_through`` is the source commit position up to which the table
-    holds everything, known at ``complete_at`` (microseconds since 1970).
+    holds everything: the source stood there at ``complete_at`` (microseconds since 1970). ``identity`` is the source's identity of the
+    table (core.identity) under which its rows were read, as the source said it at position ``identity_at``; empty where nobody asked yet.
     """
 
     state: str = "waiting"
@@ -75,6 +76,8 @@ class TableState:
     error_message: str = ""
     error_hint: str = ""
     error_at: int | None = None
+    identity: str = ""
+    identity_at: int = 0
     version: int = 0
     """How often it was written: who writes it must have seen the last version."""
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from cdc_service.core.errors import ConfigError, Fenced, TableStopped
-from cdc_service.core.evolve import AddColumn, Change, CreateTable, DropColumn, RestoreColumn, WidenType
+from cdc_service.core.evolve import AddColumn, Change, CreateTable, DropColumn, RenameColumn, RestoreColumn, WidenType
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Checkpoint, Column, Decision, Delta, LogId, Mode, PartitionCounts, Receipt, TableSchema, Tail, Target
 from cdc_service.failpoints import failpoint
@@ -286,6 +286,9 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
                 if there.get(self.fold(column.name)) != type_of(column.type):
                     for sql in self.dialect.widen:
                         yield sql.format(place=s.place, column=q(column.name), type=type_of(column.type))
+            case RenameColumn(before, column):
+                if self.fold(column.name) not in there:
+                    yield f"ALTER TABLE {s.place} RENAME COLUMN {q(before)} TO {q(column.name)}"
             case DropColumn() | RestoreColumn():
                 pass
 
@@ -532,3 +535,5 @@ def _describe(change: Change) -> str:
             return f"drop column {column.name} (kept, NULL from now on)"
         case RestoreColumn(column):
             return f"column {column.name} is there again"
+        case RenameColumn(before, column):
+            return f"rename column {before} to {column.name}"

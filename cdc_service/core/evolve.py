@@ -49,7 +49,15 @@ class RestoreColumn:
     column: Column
 
 
-Change = CreateTable | AddColumn | WidenType | DropColumn | RestoreColumn
+@dataclass(frozen=True, slots=True)
+class RenameColumn:
+    """The source gave it another name: the column of the target that was called ``before`` keeps what it holds. No event tells so."""
+
+    before: str
+    column: Column
+
+
+Change = CreateTable | AddColumn | WidenType | DropColumn | RestoreColumn | RenameColumn
 
 
 def wider(old: LogicalType, new: LogicalType) -> LogicalType | None:

@@ -64,7 +64,8 @@ class Column:
     """A column of a source table. ``default`` is the constant that rows older than the column hold (None: NULL), as an Arrow-convertible
     Python value. ``dropped`` is true in a target's own schema for a column that the source no longer has, and ``unread`` is the generation
     of the rows of which nobody could tell what they hold in the column: until a later generation has read them anew, they may lack it
-    (UNTOLD: there were none then, but late ones may come)."""
+    (UNTOLD: there were none then, but late ones may come). ``former`` are the names that the column had at the source, each with the
+    position at which it had it last for certain: changes up to there that know the name mean this column."""
 
     name: str
     type: LogicalType
@@ -73,6 +74,7 @@ class Column:
     source_type: str = ""
     dropped: bool = False
     unread: int | None = None
+    former: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +269,16 @@ class ChangeBatch:
     @property
     def nbytes(self) -> int:
         return int(self.data.nbytes + self.meta.nbytes) + sum(len(r.value or b"") + len(r.key or b"") for r in self.rejected)
+
+    def renamed(self, names: Mapping[str, str]) -> ChangeBatch:
+        """The same with other names of columns (old -> new)."""
+
+        def table(one: pa.Table | None) -> pa.Table | None:
+            return None if one is None else one.rename_columns([names.get(name, name) for name in one.column_names])
+
+        columns = tuple(replace(c, name=names.get(c.name, c.name)) for c in self.schema.columns)
+        schema = replace(self.schema, columns=columns, key=tuple(names.get(name, name) for name in self.schema.key))
+        return replace(self, schema=schema, data=table(self.data), unsent=table(self.unsent), old_key=table(self.old_key))
 
     def filter(self, keep: pa.Array, rejected: Sequence[Rejected]) -> ChangeBatch:
         """The rows where ``keep`` is true; the others leave as ``rejected``, so that the account still closes."""

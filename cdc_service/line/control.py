@@ -6,12 +6,14 @@ it, and other processes follow; rows stay readable during a resync unless the ta
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import structlog
 
 from cdc_service.core.errors import CdcError, ConfigError
+from cdc_service.core.identity import HINDRANCES, Outcome
 from cdc_service.core.types import Mode, TableId
 from cdc_service.line.means import Means, TopicFacts
 from cdc_service.line.table import Table, flowing
@@ -73,6 +75,8 @@ class Control:
             raise CdcError(f"it cannot simply go on: {table.kept.error_message}", hint=table.kept.error_hint, code=table.state)
         if not table.stopped:
             return "it was not stopped"
+        if table.kept.error_code in HINDRANCES:
+            return self.resync(table)  # Nobody knows what did not arrive meanwhile.
         if table.state == "quarantine_stopped":
             table.allow_more_parked()
         table.keep(state=flowing(table.kept), error_code="", error_message="", error_hint="", error_at=None)
@@ -83,12 +87,19 @@ class Control:
     def resync(self, table: Table) -> str:
         """Reads the table anew beside the stream: a new generation, whose end removes the rows that were not seen in it."""
         kept = table.kept
-        # In this order: where the log is held, where it ends in Kafka, and only then the snapshot. All that lies in Kafka before these
-        # ends was committed before the snapshot reads, so it is skipped.
+        # In this order: what the table is, where the log is held, where it ends in Kafka, and only then the snapshot. All that lies in
+        # Kafka before these ends was committed before the snapshot reads, so it is skipped.
+        identity, identity_at = self._identity(table)
         opened = self._source.horizon(table.source)
         facts = self._facts(table)
         ends = {p: high for p, (_, high) in facts.ends.items()}
-        state = TableState("snapshotting", kept.generation + 1, opened, ends, resync=True, version=kept.version)
+        state = TableState(
+            *("snapshotting", kept.generation + 1, opened, ends),
+            resync=True,
+            identity=identity,
+            identity_at=identity_at,
+            version=kept.version,
+        )
         anew = table.state in ("schema_stopped", "drift")
         table.drop()
         begin, forget = (ends, True) if anew else self._begin(table, facts, ends)
@@ -101,6 +112,16 @@ class Control:
             return "its rows are read anew while changes go on; rows that are gone at the source are removed at the end"
         read = "its rows are read anew, as" if table.config.keyed else "it has no key to be read anew by: its next changes are"
         return f"{read} rows of generation {table.kept.generation}; the log that it has stays"
+
+    def _identity(self, table: Table) -> tuple[str, int]:
+        """The table's identity at the source, under which its rows will be read. Raises CdcError where they cannot be read, or their
+        changes do not arrive: rows that are only hidden would be taken for deleted."""
+        found = self._means.identities([table.source])
+        now = found.tables.get(table.source)
+        judged = self._means.source.judge(table.source, None, now)
+        if judged.outcome is Outcome.STOPS or now is None:
+            raise CdcError(f"it cannot be read anew: {judged.why}", hint=judged.hint, code=judged.code)
+        return now, found.position
 
     def _begin(self, table: Table, facts: TopicFacts, ends: Mapping[int, int]) -> tuple[Mapping[int, int], bool]:
         """Where a resync reads on, and whether the checkpoints are forgotten. What Kafka still has belongs into a log of changes; only what
@@ -139,7 +160,7 @@ class Control:
     def look(self) -> None:
         """Begins the resyncs that tables found necessary by themselves."""
         for table in self._tables:
-            if table.reload and not table.stopped:
+            if table.reload and not table.backoff.waiting and (not table.stopped or table.kept.error_code in HINDRANCES):
                 why, table.reload = table.reload, ""
                 try:
                     state = self._means.destination.load_state(table.target)
@@ -153,6 +174,9 @@ class Control:
                     table.reload = why
                     structlog.get_logger().warning("table is not read anew yet", table=str(table.source), why=error.message)
                     table.backoff.failed()
+                    with contextlib.suppress(CdcError):
+                        if table.state == "streaming":
+                            table.keep(state="snapshotting")  # What it holds is not complete any more, and has to say so.
 
     def _facts(self, table: Table) -> TopicFacts:
         facts = self._means.topics.describe([table.config.topic]).get(table.config.topic)

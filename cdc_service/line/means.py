@@ -9,6 +9,7 @@ from typing import Protocol
 from cdc_service.config.models import Limits
 from cdc_service.core.clock import Clock
 from cdc_service.core.decode import Decoder
+from cdc_service.core.identity import Identities, Judgement
 from cdc_service.core.types import LogId, TableId, TableSchema
 from cdc_service.line.complete import Rereads
 from mergers.protocol import Destination
@@ -38,12 +39,14 @@ class Source(Rereads, Protocol):
     """What a table asks of its source (connectors.protocol.SourceDialect)."""
 
     def fill_of_added_column(self, table: TableId, column: str) -> Fill: ...
+    def judge(self, table: TableId, before: str | None, after: str | None) -> Judgement: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Means:
     """What all tables work with. ``schema_of`` tells the schema of a table that had no event yet, None where that is not certain.
-    ``columns_of`` names the columns that the source's catalog has now and that events may carry; it raises Unavailable."""
+    ``columns_of`` names the columns that the source's catalog has now and that events may carry, ``identities`` gives what it says of
+    tables now (core.identity); both raise Unavailable."""
 
     destination: Destination
     topics: Topics
@@ -51,5 +54,6 @@ class Means:
     source: Source
     schema_of: Callable[[TableId], TableSchema | None]
     columns_of: Callable[[TableId], Sequence[str]]
+    identities: Callable[[Sequence[TableId]], Identities]
     clock: Clock
     limits: Limits

@@ -1,18 +1,21 @@
 """What the watcher saw, turned into what a table may claim: complete_through, the end of a snapshot, a topic that is another one.
 
-Promises: ``complete_through`` is claimed only when every partition has passed the ends that were read after it; a snapshot counts as
+Promises: ``complete_through`` is claimed only when every partition has passed the ends that were read after it, and only where the source's
+identity of the table, read after it too, is the one under which the rows were read or the target could follow; a snapshot counts as
 ended only when the connector said so *and* all that it wrote is merged; only then rows that it did not see are swept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
 
 from cdc_service.core.clock import Clock
 from cdc_service.core.errors import CdcError, Fenced, TableStopped
+from cdc_service.core.identity import HINDRANCES, Judgement, Outcome
 from cdc_service.core.types import Mode, TableId
 from cdc_service.line.loop import Line
 from cdc_service.line.stops import snapshotted_anew, topic_gone
@@ -30,6 +33,10 @@ UNREAD_SECONDS = 15.0
 RECOUNT_SECONDS = 10.0
 """How often a process counts anew what others do for a table that another one leads."""
 LOWEST = -(2**63)
+KEEPS_UP_US = 15_000_000
+"""A table without lag that was known to be complete so lately has none: what is known moves with the connector's heartbeats."""
+NOT_YET = frozenset({"not_captured", "not_published", "slot_gone"})
+"""What stands in the way of a table before it is registered: then it waits."""
 
 
 class Snapshots(Protocol):
@@ -42,6 +49,12 @@ class Snapshots(Protocol):
         ...
 
 
+class Judges(Protocol):
+    """The source, as far as it judges identities (connectors.protocol.SourceDialect)."""
+
+    def judge(self, table: TableId, before: str | None, after: str | None) -> Judgement: ...
+
+
 def signal_id(table: Table) -> str:
     """The id of the incremental snapshot that fills the table's generation: the same after a restart, another one for a generation of the
     same number in a warehouse that was restored from a backup: what an earlier snapshot sent stands before the offsets of this one."""
@@ -50,8 +63,17 @@ def signal_id(table: Table) -> str:
 
 
 class Progress:
-    def __init__(self, line: Line, facts: Callable[[], Facts | None], destination: Destination, snapshots: Snapshots, clock: Clock) -> None:
+    def __init__(
+        self,
+        line: Line,
+        facts: Callable[[], Facts | None],
+        destination: Destination,
+        snapshots: Snapshots,
+        source: Judges,
+        clock: Clock,
+    ) -> None:
         self._line = line
+        self._source = source
         self._facts = facts
         self._destination = destination
         self._snapshots = snapshots
@@ -132,6 +154,8 @@ class Progress:
             return
         ends = {p: high for p, (_, high) in topic.ends.items()}
         table.ends = ends
+        if table.stopped and table.known and table.leads and table.kept.error_code in HINDRANCES:
+            self._identify(table, facts)
         # What was seen before the table was opened says nothing of it now: its topic may be another one since.
         if table.log is None or table.stopped or facts.at < table.opened_at:
             return
@@ -143,8 +167,10 @@ class Progress:
         if not table.leads:
             return
         self._watch_for_unread(table)
-        if facts.position is not None and not facts.snapshot:
-            table.aim(Goal(facts.position, ends, facts.at_us))
+        if self._identify(table, facts) and facts.position is not None and not facts.snapshot:
+            table.aim(Goal(facts.position, ends, facts.reached_us))
+        if table.stopped:
+            return
         if table.state in ("waiting", "snapshotting"):
             self._attempts.pop(table.source, None)
             self._emptied_before.setdefault((table.source, table.kept.generation), self._emptied_at(table, facts))
@@ -159,6 +185,37 @@ class Progress:
             self._line.stop(table, error)
         elif self._emptied(table, facts):
             self._line.stop(table, snapshotted_anew(table.config))
+
+    def _identify(self, table: Table, facts: Facts) -> bool:
+        """Whether all that the table's rows hold is known to be so up to ``facts.position``: the source's identity of the table, read after
+        it, is the one under which the rows were read, or the target follows it now. Else the table stops, or is read anew."""
+        found, kept = facts.identities, table.kept
+        if found is None or found.position < max(kept.identity_at, facts.position or 0):
+            return False
+        now = found.tables.get(table.source)
+        judged = self._source.judge(table.source, kept.identity or self._registered(table, facts), now)
+        if judged.outcome is Outcome.STOPS:
+            if not table.stopped and not (table.state == "waiting" and judged.code in NOT_YET):
+                self._line.stop(table, TableStopped(judged.why, state=judged.state, hint=judged.hint, code=judged.code))
+            return False
+        if table.stopped:
+            table.reload = f"{kept.error_message}: this is over, and what was committed meanwhile did not arrive"
+        elif judged.outcome is Outcome.ANEW:
+            table.reload = judged.why
+        elif judged.outcome is Outcome.CARRIED or not kept.identity:
+            assert now is not None
+            table.carry(judged, now, found.position)
+            self._line.touched()
+        else:
+            table.kept = replace(kept, identity_at=found.position)
+        return not table.reload
+
+    def _registered(self, table: Table, facts: Facts) -> str | None:
+        """The identity that registration saw before the connector began to read the table's first rows."""
+        if table.kept.complete_through is not None:
+            return None
+        told = facts.scans.identities.items()
+        return next((text for name, text in told if self._snapshots.names(name, table.source)), None)
 
     def _watch_for_standstill(self, table: Table) -> None:
         """A table that should flow, lags and does not move is opened anew, and says so: whatever held it must not hold it in silence."""
@@ -192,8 +249,8 @@ class Progress:
             return
         if self._scanned(table, facts):
             # Notifications overtake rows: whatever the snapshot wrote lies before what the source commits from now on.
-            if facts.source_position is not None:
-                self._ends[table.source, table.kept.generation] = facts.source_position
+            if facts.identities is not None:
+                self._ends[table.source, table.kept.generation] = facts.identities.position
             return
         running = facts.connector is not None and facts.connector.running
         if not running or facts.snapshot or facts.incremental:
@@ -294,8 +351,9 @@ class Progress:
 
 def lag_seconds(table: Table, now_us: int) -> float | None:
     """Where more is waiting: seconds since the target was last known to be complete, or since the source committed what was applied last,
-    whichever is later. 0 where nothing waits; None before anything came."""
-    if table.lag == 0 and table.ends:
+    whichever is later. 0 where nothing waits and the connector keeps up; None before anything came."""
+    complete_us = table.kept.complete_at
+    if table.lag == 0 and table.ends and complete_us is not None and now_us - complete_us < KEEPS_UP_US:
         return 0.0
     known = [us for us in (table.source_us, table.kept.complete_at) if us is not None]
     return max(0.0, (now_us - max(known)) / 1e6) if known else None

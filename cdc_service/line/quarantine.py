@@ -288,7 +288,7 @@ def _decoded(work: _Work, records: Sequence[Quarantined], refused: Mapping[Place
     found = []
     for batch in work.table.means.decoder.decode(raw):
         screened, parked = screen(raw, batch, d.capabilities, parked, refused)
-        found.append(screened)
+        found.append(work.table.translated(screened))
     return found
 
 

@@ -21,6 +21,7 @@ from cdc_service.core.append import gather
 from cdc_service.core.clock import Backoff
 from cdc_service.core.errors import CdcError, Fenced, TableStopped, Unavailable
 from cdc_service.core.fold import fold
+from cdc_service.core.identity import HINDRANCES, Judgement, Outcome
 from cdc_service.core.order import generations
 from cdc_service.core.screen import nothing_parked, screen
 from cdc_service.core.types import ChangeBatch, Delta, LogId, Mode, RawBatch, Receipt, TableId, Tail, Target
@@ -32,7 +33,7 @@ from cdc_service.line.versions import Versions
 from mergers.protocol import TableState, Totals, UnsentUnknown
 
 HELD = frozenset({"paused", "quarantine_stopped", "needs_resync"})
-"""States that outlive a restart: a person put the table there, or has to take it out."""
+"""States that outlive a restart: a person put the table there, or has to take it out. So do those of core.identity.HINDRANCES."""
 STOPPED = HELD | {"schema_stopped", "drift", "needs_decision", "error"}
 OUTCOMES = ("applied", "folded", "duplicate", "parked", "filtered")
 SHARE_WINDOW = 10_000
@@ -57,7 +58,8 @@ class Goal:
 
     position: int
     ends: Mapping[int, int]
-    at_us: int
+    at_us: int | None
+    """When the source stood at ``position`` (microseconds since 1970); None where nobody saw it there."""
 
 
 class Table:
@@ -89,6 +91,8 @@ class Table:
         self.merges = 0
         self.opened_at = float("-inf")
         self.means = means
+        self.known = False
+        """Whether ``kept`` is what the destination said."""
         self._opened = False
         self._batches = 0
         self._versions = Versions(config.target, config.topic, means)
@@ -174,7 +178,7 @@ class Table:
             raise Unavailable(f"{self.source}: topic {self.config.topic} does not exist", hint="cdc register creates it")
         if not self.config.keyed and target.mode is Mode.APPEND and len(facts.ends) > 1:
             raise scattered(self.config, len(facts.ends))
-        self.kept = self._continued(kept)
+        self.kept, self.known = self._continued(kept), True
         self.recall()
         self.refresh()
         if self.stopped:
@@ -189,7 +193,7 @@ class Table:
         self.ends = {p: high for p, (_, high) in facts.ends.items()}
         tails = m.destination.tails(target, facts.log) if target.mode is Mode.APPEND else {}
         self.parts = {c.partition: Part(c.next_offset, c.epoch, c.next_offset, tails.get(c.partition)) for c in taken}
-        self._versions.load(self._applied_to, self.kept.generation)
+        self._versions.load(self.applied_to, self.kept.generation)
         if self._versions.all and (found := m.destination.drift(target, self._versions.all[-1])):
             raise drifted(self.config, found)
         self._parked = m.destination.parked_keys(target)
@@ -201,7 +205,7 @@ class Table:
 
     def _continued(self, kept: TableState) -> TableState:
         """A state that only a restart or reopening clears is looked at anew."""
-        if kept.state not in STOPPED or kept.state in HELD:
+        if kept.state not in STOPPED or kept.state in HELD or kept.error_code in HINDRANCES:
             return kept
         return replace(kept, state=flowing(kept), error_code="", error_message="", error_hint="", error_at=None)
 
@@ -308,6 +312,7 @@ class Table:
         """
         moved: dict[int, int] = {}
         while self._aside:
+            self._aside = [self.translated(batch) for batch in self._aside]
             count, run = one_version(self._aside)
             receipt, tails = self._merge(run)
             del self._aside[:count]
@@ -345,6 +350,8 @@ class Table:
         stands nowhere, and what the destination and the source raise."""
         m = self.means
         if any(batch.num_rows for batch in run):
+            if self._versions.may_be_renamed(delta.schema):
+                self._ask_identity()
             self._versions.evolve(delta.schema, _stream_records(run), initial=delta.snapshot_record is not None)
             failpoint("line.evolved")
 
@@ -362,6 +369,33 @@ class Table:
                 self._versions.distrust_lacking(delta.schema.names, why)
                 failpoint("line.completed")
         return merge()
+
+    def _ask_identity(self) -> None:
+        """Rows came whose columns are others than the target's: where the source says that a column has another name, so it has here."""
+        found = self.means.identities([self.source])
+        now = found.tables.get(self.source)
+        if not self.kept.identity or now is None:
+            return
+        judged = self.means.source.judge(self.source, self.kept.identity, now)
+        if judged.outcome is Outcome.CARRIED:
+            self.carry(judged, now, found.position)
+
+    def carry(self, judged: Judgement, identity: str, position: int) -> None:
+        """Makes the target follow a change of the source that no row tells of, and keeps the ``identity`` that the source has since, as
+        of ``position``. ``reload`` says why where it cannot follow. Raises what the destination raises."""
+        if judged.columns:
+            self._versions.follow(judged.renamed, position)
+        if not self.reload:
+            self.keep(identity=identity, identity_at=position)
+
+    @property
+    def applied_to(self) -> int:
+        """Up to here no row has news of columns: the highest position of rows that were applied, or of the catalog that was followed."""
+        return max(self._applied_to, self.kept.identity_at)
+
+    def translated(self, batch: ChangeBatch) -> ChangeBatch:
+        """The batch with the names that its columns have now at the source."""
+        return self._versions.translated(batch)
 
     def folded(self, run: Sequence[ChangeBatch], batch_id: str) -> Delta:
         """What ``run`` comes to, by the table's mode."""
@@ -423,11 +457,11 @@ class Table:
     def look_up(self) -> None:
         """Reads anew what the destination tells of work done and of the target's schema."""
         self.recall()
-        self._versions.load(self._applied_to, self.kept.generation)
+        self._versions.load(self.applied_to, self.kept.generation)
 
     def make(self) -> None:
         """Makes the target of a table of which no event ever came, empty; none where it is not certain how its events will look."""
-        self._versions.load(self._applied_to, self.kept.generation)
+        self._versions.load(self.applied_to, self.kept.generation)
         schema = None if self._versions.all else self.means.schema_of(self.source)
         if schema is not None:
             self._versions.evolve(schema, None)
@@ -518,7 +552,7 @@ class Table:
         self._goals.append(goal)
 
     def advance(self, goal: Goal) -> None:
-        self.kept = replace(self.kept, complete_through=goal.position, complete_at=goal.at_us)
+        self.kept = replace(self.kept, complete_through=goal.position, complete_at=goal.at_us or self.kept.complete_at)
 
     def reached(self) -> Goal | None:
         """The latest goal that the checkpoints have passed since the last call."""

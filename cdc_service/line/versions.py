@@ -6,14 +6,15 @@ cannot be followed exactly raises TableStopped before anything is written.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cdc_service.core.errors import CdcError
-from cdc_service.core.evolve import evolve
-from cdc_service.core.types import UNTOLD, Column, Mode, TableSchema, Target
+from cdc_service.core.evolve import RenameColumn, evolve
+from cdc_service.core.types import UNTOLD, ChangeBatch, Column, Mode, TableSchema, Target
 from cdc_service.line.means import Means
 
 
@@ -33,7 +34,8 @@ class Versions:
         self._lacked: set[str] = set()
 
     def load(self, applied_to: int, generation: int) -> None:
-        """Reads them anew; ``applied_to`` is the highest position of the rows that were applied so far, ``generation`` the table's."""
+        """Reads them anew; ``applied_to`` is the highest position of the rows that were applied so far, or of the source's catalog that the
+        target followed, ``generation`` the table's."""
         self.all = tuple(self._means.destination.schemas(self._target))
         self._handled, self._judged, self._applied_to, self._generation = set(), {}, applied_to, generation
         # The process that learned so may have ended before the table was read anew.
@@ -62,6 +64,59 @@ class Versions:
         for column in self.all[-1].columns if records else ():
             if (column.name in incoming.names) != column.dropped:
                 self._judged[column.name] = max(records[1] if records else 0, self._judged.get(column.name, self._applied_to))
+
+    def follow(self, renamed: Mapping[str, str], position: int) -> None:
+        """Makes the target hold the columns that the source's catalog has, as of ``position`` or later, though no row came that has them;
+        ``renamed`` are those that got other names (old -> new). Sets ``reload`` where only reading the rows anew does it."""
+        if not self.all:
+            return  # The target is made with its first rows.
+        if renamed and not self._rename(renamed, position):
+            return
+        told, own = self._means.schema_of(self._target.source), self.all[-1]
+        if told is None:
+            there = set(self._means.columns_of(self._target.source))
+            if new := sorted(there - {c.name for c in own.columns if not c.dropped}):
+                self.reload = f"only events tell the form of the new column {new[0]}"
+            told = replace(own, columns=tuple(c for c in own.columns if not c.dropped and c.name in there))
+        # What the catalog says now is later than all rows that were judged.
+        at = max(position, self._applied_to, *self._judged.values()) + 1
+        self.evolve(told, (at, at))
+
+    def _rename(self, renamed: Mapping[str, str], position: int) -> bool:
+        """Whether the target's columns took the names. They do not where the target has moved on already: then they are others."""
+        own = self.all[-1]
+        live = {c.name for c in own.columns if not c.dropped}
+        mine = {old: new for old, new in renamed.items() if old in live}
+        if taken := [new for new in mine.values() if new in {c.name for c in own.columns}]:
+            self.reload = f"a column is called {taken[0]} now, and the target has one of that name already"
+            return False
+
+        def named(c: Column) -> Column:
+            return replace(c, name=mine[c.name], former=(*c.former, (c.name, position))) if c.name in mine else c
+
+        columns = tuple(map(named, own.columns))
+        schema = replace(own, columns=columns, key=tuple(mine.get(name, name) for name in own.key))
+        changes = [RenameColumn(old, schema.column(new)) for old, new in mine.items()]
+        if changes:
+            self._means.destination.evolve(self._target, changes, schema)
+            self.all = (*self.all, replace(schema, version=schema.version + 1))
+            self._handled.clear()
+        return True
+
+    def translated(self, batch: ChangeBatch) -> ChangeBatch:
+        """The batch with the names that its columns have now, where it is of a time before they got them."""
+        own = self.all[-1] if self.all else None
+        if own is None or not any(c.former for c in own.columns):
+            return batch
+        there = set(batch.schema.names)
+        latest = pc.max(batch.meta["record"]).as_py() or 0
+        names = {old: c.name for c in own.columns for old, until in c.former if old in there and c.name not in there and latest <= until}
+        return batch.renamed(names) if names else batch
+
+    def may_be_renamed(self, incoming: TableSchema) -> bool:
+        """Whether a column is new and another one is missing, so that one may be the other."""
+        live = {c.name for c in self.all[-1].columns if not c.dropped} if self.all else set(incoming.names)
+        return bool(set(incoming.names) - live and live - set(incoming.names))
 
     def _in_order(self, incoming: TableSchema, own: TableSchema, records: tuple[int, int] | None, *, initial: bool) -> TableSchema:
         """``incoming`` as far as it is news. Versions of a schema come out of order over partitions: a column that is missing was dropped,

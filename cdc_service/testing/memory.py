@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from cdc_service.core.errors import CdcError, ConfigError, Fenced, TableStopped
-from cdc_service.core.evolve import AddColumn, Change, CreateTable
+from cdc_service.core.evolve import AddColumn, Change, CreateTable, RenameColumn
 from cdc_service.core.keys import key_text
 from cdc_service.core.logical import INFINITY, Kind
 from cdc_service.core.order import INCREMENTAL
@@ -234,6 +234,14 @@ class MemoryDestination:
                     added = {change.column.name: plain(pa.array([change.column.default], change.column.type.arrow))[0]}
                     kept.rows = {key: replace(row, values={**row.values, **added}) for key, row in kept.rows.items()}
                     kept.changes = [replace(row, values={**row.values, **added}) for row in kept.changes]
+                if isinstance(change, RenameColumn):
+                    names = {change.before: change.column.name}
+                    kept.rows = {key: replace(row, values=_named(row.values, names)) for key, row in kept.rows.items()}
+                    kept.changes = [replace(row, values=_named(row.values, names)) for row in kept.changes]
+                    kept.deleted = {
+                        key: replace(gone, image=_named(gone.image, names)) if gone.image is not None else gone
+                        for key, gone in kept.deleted.items()
+                    }
             kept.schemas.append(replace(schema, version=len(kept.schemas) + 1))
 
     def drift(self, target: Target, schema: TableSchema) -> Sequence[str]:
@@ -380,6 +388,10 @@ def _mark(kept: Kept, ids: Sequence[str], state: str, by: str, reason: str) -> N
     for place, r in enumerate(kept.quarantine):
         if r.state == "parked" and r.id in ids:
             kept.quarantine[place] = replace(r, state=state, decided_by=by, decided_us=0, reason=reason)
+
+
+def _named(values: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, Any]:
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def _store(kept: Kept, target: Target, state: TableState) -> TableState:

@@ -27,6 +27,7 @@ from cdc_service.config.resolve import TableConfig
 from cdc_service.consume.kafka import Assignment, Polled, TopicFacts
 from cdc_service.core.clock import Clock
 from cdc_service.core.errors import CdcError, CommitUnknown, Fenced, Unavailable
+from cdc_service.core.identity import Identities, Judgement, Outcome
 from cdc_service.core.order import INCREMENTAL, snapshot_record
 from cdc_service.core.types import META, ChangeBatch, LogId, Mode, Op, RawBatch, Rejected, Span, TableId, TableSchema, Target
 from cdc_service.line import quarantine
@@ -154,7 +155,8 @@ class World:
             self.position if self.stored else None,
             topics={TOPIC: TopicFacts(self.log, ends)},
             scans=self.told,
-            source_position=self.source.record,
+            identities=self.catalog(),
+            reached_us=self.wall_us(),
         )
 
     # What a table asks
@@ -205,6 +207,17 @@ class World:
     def columns_of(self, table: TableId) -> Sequence[str]:
         self.fail("columns_of")
         return ITEMS.names
+
+    def catalog(self) -> Identities:
+        return Identities(self.source.record, {ITEMS.table: "as ever"})
+
+    def identities(self, tables: Sequence[TableId]) -> Identities:
+        self.fail("identities")
+        return self.catalog()
+
+    def judge(self, table: TableId, before: str | None, after: str | None) -> Judgement:
+        assert after == "as ever"
+        return Judgement(Outcome.SAME)
 
     def horizon(self, table: TableId) -> int:
         return self.source.record
@@ -319,7 +332,7 @@ class Worker:
     def __init__(self, world: World, target: Target) -> None:
         self.destination = MemoryDestination(world.warehouse, world.step)
         limits = Limits(memory=10**9, quarantine_rows=10 if not world.poison else 10**6, quarantine_share=0.5 if not world.poison else 1)
-        means = Means(self.destination, world, world, world, world.schema_of, world.columns_of, world, limits)
+        means = Means(self.destination, world, world, world, world.schema_of, world.columns_of, world.identities, world, limits)
         config = TableConfig(ITEMS.table, target, TOPIC, Flush(rows=20, bytes=10**6, seconds=1), "refuse", "public.items")
         self.table = Table(config, means)
         self.logs: list[FakeLog] = []
@@ -330,7 +343,7 @@ class Worker:
 
         submit = world.random.choice([at_once, self.later])
         self.line = Line([self.table], means, world, join, memory=world.memory, clock=world, submit=submit)
-        self.progress = Progress(self.line, world.facts, self.destination, world, world)
+        self.progress = Progress(self.line, world.facts, self.destination, world, world, world)
         self.control = Control([self.table], means, world, self.progress.begun, dict)
 
     @property

@@ -154,7 +154,7 @@ class Worker:
         known = {topics[t.source.name]: warehouse.schema(t) or world.schema(t.source.name) for t in targets}
         logs = {topics[t.source.name] for t in targets if t.mode is Mode.APPEND}
         decoder = DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER, known=known, logs=logs)
-        means = Means(self.destination, world, decoder, world, world.schema_of, world.columns_of, world, LIMITS)
+        means = Means(self.destination, world, decoder, world, world.schema_of, world.columns_of, world.identities, world, LIMITS)
         flush = Flush(rows=5, bytes=10**6, seconds=1)
         configs = [TableConfig(t.source, t, topics[t.source.name], flush, "refuse", str(t.source)) for t in targets]
         self.tables = [Table(config, means) for config in configs]
@@ -165,7 +165,7 @@ class Worker:
             return self.logs[0]
 
         self.line = Line(self.tables, means, world, join, memory=memory, clock=world)
-        self.progress = Progress(self.line, lambda: self.facts, self.destination, world, world)
+        self.progress = Progress(self.line, lambda: self.facts, self.destination, world, world, world)
         self.control = Control(self.tables, means, world, self.progress.begun, lambda: world.broker.committed)
 
     @property

@@ -11,7 +11,8 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from cdc_service.core.types import Mode, Op
+from cdc_service.core.identity import Judgement, Outcome
+from cdc_service.core.types import Mode, Op, TableId
 
 KEYS = 8
 BIG = "B"
@@ -53,6 +54,11 @@ class Table:
     fill: str | None = None
     """What rows older than the column ``extra`` hold in it; "?" where each holds a value of its own."""
 
+    @property
+    def identity(self) -> str:
+        """As core.identity has it: what the catalog says of the table."""
+        return ",".join(self.columns)
+
     def at(self, key: int, moment: int) -> Row | None:
         """What the key held at a moment."""
         found = self.history.get(key, [])
@@ -64,6 +70,13 @@ class Table:
         yield moment, self.at(key, moment)
         found = self.history.get(key, [])
         yield from found[bisect_right(found, moment, key=lambda entry: entry[0]) :]
+
+
+def judge(table: TableId, before: str | None, after: str | None) -> Judgement:
+    """What an identity means for rows that were read under an earlier one."""
+    if before is None or before == after:
+        return Judgement(Outcome.SAME)
+    return Judgement(Outcome.CARRIED, columns=True)
 
 
 @dataclass

@@ -17,13 +17,14 @@ import pyarrow as pa
 
 from cdc_service.consume.kafka import TopicFacts
 from cdc_service.core.errors import CommitUnknown, Unavailable
+from cdc_service.core.identity import Identities, Judgement
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, Mode, TableId, TableSchema
 from cdc_service.watch import Facts
 from connectors.connect import ConnectorStatus, TaskStatus
 from connectors.protocol import UNKNOWN_FILL, Fill, Reread
 from tests.simulation.outside import Broker, Connector
-from tests.simulation.source import Source
+from tests.simulation.source import Source, judge
 
 RUNNING = ConnectorStatus("cdc_shop", "RUNNING", "w", "", (TaskStatus(0, "RUNNING", "w"),))
 TYPES = {"id": LogicalType(Kind.INT64), **dict.fromkeys(("name", "body", "extra"), LogicalType(Kind.STRING))}
@@ -158,6 +159,16 @@ class World:
         columns = self.source.tables[table].columns
         return TableSchema(TableId("public", table), tuple(Column(name, TYPES[name]) for name in columns), ("id",))
 
+    def identities(self, tables: Sequence[TableId]) -> Identities:
+        return self.ask_of("source.identities", self.catalog)  # type: ignore[no-any-return]
+
+    def catalog(self) -> Identities:
+        """What the source says of its tables now."""
+        return Identities(self.source.lsn, {TableId("public", name): t.identity for name, t in self.source.tables.items()})
+
+    def judge(self, table: TableId, before: str | None, after: str | None) -> Judgement:
+        return judge(table, before, after)
+
     def horizon(self, table: TableId) -> int:
         lost = self.effect("source.horizon")
         if lost:
@@ -192,7 +203,8 @@ class World:
             incremental=bool(c.scans),
             topics=self.broker.describe(),
             scans=c.told,
-            source_position=self.source.lsn,
+            identities=self.catalog(),
+            reached_us=self.wall_us(),
         )
 
 

@@ -117,7 +117,8 @@ class World:
 def made(memory: int = 10**9, **limits: Any) -> tuple[World, Destination, Line, Control]:
     world, destination = World(), Destination()
     anything: Any = world
-    means = Means(destination, anything, anything, anything, lambda table: None, lambda table: (), world, Limits(memory=memory, **limits))
+    limit = Limits(memory=memory, **limits)
+    means = Means(destination, anything, anything, anything, lambda table: None, lambda table: (), anything, world, limit)
     tables, flush = [], Flush(rows=20, bytes=10**6, seconds=0.5)
     for name in (BAD, GOOD):
         source = TableId(*name.split("."))

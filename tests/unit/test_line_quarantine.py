@@ -56,7 +56,7 @@ class World:
         nobody: Any = None
         source: Any = self
         decoder = DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER, logs={TOPIC} if self.mode is Mode.APPEND else ())
-        means = Means(self.destination, nobody, decoder, source, nobody, nobody, RealClock(), Limits())
+        means = Means(self.destination, nobody, decoder, source, nobody, nobody, nobody, RealClock(), Limits())
         config = TableConfig(SCHEMA.table, target, TOPIC, Flush(rows=1, bytes=1, seconds=1), "refuse", "public.t")
         self.table = Table(config if self.keyed else config.without_key(), means)
         schema = decoder.decode(quarantine.raw_batch(self.table, [_kept(NARROW.change("c", row(1, "x")))]))[0].schema

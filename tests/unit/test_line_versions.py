@@ -76,7 +76,7 @@ def warehouse() -> MemoryDestination:
 
 @pytest.fixture
 def table(outside: Outside, warehouse: MemoryDestination) -> Table:
-    means = Means(warehouse, outside, outside, outside, lambda table: None, lambda table: (), RealClock(), Limits())
+    means = Means(warehouse, outside, outside, outside, lambda table: None, lambda table: (), outside, RealClock(), Limits())
     made = Table(TableConfig(TABLE, Target(TABLE, "public", "t"), TOPIC, Flush(), "refuse", "public.t"), means)
     made.own(0)
     made.own(1)
@@ -133,7 +133,7 @@ def test_i9_a_drop_is_seen_in_later_rows_alone(outside: Outside, warehouse: Memo
 
 
 def test_i9_a_log_of_changes_fills_no_column_and_is_read_anew_for_none(outside: Outside, warehouse: MemoryDestination) -> None:
-    means = Means(warehouse, outside, outside, outside, lambda table: None, lambda table: (), RealClock(), Limits())
+    means = Means(warehouse, outside, outside, outside, lambda table: None, lambda table: (), outside, RealClock(), Limits())
     target = Target(TABLE, "public", "t", Mode.APPEND)
     table = Table(TableConfig(TABLE, target, TOPIC, Flush(), "refuse", "public.t"), means)
     table.own(0)
@@ -149,7 +149,7 @@ def test_i9_a_log_of_changes_fills_no_column_and_is_read_anew_for_none(outside: 
 
 @pytest.mark.parametrize("mode", [Mode.UPSERT, Mode.SOFT_DELETE])
 def test_i23_events_without_a_key_stop_a_table_that_is_kept_by_key(outside: Outside, warehouse: MemoryDestination, mode: Mode) -> None:
-    means = Means(warehouse, outside, outside, outside, lambda table: None, lambda table: (), RealClock(), Limits())
+    means = Means(warehouse, outside, outside, outside, lambda table: None, lambda table: (), outside, RealClock(), Limits())
     table = Table(TableConfig(TABLE, Target(TABLE, "public", "t", mode), TOPIC, Flush(), "refuse", "public.t"), means)
     table.own(0)
     table.open()
@@ -166,7 +166,7 @@ def test_i9_rows_of_a_snapshot_judge_no_column(outside: Outside, warehouse: Memo
 
 def test_a_column_that_events_do_not_know_has_the_table_read_anew_once(outside: Outside, warehouse: MemoryDestination) -> None:
     now = ["id", "a"]
-    means = Means(warehouse, outside, outside, outside, lambda table: None, lambda table: tuple(now), RealClock(), Limits())
+    means = Means(warehouse, outside, outside, outside, lambda table: None, lambda table: tuple(now), outside, RealClock(), Limits())
     versions = Versions(Target(TABLE, "public", "t"), TOPIC, means)
     versions.evolve(schema("a"), (10, 10))
 
