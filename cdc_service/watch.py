@@ -25,8 +25,8 @@ from connectors.protocol import LogHold, Names, SourceDialect
 LOOK_SECONDS = 1.0
 SLOW_SECONDS = 5.0
 """How often the connector's state and the source's log are looked at."""
-IDENTITY_SHARE = 0.04
-"""The share of the time that asking for the tables' identities may take."""
+IDENTITY_SHARE, IDENTITY_SECONDS_MAX = 0.04, 5.0
+"""The share of the time that asking for the tables' identities may take, and how long it waits at most to be asked again."""
 SIGHTINGS_MAX = 1_000
 
 
@@ -302,6 +302,6 @@ class Watch:
             return None
         found = self._source.identities(list(self._topics.values()), self._names, connector, self._options)
         ended = self._clock.monotonic()
-        self._identities_at = began + (ended - began) / IDENTITY_SHARE
+        self._identities_at = began + min((ended - began) / IDENTITY_SHARE, IDENTITY_SECONDS_MAX)
         self._sightings.add(found.position, at_us)
         return found

@@ -30,7 +30,7 @@ class Outcome(StrEnum):
 HINDRANCES = frozenset(
     {
         "table_gone",
-        "not_captured",
+        "not_in_connector",
         "not_published",
         "published_in_part",
         "row_security",

@@ -35,7 +35,7 @@ RECOUNT_SECONDS = 10.0
 LOWEST = -(2**63)
 KEEPS_UP_US = 15_000_000
 """A table without lag that was known to be complete so lately has none: what is known moves with the connector's heartbeats."""
-NOT_YET = frozenset({"not_captured", "not_published", "slot_gone"})
+NOT_YET = frozenset({"not_in_connector", "not_published", "slot_gone"})
 """What stands in the way of a table before it is registered: then it waits."""
 
 

@@ -6,7 +6,7 @@ What a record says that is not exact, or not of its table, leaves as Rejected be
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,7 +15,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cdc_service.core.decode import Positions
-from cdc_service.core.errors import CdcError
 from cdc_service.core.keys import key_text
 from cdc_service.core.types import ChangeBatch, RawBatch, Rejected, TableId, TableSchema
 from connectors.decoders.blocks import Block, Problem
@@ -112,8 +111,10 @@ class EnvelopeDecoder:
         able = [found for found in layouts.values() if {c.name for c in found.columns} >= set(rows.column_names)]
         layout = layouts.get(version.fingerprint) or (able[-1] if able else None)
         if layout is None:
-            message = f"no record of topic {topic} with the columns {', '.join(rows.column_names)} was decoded yet"
-            raise CdcError(message, code="no_layout")
+            from connectors.decoders.schemaless import layout_of_texts  # It is made of this module's parts.
+
+            asked = tuple(c for c in version.columns if c.name in rows.column_names)
+            layout = layout_of_texts(replace(version, columns=asked, key=()))
         return columns_from_text(layout.of_text, rows)
 
     def _last_schema(self, name: str, topic: _Topic) -> TableSchema:

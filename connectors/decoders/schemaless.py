@@ -114,6 +114,13 @@ def _closed(documents: pa.Array) -> pa.Array:
     return pc.binary_join_element_wise(documents.fill_null(b"{}"), pa.scalar(b"}"), pa.scalar(b""))
 
 
+def layout_of_texts(table: TableSchema) -> Layout:
+    """How the source's own reading gives the columns of ``table`` as text (SourceDialect.reread), where no event showed them yet: as the
+    connector's default settings write them. Raises ConfigError for a type whose text may mean several things."""
+    forms = {"decimal.handling.mode": "string", "time.precision.mode": "microseconds", "interval.handling.mode": "string"}
+    return _layout(table, {**forms, "hstore.handling.mode": "json", "binary.handling.mode": "bytes"})
+
+
 def _layout(table: TableSchema, connector: Mapping[str, str]) -> Layout:
     for name in table.names:
         if name in _NULL_BESIDE:

@@ -329,7 +329,7 @@ def _unpublished(table: TableId, new: Mapping[str, Any], old: Mapping[str, Any] 
         what = "rows that its filter leaves out" if filtered else "columns that its list leaves out"
         return stops("published_in_part", f"is published in part: {new['published_as']} does not send {what}", hint)
     if new["captured"] is False:
-        return stops("not_captured", "is not captured by the connector any more", "cdc register")
+        return stops("not_in_connector", "is not captured by the connector any more", "cdc register")
     if new["out"]:
         names = {c[_NUMBER]: c[_NAME] for c in new["columns"]}
         columns = ", ".join(names[n] for n in new["out"])

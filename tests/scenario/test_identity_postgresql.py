@@ -242,7 +242,7 @@ def test_what_the_connector_leaves_out_without_being_asked_to_stops(source: Sour
     meant = source.dialect.identities([name], NAMES, made, {"column.exclude.list": r"public\.t\.g"}).tables[name]
     assert source.dialect.judge(name, None, meant).outcome is Outcome.SAME
     other = source.identity(table, **{"table.include.list": r"public\.other", "column.exclude.list": ""})
-    assert source.dialect.judge(name, None, other).code == "not_captured"
+    assert source.dialect.judge(name, None, other).code == "not_in_connector"
 
 
 def test_a_thousand_tables_are_one_question(source: Source, table: str) -> None:
