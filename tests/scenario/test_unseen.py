@@ -80,8 +80,8 @@ def pipeline(stack: Stack, tmp_path_factory: pytest.TempPathFactory, request: py
 
 
 def change(pipeline: Line, name: str, statements: str) -> None:
-    for statement in statements.format(t=name, p=f"cdc_{pipeline.database.name}").split(";"):
-        pipeline.execute(statement)
+    """In one transaction, so that no look comes between the statements."""
+    pipeline.execute(statements.format(t=name, p=f"cdc_{pipeline.database.name}"))
 
 
 def insert(pipeline: Line, name: str, id_: int) -> None:
@@ -150,7 +150,7 @@ def test_i28_what_does_not_arrive_stops_its_table_and_the_cure_heals(pipeline: L
     assert f"public.{name}" in said["error_message"]
     for cure in said["error_hint"].splitlines():
         if cure.startswith("cdc "):
-            pipeline.cdc.call(*cure.split()[1:], "--yes")
+            pipeline.call(*cure.split()[1:], "--yes")
         else:
             pipeline.execute(cure)
     await_right(pipeline, name, pipeline.fence())
