@@ -28,6 +28,10 @@ class Source(Protocol):
         the table cannot be read anew beside the stream."""
         ...
 
+    def settled(self, table: TableId) -> int:
+        """Waits for the transactions that have changed the table and are open now. Raises Unavailable where they stay so for long."""
+        ...
+
 
 class Control:
     """``begun`` is told of a table whose resync begins and asks the connector for its rows; ``advice`` gives the consumer group's
@@ -121,6 +125,10 @@ class Control:
         judged = self._means.source.judge(table.source, None, now)
         if judged.outcome is Outcome.STOPS or now is None:
             raise CdcError(f"it cannot be read anew: {judged.why}", hint=judged.hint, code=judged.code)
+        kept = table.kept
+        if kept.error_code in HINDRANCES or self._means.source.judge(table.source, kept.identity or None, now).outcome is Outcome.ANEW:
+            # What they did while the log was not sent never comes, so their ends have to lie before the reading.
+            self._source.settled(table.source)
         return now, found.position
 
     def _begin(self, table: Table, facts: TopicFacts, ends: Mapping[int, int]) -> tuple[Mapping[int, int], bool]:

@@ -175,6 +175,14 @@ class World:
             raise Unavailable("reply lost")
         return self.source.horizon(self.connector.stored or 0)
 
+    def settled(self, table: TableId) -> int:
+        def wait() -> int:
+            if self.source.busy(table.name):
+                raise Unavailable("transactions that changed the table are open")
+            return self.source.lsn
+
+        return self.ask_of("source.settled", wait)  # type: ignore[no-any-return]
+
     # Snapshots
 
     def ask(self, table: TableId, id_: str) -> None:
