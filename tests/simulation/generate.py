@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cdc_service.core.types import Mode
+from tests.simulation.catalog import NAMES, STATEMENTS
 from tests.simulation.schedule import ACTIONS, Outcome, Setting, Simulation, Step, play_out
-from tests.simulation.source import KEYS
+from tests.simulation.source import KEYS, TRANSACTIONAL
 from tests.simulation.warehouses import Warehouses
 
 Draw = random.Random
+CATALOG_SHARE = 0.35
+"""Of the seeds so many change the catalog, too."""
 FILLS = ("null", "filled", "?")
 
 
@@ -45,6 +48,26 @@ def _turn(draw: Draw, s: Simulation) -> Step:
 def _person(draw: Draw, s: Simulation) -> Step:
     return Step("act", (_worker(draw, s), _number(draw), draw.choice(["pause", "resync", "resync"]), _table(draw, s)))
 
+
+def _catalog(draw: Draw, s: Simulation) -> Step:
+    what = draw.choices(list(STATEMENTS), [CATALOG[name] for name in STATEMENTS])[0]
+    words: tuple[str, ...] = ()
+    if what == "rename":
+        words = draw.choice(["id", "name", "name", "body", "extra"]), str(draw.randrange(len(NAMES)))
+    elif what in ("rewrite", "restore"):
+        words = (draw.choice(["name", "body"]),)
+    elif what == "attach":
+        words = str(draw.randrange(KEYS)), str(draw.randrange(KEYS))
+    within = what in TRANSACTIONAL and draw.random() < 0.4
+    return Step("catalog", (str(draw.randrange(3)) if within else "-", what, _table(draw, s), *words))
+
+
+CATALOG = {
+    **dict.fromkeys(("rename", "publish", "show"), 4.0),
+    **dict.fromkeys(("unpublish", "rewrite", "attach", "detach"), 2.0),
+    **dict.fromkeys(("swap", "reuse", "restore", "vacuum", "born", "hide"), 1.0),
+}
+"""How often each statement."""
 
 USUAL: tuple[tuple[float, Callable[[Draw, Simulation], Step]], ...] = (
     (8, _write),
@@ -86,6 +109,10 @@ KINDS: dict[str, tuple[tuple[float, Callable[[Draw, Simulation], Step]], ...]] =
         (0.1, lambda d, s: Step("forget_checkpoint", (_table(d, s),))),
     ),
     "backup": ((0.3, lambda d, s: Step("backup")), (0.1, lambda d, s: Step("restore"))),
+    "catalog": (
+        (1.5, _catalog),
+        (0.02, lambda d, s: Step("lag")),
+    ),
     "clock": (
         (0.3, lambda d, s: Step("wall_clock", (str(d.choice([-3600, 3600])),))),
         (0.5, lambda d, s: Step("source_clock", (str(d.choice([-100, 100])),))),
@@ -106,7 +133,8 @@ def profile(draw: Draw) -> Profile:
     modes = tuple((f"t{n}", draw.choice(list(Mode))) for n in range(tables))
     setting = Setting(modes, draw.choice([1, 2, 3, 3]), draw.choice([1000, 10**9, 10**9]), draw.choice([0, 2, 6]), draw.random() < 0.5)
     share = draw.choice([0.0, 0.2, 0.4, 0.6])
-    return Profile(setting, frozenset(kind for kind in KINDS if draw.random() < share), draw.choice([60, 150, 300]))
+    kinds = frozenset(kind for kind in KINDS if kind != "catalog" and draw.random() < share)
+    return Profile(setting, kinds, draw.choice([60, 150, 300]))
 
 
 def _steps(draw: Draw, p: Profile) -> Callable[[Simulation], Iterator[Step]]:
@@ -138,4 +166,6 @@ def run(seed: int, warehouses: Warehouses) -> Outcome:
     """The schedule of a seed. What did nothing is left out of the schedule that comes back."""
     draw = random.Random(seed)
     p = profile(draw)
+    if random.Random(f"catalog/{seed}").random() < CATALOG_SHARE:
+        p = replace(p, kinds=p.kinds | {"catalog"})
     return play_out(p.setting, warehouses, _steps(draw, p))
