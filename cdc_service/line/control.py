@@ -29,7 +29,8 @@ class Source(Protocol):
         ...
 
     def settled(self, table: TableId) -> int:
-        """Waits for the transactions that have changed the table and are open now. Raises Unavailable where they stay so for long."""
+        """A log position at or above every change that was made before this is called, now that all of them are committed or taken back.
+        Raises Unavailable where one is not after a while."""
         ...
 
 
@@ -95,6 +96,10 @@ class Control:
         # Kafka before these ends was committed before the snapshot reads, so it is skipped.
         identity, identity_at = self._identity(table)
         opened = self._source.horizon(table.source)
+        if identity != kept.identity or kept.error_code in HINDRANCES:
+            # What was committed before the source became what it is now may be of another form, and what was begun while the log was not
+            # sent never comes: both have to lie before the reading, and count for less than it.
+            opened = max(opened, self._source.settled(table.source) + 1)
         facts = self._facts(table)
         ends = {p: high for p, (_, high) in facts.ends.items()}
         state = TableState(
@@ -125,10 +130,6 @@ class Control:
         judged = self._means.source.judge(table.source, None, now)
         if judged.outcome is Outcome.STOPS or now is None:
             raise CdcError(f"it cannot be read anew: {judged.why}", hint=judged.hint, code=judged.code)
-        kept = table.kept
-        if kept.error_code in HINDRANCES or self._means.source.judge(table.source, kept.identity or None, now).outcome is Outcome.ANEW:
-            # What they did while the log was not sent never comes, so their ends have to lie before the reading.
-            self._source.settled(table.source)
         return now, found.position
 
     def _begin(self, table: Table, facts: TopicFacts, ends: Mapping[int, int]) -> tuple[Mapping[int, int], bool]:
