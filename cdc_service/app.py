@@ -527,3 +527,6 @@ class _Horizon:
         if hold is None or hold.status == "lost":
             raise CdcError("nothing holds the source's log for this pipeline", hint="cdc register", code="not_registered")
         return max(0, self.parts.source.position() - (hold.retained_bytes or 0))
+
+    def settled(self, table: TableId) -> int:
+        return self.parts.source.settled(table)

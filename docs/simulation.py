@@ -44,6 +44,8 @@ FAULTS = {
     "outage": "Kafka, the warehouse or the source does not answer for a while",
     "dba": "the target is dropped; the checkpoint rows are removed",
     "backup": "the warehouse is restored from a backup",
+    "catalog": "a table changes with no event: columns change names, values are written anew, partitions come and go, it is not published,"
+    " row security hides rows",
     "clock": "the clocks of service and source step by an hour, or back",
 }
 RUNS = (

@@ -28,6 +28,11 @@ class Source(Protocol):
         the table cannot be read anew beside the stream."""
         ...
 
+    def settled(self, table: TableId) -> int:
+        """A log position at or above every change that was made before this is called, now that all of them are committed or taken back.
+        Raises Unavailable where one is not after a while."""
+        ...
+
 
 class Control:
     """``begun`` is told of a table whose resync begins and asks the connector for its rows; ``advice`` gives the consumer group's
@@ -91,6 +96,10 @@ class Control:
         # Kafka before these ends was committed before the snapshot reads, so it is skipped.
         identity, identity_at = self._identity(table)
         opened = self._source.horizon(table.source)
+        if identity != kept.identity or kept.error_code in HINDRANCES:
+            # What was committed before the source became what it is now may be of another form, and what was begun while the log was not
+            # sent never comes: both have to lie before the reading, and count for less than it.
+            opened = max(opened, self._source.settled(table.source) + 1)
         facts = self._facts(table)
         ends = {p: high for p, (_, high) in facts.ends.items()}
         state = TableState(

@@ -101,7 +101,7 @@ class Progress:
                 if news is not None:
                     self._compare(table, news)
                 goal = table.reached()
-                if goal is not None and not table.stopped:
+                if goal is not None and not table.stopped and not table.reload:
                     self._through(table, goal)
             except TableStopped as error:
                 self._line.stop(table, error)

@@ -501,7 +501,7 @@ class Table:
         """Takes over what another process wrote of the table; the partitions that are read here stay with it."""
         if state.version <= self.kept.version:
             return
-        before, self.kept = self.kept, state
+        before, self.kept, self.known = self.kept, state, True
         if before.generation == state.generation and not state.resync and before.complete_through is not None:
             self.kept = replace(state, complete_through=max(before.complete_through, state.complete_through or 0))
         if self.stopped or before.generation != state.generation:

@@ -69,7 +69,9 @@ class Versions:
         """Makes the target hold the columns that the source's catalog has, as of ``position`` or later, though no row came that has them;
         ``renamed`` are those that got other names (old -> new). Sets ``reload`` where only reading the rows anew does it."""
         if not self.all:
-            return  # The target is made with its first rows.
+            # The target is made with its first rows, which may be older than what the catalog says.
+            self.reload = "its columns were altered before the first of its rows came"
+            return
         if renamed and not self._rename(renamed, position):
             return
         told, own = self._means.schema_of(self._target.source), self.all[-1]

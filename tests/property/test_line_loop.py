@@ -222,6 +222,9 @@ class World:
     def horizon(self, table: TableId) -> int:
         return self.source.record
 
+    def settled(self, table: TableId) -> int:
+        return self.source.record
+
     def fail(self, where: str) -> None:
         if self.random.random() < self.faults:
             happened(f"failed at {where}")

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cdc_service.core.types import Mode
+from tests.simulation.catalog import NAMES
 from tests.simulation.schedule import ACTIONS, Outcome, Setting, Simulation, Step, play_out
-from tests.simulation.source import KEYS
+from tests.simulation.source import KEYS, TRANSACTIONAL
 from tests.simulation.warehouses import Warehouses
 
 Draw = random.Random
+CATALOG_SHARE = 0.35
+"""Of the seeds so many change the catalog, too."""
 FILLS = ("null", "filled", "?")
 
 
@@ -45,6 +48,30 @@ def _turn(draw: Draw, s: Simulation) -> Step:
 def _person(draw: Draw, s: Simulation) -> Step:
     return Step("act", (_worker(draw, s), _number(draw), draw.choice(["pause", "resync", "resync"]), _table(draw, s)))
 
+
+def _catalog(draw: Draw, s: Simulation) -> Step:
+    table = _table(draw, s)
+    shape = s.world.source.tables[table].shape
+    what = draw.choices(list(CATALOG), list(CATALOG.values()))[0]
+    if draw.random() < 0.5:  # What was begun comes to its end more often than anything else.
+        what = "publish" if shape.member is None else "show" if shape.hidden else "detach" if shape.parts else what
+    words: tuple[str, ...] = ()
+    if what == "rename":
+        words = draw.choice(["id", "name", "name", "body", "extra"]), str(draw.randrange(len(NAMES)))
+    elif what in ("rewrite", "restore"):
+        words = (draw.choice(["name", "body"]),)
+    elif what == "attach":
+        words = str(draw.randrange(KEYS)), str(draw.randrange(KEYS))
+    within = what in TRANSACTIONAL and draw.random() < 0.4
+    return Step("catalog", (str(draw.randrange(3)) if within else "-", what, table, *words))
+
+
+CATALOG = {
+    "rename": 4,
+    **dict.fromkeys(("unpublish", "hide", "rewrite", "restore", "attach"), 2),
+    **dict.fromkeys(("swap", "reuse", "vacuum", "born"), 1),
+}
+"""How often each statement."""
 
 USUAL: tuple[tuple[float, Callable[[Draw, Simulation], Step]], ...] = (
     (8, _write),
@@ -86,6 +113,10 @@ KINDS: dict[str, tuple[tuple[float, Callable[[Draw, Simulation], Step]], ...]] =
         (0.1, lambda d, s: Step("forget_checkpoint", (_table(d, s),))),
     ),
     "backup": ((0.3, lambda d, s: Step("backup")), (0.1, lambda d, s: Step("restore"))),
+    "catalog": (
+        (3, _catalog),
+        (0.02, lambda d, s: Step("lag")),
+    ),
     "clock": (
         (0.3, lambda d, s: Step("wall_clock", (str(d.choice([-3600, 3600])),))),
         (0.5, lambda d, s: Step("source_clock", (str(d.choice([-100, 100])),))),
@@ -106,7 +137,8 @@ def profile(draw: Draw) -> Profile:
     modes = tuple((f"t{n}", draw.choice(list(Mode))) for n in range(tables))
     setting = Setting(modes, draw.choice([1, 2, 3, 3]), draw.choice([1000, 10**9, 10**9]), draw.choice([0, 2, 6]), draw.random() < 0.5)
     share = draw.choice([0.0, 0.2, 0.4, 0.6])
-    return Profile(setting, frozenset(kind for kind in KINDS if draw.random() < share), draw.choice([60, 150, 300]))
+    kinds = frozenset(kind for kind in KINDS if kind != "catalog" and draw.random() < share)
+    return Profile(setting, kinds, draw.choice([60, 150, 300]))
 
 
 def _steps(draw: Draw, p: Profile) -> Callable[[Simulation], Iterator[Step]]:
@@ -138,4 +170,6 @@ def run(seed: int, warehouses: Warehouses) -> Outcome:
     """The schedule of a seed. What did nothing is left out of the schedule that comes back."""
     draw = random.Random(seed)
     p = profile(draw)
+    if random.Random(f"catalog/{seed}").random() < CATALOG_SHARE:
+        p = replace(p, kinds=p.kinds | {"catalog"})
     return play_out(p.setting, warehouses, _steps(draw, p))

@@ -19,6 +19,7 @@ from cdc_service.config.resolve import TableConfig
 from cdc_service.consume.kafka import Assignment, PartitionError, Polled
 from cdc_service.consume.records import Heads, Taken
 from cdc_service.core.errors import CdcError, Unavailable
+from cdc_service.core.identity import HINDRANCES
 from cdc_service.core.types import Headers, Mode, Target
 from cdc_service.line.control import Control
 from cdc_service.line.loop import Line
@@ -215,10 +216,10 @@ class Worker:
         self.running.asleep = ""
         self.warehouse.crashed(self.destination)
 
-    def operate(self) -> None:
-        """What an operator does who reads why a table stands still."""
+    def operate(self, *, patient: bool = False) -> None:
+        """What an operator does who reads why a table stands still; ``patient``: not where the source is to be mended."""
         for table in self.tables:
-            if not table.stopped or not table.parts:
+            if not table.stopped or not table.parts or (patient and table.kept.error_code in HINDRANCES):
                 continue
             action = "resync" if table.state in ("needs_resync", "schema_stopped", "drift") else "resume"
             body: dict[str, Any] = {}

@@ -2,6 +2,10 @@
 
 For each key there is a *floor*: the latest moment that a record tells of which the ledger calls done (or that ``complete_through``
 claims). The target has to show what the source held at one moment not before the floor, nor before the one that it showed last.
+
+What no record tells (values written anew, names of columns, changes that no publication had) counts from the first claim of a moment not
+before it: until then nothing is claimed that it could make wrong, and rows of before it may stand beside rows of after it. From then on
+every row has to be so, and every column to have the name that it has at the source (I28).
 """
 
 from __future__ import annotations
@@ -14,8 +18,9 @@ from typing import Any
 
 from cdc_service.core.types import Mode, Op, PartitionCounts, TableSchema, Target
 from mergers.protocol import TableState
+from tests.simulation.catalog import Row
 from tests.simulation.outside import Record, Topic
-from tests.simulation.source import KEYS, Row
+from tests.simulation.source import KEYS, Table
 from tests.simulation.warehouses import Parked, Warehouse
 from tests.simulation.world import Violation, World
 
@@ -74,9 +79,9 @@ class Invariants:
         for topic_id, counts in new:
             self._account(target, seen, state, topic_id, counts, parked)
         self._checkpoints(target, seen)
-        if state.state == "streaming" and not state.resync and state.complete_through is not None:
-            self._claim(seen, state)
         schema = w.schema(target)
+        if state.state == "streaming" and not state.resync and state.complete_through is not None:
+            self._claim(target, seen, state, schema)
         if schema is None:
             return
         if target.mode is Mode.APPEND:
@@ -171,21 +176,30 @@ class Invariants:
             if offset != at and (log.topic_id, partition, offset) not in seen.skips:
                 self._wrong("I12", target, f"the checkpoint of partition {partition} is {offset}, its batches end at {at}")
 
-    def _claim(self, seen: Seen, state: TableState) -> None:
+    def _claim(self, target: Target, seen: Seen, state: TableState, schema: TableSchema | None) -> None:
         assert state.complete_through is not None
         self.checked["I10"] += 1
+        t, moment = self.world.source.tables[target.source.name], self.world.source.moment_of(state.complete_through)
+        if state.complete_through > seen.claim and schema is not None and max(t.moved, t.grown) <= moment:
+            self.checked["I28"] += 1
+            live = {c.name for c in schema.columns if not c.dropped}
+            if lacking := {name for _, name in t.columns} - live:
+                self._wrong("I28", target, f"it claims to be complete and has no column {sorted(lacking)}: {sorted(live)}")
         seen.claim = max(seen.claim, state.complete_through)
-        seen.floor_of_all = max(seen.floor_of_all, self.world.source.moment_of(state.complete_through))
+        seen.floor_of_all = max(seen.floor_of_all, moment)
 
     # The rows
 
     def _rows(self, target: Target, seen: Seen, state: TableState, schema: TableSchema) -> None:
         found = self.shown(target, schema)
         t = self.world.source.tables[target.source.name]
+        claimed = 0 if state.complete_through is None else self.world.source.moment_of(state.complete_through)
+        if t.moved > claimed:
+            return  # Nothing that was claimed is of after it.
         if state.resync or (state.state != "streaming" and self.world.connector.attempts > 1):
             return  # Rows of several ages stand beside one another until the resync, or the judgement of a second snapshot, has ended.
-        # What older rows hold in a new column may take reading the table anew; until then they are NULL in it. The end is stricter.
-        unknown = t.fill is not None
+        # What older rows hold in a new column may take reading the table anew; until then they are NULL in it.
+        unknown = dict(t.columns).get("extra") if t.fill is not None and t.grown > claimed else None
         for key in range(KEYS):
             if key in seen.parked:
                 continue
@@ -194,11 +208,13 @@ class Invariants:
             since = max(floor, seen.reached.get(key, 0))
             self.checked["I3"] += 1
             shown = found.get(key)
-            if unknown and shown is not None and shown.get("extra") is None:
-                live = live - {"extra"}
-            reached = next((moment for moment, row in t.since(key, since) if _same(shown, row, live)), None)
+            if unknown is not None and shown is not None and shown.get(unknown) is None:
+                live = live - {unknown}
+            reached = next((moment for moment, row in t.since(key, since) if _same(t, shown, row, live)), None)
             if reached is None:
                 invariant, why = self._judge(target, key, shown, floor, live)
+                if seen.floor.get(key, 0) < t.moved:
+                    invariant = "I28"
                 self._wrong(invariant, target, f"key {key} shows {_brief(shown)}: {why}")
             else:
                 seen.reached[key] = reached
@@ -213,15 +229,16 @@ class Invariants:
         for row in table.to_pylist():
             if row.get("_cdc_deleted"):
                 continue
-            if row["id"] in found:
-                self._wrong("I7", target, f"key {row['id']} has two rows")
-            found[row["id"]] = {name: row[name] for name in schema.names}
+            key = row[schema.key[0]]
+            if key in found:
+                self._wrong("I7", target, f"key {key} has two rows")
+            found[key] = {name: row[name] for name in schema.names}
         return found
 
     def _judge(self, target: Target, key: int, shown: Row | None, floor: int, live: set[str]) -> tuple[str, str]:
         """Which invariant that is, as far as one row can tell."""
         t = self.world.source.tables[target.source.name]
-        ever = [moment for moment, row in [(0, None), *t.history.get(key, [])] if _same(shown, row, live)]
+        ever = [moment for moment, row in [(0, None), *t.history.get(key, [])] if _same(t, shown, row, live)]
         now = f"the source held {_brief(t.at(key, floor))} at moment {floor}"
         if not ever:
             return "I11", f"the source never held that; {now}"
@@ -235,7 +252,7 @@ class Invariants:
         """Each change that was read is a row once."""
         assert self.warehouse is not None
         table = self.warehouse.rows(target, schema)
-        about = (table["_cdc_op"].to_pylist(), table["_cdc_record"].to_pylist(), table["id"].to_pylist())
+        about = (table["_cdc_op"].to_pylist(), table["_cdc_record"].to_pylist(), table[schema.key[0]].to_pylist())
         self.checked["I16"] += 1
         found = Counter(change for change in zip(*about, strict=True) if change[1] > 0)
         if found != seen.changes:
@@ -257,18 +274,17 @@ class Invariants:
                 self._check_log(target, schema)
             else:
                 found = self.shown(target, schema)
-                live = set(t.columns) & set(schema.names)
-                wrong = [key for key in range(KEYS) if not _same(found.get(key), t.rows.get(key), live)]
+                live = set(schema.names)
+                wrong = [key for key in range(KEYS) if not _same(t, found.get(key), t.rows.get(key), live)]
                 if wrong:
                     shown = {key: (_brief(found.get(key)), _brief(t.rows.get(key))) for key in wrong}
                     self._wrong("I1", target, f"target and source differ at the end: {shown}")
             seen = self.seen[target]
             topic = self._topic(target)
             opened = self.warehouse.state(target).opened_at or {}
-            sent = {
-                c for p, log in enumerate(topic.partitions) for r in log[opened.get(p, 0) :] if not r.event.poison for c in r.event.columns
-            }
-            if schema is not None and not sent <= set(schema.names):
+            events = [r.event for p, log in enumerate(topic.partitions) for r in log[opened.get(p, 0) :] if not r.event.poison]
+            sent = {name for event in events for _, name in event.columns}
+            if schema is not None and not t.moved and not sent <= set(schema.names):
                 self._wrong("I9", target, f"it has the columns {schema.names}, events had {sorted(sent)}")
             for partition, log in enumerate(topic.partitions):
                 at = self.warehouse.checkpoints(target).get((topic.log, partition))
@@ -287,9 +303,10 @@ class Invariants:
             if row["_cdc_op"] == "t":
                 latest.clear()
             else:
-                latest[row["id"]] = row
+                latest[row[schema.key[0]]] = row
         t = self.world.source.tables[target.source.name]
-        told = {key: row["name"] for key, row in latest.items() if row["_cdc_op"] != "d"}
+        name = dict(t.columns)["name"]
+        told = {key: row[name] for key, row in latest.items() if row["_cdc_op"] != "d"}
         held = {key: row["name"] for key, row in t.rows.items()}
         if told != held:
             self._wrong("I1", target, f"its log tells {told}, the source holds {held}")
@@ -298,10 +315,10 @@ class Invariants:
         raise Violation(f"{invariant} {target.source}: {what}")
 
 
-def _same(shown: Row | None, row: Row | None, live: set[str]) -> bool:
+def _same(t: Table, shown: Row | None, row: Row | None, live: set[str]) -> bool:
     if shown is None or row is None:
         return shown is row
-    return all(shown.get(name) == value for name, value in row.items() if name in live)
+    return all(shown.get(name) == value for name, value in t.named(row).items() if name in live)
 
 
 def _brief(row: Row | None) -> str:

@@ -19,14 +19,17 @@ import pyarrow.compute as pc
 
 from cdc_service.core import fold as fold_module
 from cdc_service.core.errors import CommitUnknown, TableStopped
+from cdc_service.core.identity import HINDRANCES, Judgement, Outcome
 from cdc_service.core.types import Checkpoint, Delta, Op, PartitionCounts, RawBatch, Receipt
 from cdc_service.line import control as control_module
 from cdc_service.line import merging as merging_module
 from cdc_service.line import progress as progress_module
 from cdc_service.line import table as table_module
 from cdc_service.line import versions as versions_module
+from cdc_service.line.table import flowing
 from cdc_service.testing import memory
 from connectors.decoders import envelope, positions
+from tests.simulation import world as world_module
 
 Patch = tuple[Any, str, Any]
 KILLED = Path(__file__).with_name("killed.json")
@@ -480,6 +483,86 @@ def _() -> Sequence[Patch]:
             return real(self, table)
 
     return [(control_module.Control, "resync", resync)]
+
+
+# What the source became
+
+
+@mutant("claims ask for no identity", "complete_through moves with the connector's position, whatever became of the table at its source")
+def _() -> Sequence[Patch]:
+    return [(progress_module.Progress, "_identify", lambda self, table, facts: True)]
+
+
+@mutant("an identity of before", "the identity that an earlier look saw stands for the position of this one")
+def _() -> Sequence[Patch]:
+    real, seen = progress_module.Progress._identify, dict[Any, Any]()
+
+    def identify(self: Any, table: Any, facts: Any) -> bool:
+        place = id(self), table.source
+        before, seen[place] = seen.get(place, facts.identities), facts.identities
+        return real(self, table, replace(facts, identities=replace(before, position=facts.identities.position)))
+
+    return [(progress_module.Progress, "_identify", identify)]
+
+
+@mutant("identities are names", "two identities are compared by the names of the columns alone")
+def _() -> Sequence[Patch]:
+    def judge(table: Any, before: Any, after: str) -> Judgement:
+        mine, its = ({c["name"] for c in json.loads(one or after)["columns"]} for one in (before, after))
+        return Judgement(Outcome.SAME if mine == its else Outcome.CARRIED, columns=mine != its)
+
+    return [(world_module, "judge", judge)]
+
+
+@mutant("a stop ends where it began", "a table that the source had stopped goes on at its checkpoint, without being read anew")
+def _() -> Sequence[Patch]:
+    real = progress_module.Progress._identify
+
+    def identify(self: Any, table: Any, facts: Any) -> bool:
+        stopped, good = table.stopped, real(self, table, facts)
+        if stopped and table.reload:
+            table.reload = ""
+            now = facts.identities
+            gone = dict.fromkeys(("error_code", "error_message", "error_hint"), "")
+            table.keep(state=flowing(table.kept), identity=now.tables[table.source], identity_at=now.position, **gone)
+        return good
+
+    return [(progress_module.Progress, "_identify", identify)]
+
+
+@mutant("a resync keeps the identity of its end", "what the source became while rows were read anew counts as what they were read under")
+def _() -> Sequence[Patch]:
+    real = progress_module.Progress._identify
+
+    def identify(self: Any, table: Any, facts: Any) -> bool:
+        if table.kept.resync and table.state == "snapshotting":
+            table.kept = replace(table.kept, identity=facts.identities.tables[table.source])
+        return real(self, table, facts)
+
+    return [(progress_module.Progress, "_identify", identify)]
+
+
+@mutant("older events keep older names", "a column is renamed, and events of before it bring the old name back")
+def _() -> Sequence[Patch]:
+    return [(versions_module.Versions, "translated", lambda self, batch: batch)]
+
+
+@mutant("a stop is forgotten over a restart", "who opens a table that the source had stopped takes the source as it is then")
+def _() -> Sequence[Patch]:
+    real = table_module.Table._continued
+
+    def continued(self: Any, kept: Any) -> Any:
+        if kept.error_code not in HINDRANCES:
+            return real(self, kept)
+        gone = dict.fromkeys(("error_code", "error_message", "error_hint", "identity"), "")
+        return replace(kept, state=flowing(kept), error_at=None, **gone)
+
+    return [(table_module.Table, "_continued", continued)]
+
+
+@mutant("a resync begins where the log is held", "changes of before the source became what it is win over the rows that are read")
+def _() -> Sequence[Patch]:
+    return [(world_module.World, "settled", lambda self, table: -1)]
 
 
 def killed() -> dict[str, dict[str, Any]]:

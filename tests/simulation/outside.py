@@ -12,20 +12,18 @@ from itertools import count
 from cdc_service.consume.kafka import TopicFacts
 from cdc_service.core.types import Headers, LogId, Mode, Op
 from cdc_service.watch import Scans
+from tests.simulation.catalog import Names
 from tests.simulation.source import INCREMENTAL, INITIAL, KEYS, Event, Source
 from tests.support.envelopes import PLACEHOLDER, Col, Table, dumps, text
 
 CHUNK = 3
 """Keys that an incremental snapshot reads at once."""
-_COLUMNS = {
-    "id": Col("id", "int64", "INT8", optional=False),
-    **{name: text(name) for name in ("name", "body", "extra")},
-}
 
 
 @cache
-def _wire(table: str, columns: tuple[str, ...]) -> Table:
-    return Table([_COLUMNS[name] for name in columns], name=table)
+def _wire(table: str, columns: Names) -> Table:
+    key = next(name for role, name in columns if role == "id")
+    return Table([Col(name, "int64", "INT8", optional=False) if name == key else text(name) for _, name in columns], (key,), table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +36,13 @@ class Record:
 
 def encode(event: Event) -> Record:
     wire = _wire(event.table, event.columns)
-    key = None if event.key is None else wire.key_of({"id": event.key})
+    (own,) = wire.key
+    key = None if event.key is None else wire.key_of({own: event.key})
     headers: list[tuple[str, bytes | None]] = []
     if event.old is not None:
-        headers.append(("__debezium.oldkey", dumps({"id": event.old})))
+        headers.append(("__debezium.oldkey", dumps({own: event.old})))
     if event.new is not None:
-        headers.append(("__debezium.newkey", dumps({"id": event.new})))
+        headers.append(("__debezium.newkey", dumps({own: event.new})))
     if event.tombstone:
         return Record(event, key, None, headers)
     where = {"lsn": event.lsn, "ts_us": event.us, "sequence": f'["{event.sequence}","{event.lsn}"]' if event.sequence else None}
@@ -52,10 +51,10 @@ def encode(event: Event) -> Record:
     elif event.phase == INCREMENTAL:
         where |= {"snapshot": "incremental", "lsn": None}
     op = "x" if event.poison else "rcudt"[event.op]
-    after = None if event.row is None else {name: event.row.get(name) for name in event.columns}
+    after = None if event.row is None else {name: event.row.get(role) for role, name in event.columns}
     if after is not None and event.unsent:
-        after["body"] = PLACEHOLDER
-    image = {name: event.key if name == "id" else None for name in event.columns} if event.op is Op.DELETE else None
+        after[dict(event.columns)["body"]] = PLACEHOLDER
+    image = {name: event.key if name == own else None for _, name in event.columns} if event.op is Op.DELETE else None
     return Record(event, key, wire.value(op, after, before=image, **where), headers)  # type: ignore[arg-type]
 
 
@@ -148,6 +147,8 @@ class Connector:
         self.reading, self.at, self.began = True, len(self.source.log), self.source.lsn
         lost = self.told.lost | set(self.told.asked) | {scan.id for scan in self.scans}
         self.told = replace(self.told, asked={}, lost=lost, empty={})
+        if self.attempts == 1:  # A registration says what it saw before.
+            self.told = replace(self.told, identities={f"public.{name}": t.identity for name, t in self.source.tables.items()})
         while self.attempts == 1 and self.unread:
             self._read_table()
         self.stored = self.position = self.chunk = None
@@ -192,7 +193,7 @@ class Connector:
         if self.chunk is not None and self.at >= self.chunk[0]:
             return self._emit(self.chunk[1])
         if self.chunk is None and self.scans:
-            return self._read()
+            return not self.source.locked(self.scans[0].table) and self._read()
         if self.at == len(self.source.log) or not self.broker.takes(self.source.log[self.at].table):
             return False
         event = self.source.log[self.at]
@@ -212,6 +213,8 @@ class Connector:
 
     def _snapshot(self) -> bool:
         while self.unread and not self.initial:
+            if self.source.locked(self.unread[0]):
+                return False
             self._read_table()
         if self.initial:
             if not self.broker.takes(self.initial[0].table):

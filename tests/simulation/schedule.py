@@ -6,6 +6,7 @@ schedule stays the same one when other steps are taken out of it. A step that ma
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import re
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import structlog
 
@@ -25,6 +27,8 @@ from tests.simulation.warehouses import Warehouse, Warehouses
 from tests.simulation.world import Violation, World
 
 HEALING_TURNS = 300
+CURED_AT = 7
+"""The turn at which a person does at the source what tables that it stopped say; these go on by themselves."""
 POLL_BYTES_MAX = 60_000
 """What one poll of this Kafka brings at most, decoded."""
 ACTIONS = ("crash", "freeze", "pause", "raise", "lose")
@@ -110,6 +114,7 @@ class Simulation:
         self.invariants.warehouse = self.warehouse
         self.group = Group(self.world, lambda name: Worker(name, self.world, self.warehouse, targets, setting.memory))
         self.targets = targets
+        self.backed_up = False
         self.broken: Step | None = None
         """The step in which an invariant was found broken."""
         self.kinds: frozenset[str] = frozenset()
@@ -128,6 +133,7 @@ class Simulation:
         """Does it. What was really done: with the faults that came about, or None where it made no sense."""
         seed = next((int(w) for w in step.words if w.isdigit()), 0)
         self.world.draw = random.Random(f"{step.verb}/{seed}")
+        before = self.world.source.lsn
         do: Callable[[Step], bool | Step] = getattr(self, f"_{step.verb}")
         try:
             done = do(step)
@@ -135,6 +141,8 @@ class Simulation:
             worker = self.group.named(step.words[0]) if step.words else None
             self.broken = replace(step, faults=tuple(worker.running.hit) if worker is not None else ())
             raise
+        if self.world.lagging is not None:
+            self.world.lagging = before
         self.group.settle()
         return done if isinstance(done, Step) else step if done else None
 
@@ -159,6 +167,21 @@ class Simulation:
 
     def _drop_column(self, step: Step) -> bool:
         return self._counted("column dropped", self.world.source.drop_column(step.words[0]))
+
+    def _catalog(self, step: Step) -> bool:
+        slot, what, table, *words = step.words
+        if what == "detach" and not self._knows_partition(table):
+            return False  # One that came and went unseen leaves no trace in PostgreSQL's catalog either.
+        done = self.world.source.alter(None if slot == "-" else int(slot), what, table, *words)
+        return self._counted(f"catalog: {what}", done)
+
+    def _knows_partition(self, table: str) -> bool:
+        parts, known = self.world.source.tables[table].shape.parts, self.warehouse.state(self._target(table)).identity
+        return bool(parts and known) and not self.backed_up and parts[-1].link in {p["link"] for p in json.loads(known)["parts"]}
+
+    def _lag(self, step: Step) -> bool:
+        self.world.lagging = self.world.source.lsn
+        return True
 
     def _source_clock(self, step: Step) -> bool:
         self.world.source.step_clock(int(step.words[0]))
@@ -185,7 +208,7 @@ class Simulation:
     def _forget_offsets(self, step: Step) -> bool:
         """Somebody removed the connector's offsets: it begins anew, though it streamed. A table that is empty then sends nothing that
         would tell, and the service does not notice."""
-        if not self._topics_here() or not all(t.rows for t in self.world.source.tables.values()):
+        if not self._topics_here() or not all(map(self.world.source.seen, self.world.source.tables)):
             return False
         self.world.connector.begin()
         return self._counted("offsets of the connector removed", True)
@@ -286,6 +309,7 @@ class Simulation:
             return False  # Of a day before the service knew its topics.
         self.warehouse.backup()
         self.invariants.backup()
+        self.backed_up = True
         return True
 
     def _restore(self, step: Step) -> bool:
@@ -375,6 +399,7 @@ class Simulation:
         world, group = self.world, self.group
         world.down.clear()
         world.lost_signals = world.connector.poison = 0
+        world.lagging = None
         world.draw = random.Random("heal")
         for worker in list(group.frozen):
             if len(group.workers) < self.warehouse.workers_max:
@@ -414,13 +439,15 @@ class Simulation:
             if not worker.go(turn(worker, True), {}):
                 group.left(worker, number)
         group.settle()
+        if number == CURED_AT:
+            world.source.cure()
         if number == 10 and self.setting.alone:
             for worker in group.workers[1:]:
                 worker.end()
                 group.left(worker, number)
         if number % 5 == 4:
             for worker in group.workers:
-                worker.go(worker.operate, {})
+                worker.go(partial(worker.operate, patient=True), {})
                 for table in worker.tables:
                     # The documented way out of the quarantine.
                     if table.leads and table.state == "streaming" and self.invariants.seen[table.target].parked:

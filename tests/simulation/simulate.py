@@ -20,6 +20,7 @@ from pathlib import Path
 
 from deploy.local.stack import Stack
 from tests.conformance.harness import PostgreSqlHarness
+from tests.simulation.catalog import STATEMENTS
 from tests.simulation.generate import run
 from tests.simulation.schedule import ACTIONS, Outcome, Schedule, execute, shrink
 from tests.simulation.warehouses import Warehouses
@@ -30,6 +31,7 @@ FAULTS = (
     *("kill", "zombie woke", "join", "rebalance", "kafka down", "warehouse down", "source down", "tail repeated", "snapshot begun anew"),
     *("offsets of the connector removed", "signal lost", "poison", "retention", "topic deleted", "topic made again", "partition added"),
     *("target dropped", "checkpoint removed", "warehouse restored", "clock stepped", "truncate", "column added", "column dropped"),
+    *(f"catalog: {what}" for what in STATEMENTS),
 )
 """What counts as a fault; the rest of what happened is shown beside."""
 

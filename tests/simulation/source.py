@@ -3,35 +3,39 @@
 Positions are PostgreSQL's: a change gets its log position when it is made, a transaction comes out when it commits, so that positions of
 transactions interleave. A *moment* counts everything that became visible; ``history`` remembers for ever what each key held from which
 moment on, the deleted ones too.
+
+Its catalog (tests.simulation.catalog) changes too: what then happens to rows without an event is a moment like any other.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from cdc_service.core.identity import Judgement, Outcome
-from cdc_service.core.types import Mode, Op, TableId
+from cdc_service.core.types import Mode, Op
+from tests.simulation.catalog import Altered, Names, Row, Shape, alter
 
 KEYS = 8
 BIG = "B"
 """A body that begins so is stored outside of its row: an update that leaves it alone does not send it."""
 INITIAL, INCREMENTAL = "initial", "incremental"
-
-Row = Mapping[str, str | int | None]
+SHARED = frozenset({"attach", "born", "publish", "unpublish"})
+"""What is done to a table while transactions that changed it are open."""
+TRANSACTIONAL = frozenset({"rename", "swap", "reuse", "rewrite", "restore", "hide", "show"})
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """A record of the connector. ``row`` is what it sends of the row after the change, in the ``columns`` that the table had then, without
-    ``unsent`` ones; ``sequence`` is where the transaction before this one committed; ``moment`` is what it tells of."""
+    ``unsent`` ones; ``sequence`` is where the transaction before this one committed; ``moment`` is what it tells of. ``lost`` is a change
+    that no publication has: it happens, and is never sent."""
 
     table: str
     op: Op
     lsn: int
     moment: int
-    columns: tuple[str, ...]
+    columns: Names
     key: int | None = None
     row: Row | None = None
     unsent: bool = False
@@ -41,23 +45,37 @@ class Event:
     phase: str = ""
     tombstone: bool = False
     poison: bool = False
+    lost: bool = False
     us: int = 0
 
 
 @dataclass
 class Table:
+    """``moved`` is the latest moment at which something changed that no event tells, ``grown`` that at which a column came."""
+
     name: str
     mode: Mode
-    columns: tuple[str, ...] = ("id", "name", "body")
+    shape: Shape = field(default_factory=Shape)
     rows: dict[int, Row] = field(default_factory=dict)
     history: dict[int, list[tuple[int, Row | None]]] = field(default_factory=dict)
     fill: str | None = None
     """What rows older than the column ``extra`` hold in it; "?" where each holds a value of its own."""
 
+    moved: int = 0
+    grown: int = 0
+
+    @property
+    def columns(self) -> Names:
+        return self.shape.names
+
     @property
     def identity(self) -> str:
-        """As core.identity has it: what the catalog says of the table."""
-        return ",".join(self.columns)
+        return self.shape.identity
+
+    def named(self, row: Row) -> Row:
+        """By the names that its columns have now."""
+        names = dict(self.columns)
+        return {names[role]: value for role, value in row.items() if role in names}
 
     def at(self, key: int, moment: int) -> Row | None:
         """What the key held at a moment."""
@@ -72,19 +90,14 @@ class Table:
         yield from found[bisect_right(found, moment, key=lambda entry: entry[0]) :]
 
 
-def judge(table: TableId, before: str | None, after: str | None) -> Judgement:
-    """What an identity means for rows that were read under an earlier one."""
-    if before is None or before == after:
-        return Judgement(Outcome.SAME)
-    return Judgement(Outcome.CARRIED, columns=True)
-
-
 @dataclass
 class Transaction:
-    """``changes`` are events whose moment and sequence are not known yet; ``rows`` what it changed, by table and key."""
+    """``changes`` are events whose moment and sequence are not known yet; ``rows`` what it changed, by table and key, ``shapes`` the tables
+    that it altered: nobody else reads or writes them until it ends."""
 
-    changes: list[Event] = field(default_factory=list)
+    changes: list[Event | Altered] = field(default_factory=list)
     rows: dict[tuple[str, int], Row | None] = field(default_factory=dict)
+    shapes: dict[str, Shape] = field(default_factory=dict)
 
 
 class Source:
@@ -105,7 +118,11 @@ class Source:
 
     def busy(self, table: str) -> bool:
         """Whether an open transaction has changed the table, and so holds a lock on it."""
-        return any(t == table for tx in self.open.values() for t, _ in tx.rows)
+        return self.locked(table) or any(t == table for tx in self.open.values() for t, _ in tx.rows)
+
+    def locked(self, table: str) -> bool:
+        """Whether an open transaction has altered the table, so that nobody else even reads it."""
+        return any(table in tx.shapes for tx in self.open.values())
 
     def horizon(self, stored: int) -> int:
         """A position below every change that is not both committed and stored by the connector (at ``stored`` in the log)."""
@@ -120,9 +137,10 @@ class Source:
     def write(self, slot: int, what: str, table: str, key: int, other: int) -> bool:
         """One statement of the transaction ``slot``, which it begins; False where it has nothing to do, or would wait for a lock."""
         t, tx = self.tables[table], self.open.get(slot, Transaction())
-        taken = {k for s, one in self.open.items() if s != slot for k in one.rows}
+        others = [one for s, one in self.open.items() if s != slot]
+        taken = {k for one in others for k in one.rows}
         keys = [(table, key), (table, other)] if what == "move" else [(table, key)]
-        if taken & set(keys):
+        if taken & set(keys) or any(table in one.shapes for one in others):
             return False
         row = tx.rows.get((table, key), t.rows.get(key))
         there = tx.rows.get((table, other), t.rows.get(other)) if what == "move" else None
@@ -132,7 +150,8 @@ class Source:
         self.lsn += 1 + (key + other) % 4
         n = self.lsn
         if what == "insert":
-            new: Row = {name: value for name, value in self._new(key, n, other).items() if name in t.columns}
+            there_are = {role for role, _ in tx.shapes.get(table, t.shape).names}
+            new: Row = {role: value for role, value in self._new(key, n, other).items() if role in there_are}
             self._put(tx, t, Op.CREATE, key, new)
         elif what in ("update", "update_body"):
             assert row is not None
@@ -140,7 +159,8 @@ class Source:
             self._put(tx, t, Op.UPDATE, key, changed, unsent=what == "update" and str(row["body"]).startswith(BIG))
         else:
             moved = other if what == "move" else None
-            event = Event(table, Op.DELETE, n, 0, t.columns, key, new=moved, us=self.us)
+            shape = tx.shapes.get(table, t.shape)
+            event = Event(table, Op.DELETE, n, 0, shape.names, key, new=moved, lost=shape.member is None, us=self.us)
             tx.changes += [event, replace(event, tombstone=True)]
             tx.rows[table, key] = None
             if moved is not None:
@@ -158,7 +178,8 @@ class Source:
         return f"{BIG}{n}" if other % 3 else f"b{n}"
 
     def _put(self, tx: Transaction, t: Table, op: Op, key: int, row: Row, unsent: bool = False, old: int | None = None) -> None:
-        tx.changes.append(Event(t.name, op, self.lsn, 0, t.columns, key, row, unsent, old, us=self.us))
+        shape = tx.shapes.get(t.name, t.shape)
+        tx.changes.append(Event(t.name, op, self.lsn, 0, shape.names, key, row, unsent, old, lost=shape.member is None, us=self.us))
         tx.rows[t.name, key] = row
 
     def commit(self, slot: int) -> bool:
@@ -171,15 +192,21 @@ class Source:
     def abort(self, slot: int) -> bool:
         return self.open.pop(slot, None) is not None
 
-    def _commit(self, changes: list[Event]) -> None:
+    def _commit(self, changes: Sequence[Event | Altered]) -> None:
         before = self._commits[-1][0]
         self.lsn += 1
         for change in changes:
+            if isinstance(change, Altered):
+                self._alter(change)
+                continue
             if not change.tombstone:
                 self.moment += 1
             event = replace(change, moment=self.moment, sequence=before)
-            self.log.append(event)
-            self.ends.append(self.lsn)
+            if event.lost:
+                self.tables[event.table].moved = self.moment
+            else:
+                self.log.append(event)
+                self.ends.append(self.lsn)
             if event.op is Op.TRUNCATE:
                 for key in list(self.tables[event.table].rows):
                     self._show(event.table, key, None)
@@ -187,6 +214,15 @@ class Source:
                 assert event.key is not None
                 self._show(event.table, event.key, event.row)
         self._commits.append((self.lsn, self.moment))
+
+    def _alter(self, change: Altered) -> None:
+        t = self.tables[change.table]
+        t.shape = change.shape
+        if change.shows:
+            self.moment += 1
+            t.moved = self.moment
+            for key, row in change.rows.items():
+                self._show(change.table, key, row)
 
     def _show(self, table: str, key: int, row: Row | None) -> None:
         t = self.tables[table]
@@ -207,16 +243,17 @@ class Source:
         if self.busy(table):
             return False
         self.lsn += 2
-        self._commit([Event(table, Op.TRUNCATE, self.lsn, 0, self.tables[table].columns, us=self.us)])
+        t = self.tables[table]
+        self._commit([Event(table, Op.TRUNCATE, self.lsn, 0, t.columns, lost=t.shape.member is None, us=self.us)])
         return True
 
     def add_column(self, table: str, fill: str | None) -> bool:
         t = self.tables[table]
-        if self.busy(table) or "extra" in t.columns or t.fill == "gone":
+        if self.busy(table) or t.shape.has("extra") or t.fill == "gone" or "extra" in dict(t.columns).values():
             return False
         self.lsn += 2
         self.moment += 1
-        t.columns, t.fill = (*t.columns, "extra"), fill
+        t.shape, t.fill, t.grown = t.shape.added("extra"), fill, self.moment
         for key, row in list(t.rows.items()):
             self._show(table, key, {**row, "extra": f"own {key}" if fill == "?" else fill})
         self._commits.append((self.lsn, self.moment))
@@ -225,11 +262,11 @@ class Source:
     def drop_column(self, table: str) -> bool:
         """The column that was added; it does not come again."""
         t = self.tables[table]
-        if self.busy(table) or "extra" not in t.columns:
+        if self.busy(table) or not t.shape.has("extra"):
             return False
         self.lsn += 2
         self.moment += 1
-        t.columns, t.fill = tuple(c for c in t.columns if c != "extra"), "gone"
+        t.shape, t.fill = t.shape.dropped("extra"), "gone"
         for key, row in list(t.rows.items()):
             self._show(table, key, {name: value for name, value in row.items() if name != "extra"})
         self._commits.append((self.lsn, self.moment))
@@ -238,6 +275,48 @@ class Source:
     def read(self, table: str, keys: range, phase: str, lsn: int | None = None) -> list[Event]:
         """The rows that a snapshot reads now, under the position ``lsn`` (None: the log's end)."""
         t, lsn = self.tables[table], self.lsn if lsn is None else lsn
-        return [
-            Event(table, Op.READ, lsn, self.moment, t.columns, key, t.rows[key], phase=phase, us=self.us) for key in keys if key in t.rows
-        ]
+        seen = self.seen(table)
+        return [Event(table, Op.READ, lsn, self.moment, t.columns, key, seen[key], phase=phase, us=self.us) for key in keys if key in seen]
+
+    def seen(self, table: str) -> Mapping[int, Row]:
+        """The rows that the service's and the connector's role sees."""
+        t = self.tables[table]
+        return {key: row for key, row in t.rows.items() if key % 2 == 0} if t.shape.hidden else t.rows
+
+    # What the log does not tell
+
+    def alter(self, slot: int | None, what: str, table: str, *words: str) -> bool:
+        """One statement on the table's definition, within the transaction ``slot`` or (None) by itself; False where it makes no sense now,
+        or would wait for a lock."""
+        t, tx = self.tables[table], self.open.get(slot, Transaction()) if slot is not None else Transaction()
+        others = [one for s, one in self.open.items() if s != slot]
+        if any(table in one.shapes for one in others) or (what not in SHARED and any(k[0] == table for one in others for k in one.rows)):
+            return False
+        if slot is not None and what not in TRANSACTIONAL:
+            return False
+        mine = {key: row for (name, key), row in tx.rows.items() if name == table}
+        there = {key: row for key, row in {**t.rows, **mine}.items() if row is not None}
+        taken = {key for one in others for name, key in one.rows if name == table}
+        change = alter(what, table, tx.shapes.get(table, t.shape), there, taken, words)
+        if change is None:
+            return False
+        if "extra" in {role for role, _ in change.shape.names} - {role for role, _ in t.columns}:
+            if t.fill is not None:
+                return False
+            t.fill = "?"  # Whether it comes to be or not: nobody may guess what older rows hold.
+        self.lsn += 2
+        change = replace(change, lsn=self.lsn)
+        if slot is None:
+            self._commit([change])
+            return True
+        self.open[slot] = tx
+        tx.changes.append(change)
+        tx.shapes[table] = change.shape
+        tx.rows |= {(table, key): row for key, row in change.rows.items()}
+        return True
+
+    def cure(self) -> None:
+        """A person does what each stopped table says."""
+        for name in self.tables:
+            self.alter(None, "publish", name)
+            self.alter(None, "show", name)

@@ -16,18 +16,19 @@ import greenlet
 import pyarrow as pa
 
 from cdc_service.consume.kafka import TopicFacts
-from cdc_service.core.errors import CommitUnknown, Unavailable
+from cdc_service.core.errors import CdcError, CommitUnknown, Unavailable
 from cdc_service.core.identity import Identities, Judgement
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, Mode, TableId, TableSchema
 from cdc_service.watch import Facts
 from connectors.connect import ConnectorStatus, TaskStatus
 from connectors.protocol import UNKNOWN_FILL, Fill, Reread
+from tests.simulation.catalog import judge
 from tests.simulation.outside import Broker, Connector
-from tests.simulation.source import Source, judge
+from tests.simulation.source import Source
 
 RUNNING = ConnectorStatus("cdc_shop", "RUNNING", "w", "", (TaskStatus(0, "RUNNING", "w"),))
-TYPES = {"id": LogicalType(Kind.INT64), **dict.fromkeys(("name", "body", "extra"), LogicalType(Kind.STRING))}
+NUMBER, TEXT = LogicalType(Kind.INT64), LogicalType(Kind.STRING)
 
 
 class Crash(BaseException):
@@ -63,6 +64,8 @@ class World:
         self.current: Running | None = None
         self.down: set[str] = set()
         self.lost_signals = 0
+        self.lagging: int | None = None
+        """Where the log ended a step ago, where it is that which questions to the catalog begin with: what happens goes on meanwhile."""
         self.happened: Counter[str] = Counter()
         self.passed: Counter[str] = Counter()
 
@@ -136,15 +139,29 @@ class World:
     def _reread(self, table: TableId, keys: pa.Table, columns: Sequence[str]) -> Reread:
         if self.source.busy(table.name):
             raise Unavailable("transactions that changed the table are open")
-        t = self.source.tables[table.name]
+        roles = {name: role for role, name in self.source.tables[table.name].columns}
+        if missing := [name for name in keys.column_names if roles.get(name) != "id"]:
+            raise CdcError(f"the source has no key {missing[0]} any more", hint="resync", code="reread_failed")
         self.happened["read again"] += 1
-        found = [t.rows.get(key) for key in keys["id"].to_pylist()]
-        texts = {name: pa.array([None if row is None else _text(row.get(name)) for row in found], pa.string()) for name in columns}
+        seen = self.source.seen(table.name)
+        found = [seen.get(key) for key in keys.column(0).to_pylist()]
+        texts = {
+            name: pa.array([None if row is None else _text(row.get(roles.get(name, ""))) for row in found], pa.string()) for name in columns
+        }
         return Reread(pa.table(texts), pa.array([row is not None for row in found], pa.bool_()), self.source.lsn)
 
     def fill_of_added_column(self, table: TableId, column: str) -> Fill:
-        fill = self.ask_of("source.fill", lambda: self.source.tables[table.name].fill)
-        return UNKNOWN_FILL if fill in ("?", "gone") else Fill(True, fill)
+        found: Fill = self.ask_of("source.fill", lambda: self._fill(table.name, column))
+        return found
+
+    def _fill(self, table: str, column: str) -> Fill:
+        t = self.source.tables[table]
+        role = next((role for role, name in t.columns if name == column), None)
+        if role is None or t.shape.file:
+            return UNKNOWN_FILL
+        if role != "extra":
+            return Fill(True)  # So it looks in the catalog: nothing tells it from one that came later, without a default.
+        return UNKNOWN_FILL if t.fill == "?" else Fill(True, t.fill)
 
     def schema_of(self, table: TableId) -> TableSchema:
         self.effect("source.schema")
@@ -157,14 +174,16 @@ class World:
     def schema(self, table: str) -> TableSchema:
         """As the source has it now."""
         columns = self.source.tables[table].columns
-        return TableSchema(TableId("public", table), tuple(Column(name, TYPES[name]) for name in columns), ("id",))
+        found = tuple(Column(name, NUMBER if role == "id" else TEXT) for role, name in columns)
+        return TableSchema(TableId("public", table), found, (dict(columns)["id"],))
 
     def identities(self, tables: Sequence[TableId]) -> Identities:
         return self.ask_of("source.identities", self.catalog)  # type: ignore[no-any-return]
 
     def catalog(self) -> Identities:
         """What the source says of its tables now."""
-        return Identities(self.source.lsn, {TableId("public", name): t.identity for name, t in self.source.tables.items()})
+        position = self.lagging if self.lagging is not None else self.source.lsn
+        return Identities(position, {TableId("public", name): t.identity for name, t in self.source.tables.items()})
 
     def judge(self, table: TableId, before: str | None, after: str | None) -> Judgement:
         return judge(table, before, after)
@@ -174,6 +193,14 @@ class World:
         if lost:
             raise Unavailable("reply lost")
         return self.source.horizon(self.connector.stored or 0)
+
+    def settled(self, table: TableId) -> int:
+        def wait() -> int:
+            if self.source.busy(table.name):
+                raise Unavailable("transactions that changed the table are open")
+            return self.source.lsn
+
+        return self.ask_of("source.settled", wait)  # type: ignore[no-any-return]
 
     # Snapshots
 
