@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
@@ -207,8 +207,10 @@ class Reconciler:
         return kept
 
     def repair(self, table: str, run_id: str | None, *, dry_run: bool) -> dict[str, Any]:
-        """Repairs the differences of a run (of the last one that found some) that are still there."""
-        with self._one(table) as (config, subject):
+        """Repairs the differences of a run (of the last one that found some) that are still there. What is written or removed is read at
+        the source itself, never at a replica, which may have gone its own way."""
+        with self._one(table) as (config, compared):
+            subject = replace(compared, source=Sources(self._outside.sources.primary, self._outside.sources.primary))
             if config.target.mode is Mode.APPEND:
                 message = f"{config.source} is kept as a log of its changes, which is not repaired: it tells only of what came"
                 raise CdcError(message, code="no_repair")

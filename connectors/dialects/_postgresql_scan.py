@@ -26,6 +26,7 @@ from cdc_service.core.logical import Kind
 from cdc_service.core.postgresql import CANONICAL, unwrapped
 from cdc_service.core.types import Column, TableId
 from connectors.dialects._postgresql_catalog import event_text, key_parameter, qualified, quoted
+from connectors.dialects._postgresql_findings import refused_row_security
 
 Types = Mapping[str, Mapping[Any, Any]]
 """Rows of the catalog's COLUMN_TYPES by column."""
@@ -89,6 +90,8 @@ class TableScan:
             self._run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             self._run("SET LOCAL statement_timeout = 0")
             self._run("SET LOCAL TimeZone = 'UTC'")
+            # A read that row level security would narrow has to fail: what it does not show would count as not there.
+            self._run("SET LOCAL row_security = off")
             if snapshot is not None:
                 self._run(f"SET TRANSACTION SNAPSHOT {_literal(snapshot)}")
             # On a replica the log is only replayed: what was replayed by now holds all that the snapshot shows.
@@ -216,7 +219,7 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
                 cursor.execute(sql)
                 yield from cursor.fetch_record_batch()
         except AdbcError as error:
-            raise _translated(error) from None
+            raise self._explained(error) from None
 
     def _run(self, sql: str) -> None:
         try:
@@ -231,7 +234,22 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
                 cursor.execute(sql)
                 return cursor.fetch_arrow_table()
         except AdbcError as error:
-            raise _translated(error) from None
+            raise self._explained(error) from None
+
+    def _explained(self, error: AdbcError) -> CdcError:
+        """The driver does not tell a missing right from rows that policies would hide, and the server's words are in its language."""
+        if error.sqlstate == "42501":
+            try:
+                self._connection.rollback()
+                asked = f"SELECT row_security_active({_literal(qualified(self._table))}::regclass) AS active, current_user::text AS role"
+                with self._connection.cursor() as cursor:
+                    cursor.execute(asked)
+                    found = cursor.fetch_arrow_table().to_pylist()[0]
+            except AdbcError as after:
+                return _translated(after)
+            if found["active"]:
+                return refused_row_security(self._table, found["role"])
+        return _translated(error)
 
 
 def _plain(array: pa.Array) -> pa.Array:
