@@ -49,13 +49,15 @@ class Hazard:
 
 @dataclass(frozen=True, slots=True)
 class SourceColumn:
-    """A column as the source's catalog has it; ``type`` is the source's own spelling with its modifiers, e.g. ``numeric(10,2)``."""
+    """A column as the source's catalog has it; ``type`` is the source's own spelling with its modifiers, e.g. ``numeric(10,2)``.
+    ``carried`` is false where the connector's events have no such column."""
 
     name: str
     type: str
     nullable: bool
     generated: bool
     hazard: Hazard | None = None
+    carried: bool = True
 
 
 @dataclass(frozen=True, slots=True)

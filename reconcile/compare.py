@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import Self
 
@@ -266,7 +267,7 @@ def pairs_of(key: Sequence[Column], here: pa.Table, there: pa.Table) -> Pairs:
             numbered = table.select([c.name for c in key]).append_column("n", pa.array(range(table.num_rows), pa.int64()))
             db.register(f"{name}_arrow", numbered.rename_columns([*(f"c{i}" for i in range(len(key))), "n"]))
             made = [f"{_typed(c, table.schema.field(c.name).type, f'c{i}')} AS k{i}" for i, c in enumerate(key)]
-            db.execute(f"CREATE TABLE {name} AS SELECT {', '.join(made)}, n FROM {name}_arrow")
+            db.execute(f"CREATE TEMP TABLE {name} AS SELECT {', '.join(made)}, n FROM {name}_arrow")
         one = "SELECT *, count(*) OVER same AS copies FROM d WINDOW same AS (PARTITION BY {0}) QUALIFY row_number() OVER same = 1"
         found = db.sql(f"""SELECT {using}, s.n AS s, d.n AS d, d.copies AS copies
 FROM s FULL JOIN ({one.format(using)}) AS d USING ({using}) ORDER BY {using}""").to_arrow_table()
@@ -317,9 +318,16 @@ def typed_values(columns: Sequence[Column], rows: pa.Table) -> pa.Table:
         return db.sql(f"SELECT {typed} FROM came").to_arrow_table()
 
 
+@cache
+def _database() -> duckdb.DuckDBPyConnection:
+    """Opened once: that alone takes longer than to compare a few rows."""
+    return duckdb.connect(":memory:", config={"memory_limit": "256MB"})
+
+
 @contextmanager
 def _engine() -> Iterator[duckdb.DuckDBPyConnection]:
-    with duckdb.connect(":memory:", config={"memory_limit": "256MB"}) as db:
+    """A session of its own; its temporary tables and what it registered go with it."""
+    with _database().cursor() as db:
         db.execute("SET TimeZone = 'UTC'")
         yield db
 

@@ -175,6 +175,11 @@ _ARRAYS_FAIL_ON_NULL = {"enum", "ltree"}
 _ARRAYS_UNSENT_AS_PLACEHOLDER = {"text", "varchar", "jsonb", "bytea", "int4", "int8", "date", "uuid"}
 
 
+def never_sent(column: Mapping[Any, Any]) -> bool:
+    """Whether the connector's events have no such column (a row of COLUMNS)."""
+    return bool(column["generated"] or (column["category"] == "A" and column["base"] in _ARRAYS_NEVER_SENT))
+
+
 def hazard(column: Mapping[Any, Any], *, full_identity: bool) -> Hazard | None:
     """What the connector cannot carry of a column (a row of COLUMNS), by its type."""
     name, base, array = column["name"], column["base"], column["category"] == "A"

@@ -120,6 +120,9 @@ class TableScan:
                 found[column.name] = f"a {type_['type']} of the source has no exact form that could be compared"
         return found
 
+    def types(self, columns: Sequence[Column]) -> Mapping[str, str]:
+        return {c.name: self._types[c.name]["type"] for c in columns}
+
     def _export(self) -> str:
         """The snapshot's name, by which other sessions read the same; not on a replica."""
         return str(self._fetch("SELECT pg_export_snapshot() AS name")["name"][0].as_py())
@@ -333,4 +336,5 @@ def _translated(error: AdbcError) -> CdcError:
         return CdcError(f"the source refused a statement (SQLSTATE {state}): {first}", hint="see the server's log", code="source_statement")
     if not state or state[:2] in {"08", "53", "57", "40", "28"}:
         return Unavailable(f"the source does not answer (SQLSTATE {state or 'none'})", hint="is it running, and is source.url right?")
-    return CdcError(f"the source refused a statement (SQLSTATE {state})", hint="see the server's log", code="source_statement")
+    code = "source_value" if state[:2] == "22" else "source_statement"
+    return CdcError(f"the source refused a statement (SQLSTATE {state})", hint="see the server's log", code=code)

@@ -503,7 +503,10 @@ def _table(row: RowMapping, found: Sequence[RowMapping]) -> SourceTable:
     key = tuple(row["key"])
     identity = {"d": Identity.KEY, "f": Identity.FULL, "i": Identity.INDEX, "n": Identity.NOTHING}[row["identity"]]
     full = identity is Identity.FULL
-    columns = tuple(SourceColumn(c["name"], c["type"], c["nullable"], c["generated"], sql.hazard(c, full_identity=full)) for c in found)
+    columns = tuple(
+        SourceColumn(c["name"], c["type"], c["nullable"], c["generated"], sql.hazard(c, full_identity=full), not sql.never_sent(c))
+        for c in found
+    )
     by = {
         # A deferrable key is no replica identity.
         Identity.KEY: () if row["key_deferrable"] else key,
