@@ -26,7 +26,7 @@ def uncovered(
         if column.generated:
             apart[column.name] = "a generated column, which the log does not carry"
         elif not column.carried:
-            apart[column.name] = f"the connector's events never carry a {column.type}"
+            apart[column.name] = f"the connector's events never carry {column.type}"
         elif column.name in _excluded(table, asked.get(EXCLUDE, "")):
             apart[column.name] = f"connect.options leave it out ({EXCLUDE})"
         elif INCLUDE in asked and column.name not in _excluded(table, asked[INCLUDE]):

@@ -221,7 +221,7 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
             with self._connection.cursor(adbc_stmt_kwargs={"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)}) as cursor:
                 cursor.execute(sql)
                 yield from cursor.fetch_record_batch()
-        except AdbcError as error:
+        except (AdbcError, OSError) as error:
             raise self._explained(error) from None
 
     def _run(self, sql: str) -> None:
@@ -236,23 +236,26 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
             with self._connection.cursor() as cursor:
                 cursor.execute(sql)
                 return cursor.fetch_arrow_table()
-        except AdbcError as error:
+        except (AdbcError, OSError) as error:
             raise self._explained(error) from None
 
-    def _explained(self, error: AdbcError) -> CdcError:
-        """The driver does not tell a missing right from rows that policies would hide, and the server's words are in its language."""
-        if error.sqlstate == "42501":
-            try:
-                self._connection.rollback()
-                asked = f"SELECT row_security_active({_literal(qualified(self._table))}::regclass) AS active, current_user::text AS role"
-                with self._connection.cursor() as cursor:
-                    cursor.execute(asked)
-                    found = cursor.fetch_arrow_table().to_pylist()[0]
-            except AdbcError as after:
-                return _translated(after)
-            if found["active"]:
-                return refused_row_security(self._table, found["role"])
-        return _translated(error)
+    def _explained(self, error: AdbcError | OSError) -> CdcError:
+        """The driver does not tell a missing right from rows that policies would hide, nor what went wrong once rows are on their way. The
+        server's words are in its own language."""
+        if isinstance(error, AdbcError) and error.sqlstate != "42501":
+            return _translated(error)
+        try:
+            self._connection.rollback()
+            asked = f"SELECT row_security_active({_literal(qualified(self._table))}::regclass) AS active, current_user::text AS role"
+            with self._connection.cursor() as cursor:
+                cursor.execute(asked)
+                found = cursor.fetch_arrow_table().to_pylist()[0]
+        except AdbcError as after:
+            return _translated(after)
+        if isinstance(error, OSError):
+            message = "the source ended a statement while it ran, as it does for a value that it cannot take"
+            return CdcError(message, hint="see the server's log", code="source_value")
+        return refused_row_security(self._table, found["role"]) if found["active"] else _translated(error)
 
 
 def _plain(array: pa.Array) -> pa.Array:
