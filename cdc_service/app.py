@@ -336,7 +336,7 @@ def _comparing(p: Parts, destination: Destination, connector: Mapping[str, str],
         destination,
         lambda: _resolved(p, destination, connector),
         lambda: Reader(config.kafka.bootstrap_servers, options),
-        Outside(Sources(p.source, reads), p.connect, p.names, p.kafka, placeholder),
+        Outside(Sources(p.source, reads), p.connect, p.names, p.kafka, placeholder, config.connect.options.reveal()),
     )
 
 

@@ -17,6 +17,7 @@ from apscheduler.triggers.cron import CronTrigger
 from cdc_service.comparing.reconciler import Reconciler
 from cdc_service.config.resolve import TableConfig
 from cdc_service.core.errors import CdcError
+from reconcile.document import Status
 from reconcile.run import Options
 
 LATE_SECONDS = 3600
@@ -69,7 +70,7 @@ class Schedule:
             if self._stopped:
                 return
         for report in run.reports:
-            say = log.info if not report.found else log.error
+            say = log.error if report.status is Status.MISMATCH else log.info
             told = {"run": run.id, "status": str(report.status), "differences": report.found, "seconds": round(report.seconds, 1)}
             say("compared", table=report.source, **told)
         if run.error is not None:

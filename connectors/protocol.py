@@ -50,13 +50,25 @@ class Hazard:
 
 @dataclass(frozen=True, slots=True)
 class SourceColumn:
-    """A column as the source's catalog has it; ``type`` is the source's own spelling with its modifiers, e.g. ``numeric(10,2)``."""
+    """A column as the source's catalog has it; ``type`` is the source's own spelling with its modifiers, e.g. ``numeric(10,2)``.
+    ``carried`` is false where the connector's events have no such column."""
 
     name: str
     type: str
     nullable: bool
     generated: bool
     hazard: Hazard | None = None
+    carried: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SilentPart:
+    """A table whose rows a query of its ``parent`` shows too, and whose changes never come with the parent's; ``kind`` says why, ``cure``
+    is the statement that parts the two."""
+
+    table: TableId
+    kind: str
+    cure: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +77,8 @@ class SourceTable:
 
     ``key`` names the primary key's columns in key order (empty: none). ``identity_columns`` are the columns by which the log names the
     old row. ``root`` is the partitioned table that a partition belongs to: its changes arrive under the root's name. ``rows`` is the
-    planner's estimate. ``logged`` is false for a table whose changes never reach the log. ``log`` is true where the
-    configuration takes the table without a key, as a log of its changes.
+    planner's estimate. ``logged`` is false for a table whose changes never reach the log. ``row_security`` is true where policies decide
+    which rows the role sees. ``log`` is true where the configuration takes the table without a key, as a log of its changes.
     """
 
     table: TableId
@@ -82,6 +94,8 @@ class SourceTable:
     rows: int
     readable: bool
     owned: bool
+    row_security: bool = False
+    silent: tuple[SilentPart, ...] = ()
     log: bool = False
 
     @property

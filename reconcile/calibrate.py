@@ -7,19 +7,24 @@ nearly every row differs was mapped wrongly, whatever a single row looks like (`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cdc_service.core.side import Scan, Side
 from cdc_service.core.types import Column
-from reconcile.compare import distinct, distinct_texts, sides, typed_table
+from reconcile.compare import pairs_of, typed_table, unequal
 from reconcile.protocol import View
 
 SAMPLED = 500
 SAMPLED_FROM = 50_000
 """Rows of a table from which on the sample comes from all over it."""
+COLUMNS_AT_ONCE = 400
+"""A SELECT of PostgreSQL has 1,664 columns at most, and each is asked for twice."""
 MAPPED_MIN = 20
 MAPPED_SHARE = 0.9
 
@@ -40,10 +45,9 @@ def calibrate(
     if not (keys := _sample(scan, key, where, rows_expected)).num_rows:
         return Calibration()
     whole = list({c.name: c for c in (*key, *columns)}.values())
-    texts = {c.name: c for c in whole if c.name in scan.texts(whole) and c.name in view.texts(whole)}
-    here, there = (_rows(side, key, whole, list(texts), keys) for side in (scan, view))
+    texts = set(scan.texts(whole)) & set(view.texts(whole))
     by_value, textless, mapped = {}, {}, {}
-    for column, found in _counted(key, columns, texts, here, there).items():
+    for column, found in _counted(scan, view, key, columns, texts, keys):
         rows, real, represented, textual = found
         of = f"of {rows:,} rows that were looked at"
         if represented:
@@ -65,26 +69,33 @@ def _sample(scan: Scan, key: Sequence[Column], where: str | None, rows_expected:
     return pa.table({})
 
 
-def _rows(side: Side, key: Sequence[Column], whole: Sequence[Column], texts: Sequence[str], keys: pa.Table) -> pa.Table:
+def _counted(
+    scan: Scan, view: View, key: Sequence[Column], columns: Sequence[Column], texts: Collection[str], keys: pa.Table
+) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
+    """By column in how many rows: both sides have them, the values differ, only what is hashed differs, only the canonical texts do."""
+    for first in range(0, len(columns), COLUMNS_AT_ONCE):
+        some = columns[first : first + COLUMNS_AT_ONCE]
+        sides = [_rows(side, key, some, [c.name for c in some if c.name in texts], keys) for side in (scan, view)]
+        pairs = pairs_of(key, *sides)
+        both = pairs.taken(pc.indices_nonzero(pc.and_(pairs.s.is_valid(), pairs.d.is_valid())))
+        here, there = sides[0].take(both.s), sides[1].take(both.d)
+        real, text = unequal(some, here, there)
+        for c in some:
+            same = ~real[c.name]
+            textual = same & _texts_differ(here, there, f"text {c.name}") if c.name in texts else np.zeros_like(same)
+            yield c.name, (len(same), int(real[c.name].sum()), int((same & text[c.name]).sum()), int(textual.sum()))
+
+
+def _rows(side: Side, key: Sequence[Column], columns: Sequence[Column], texts: Sequence[str], keys: pa.Table) -> pa.Table:
     """The rows with these keys; the canonical text of a column is called ``text NAME``."""
+    whole = list({c.name: c for c in (*key, *columns)}.values())
     made = side.texts(whole)
     batches = list(side.select({**side.forms(whole), **{f"text {n}": made[n] for n in texts}}, side.matching(key, keys)))
     names = [*(c.name for c in whole), *(f"text {n}" for n in texts)]
     return pa.Table.from_batches(batches) if batches else pa.table({n: pa.array([], pa.string()) for n in names})
 
 
-def _counted(
-    key: Sequence[Column], columns: Sequence[Column], texts: Mapping[str, Column], here: pa.Table, there: pa.Table
-) -> dict[str, tuple[int, int, int, int]]:
-    """By column in how many rows: both sides have them, the values differ, only what is hashed differs, only the canonical texts do."""
-    counts = []
-    for i, column in enumerate(columns):
-        real, text = f"COALESCE({distinct(column, i)}, false)", f'"text {column.name.replace(chr(34), chr(34) * 2)}"'
-        canonical = f"s.{text} IS DISTINCT FROM d.{text}" if column.name in texts else "false"
-        counts += [f"count(*) FILTER ({real})"]
-        counts += [f"count(*) FILTER (NOT ({real}) AND ({other}))" for other in (distinct_texts(column, i), canonical)]
-    more = [f"text {n}" for n in texts]
-    with sides(key, columns, here, there, more, more) as db:
-        using = ", ".join(f"k{i}" for i in range(len(key)))
-        (row,) = db.execute(f"SELECT count(*){''.join(', ' + c for c in counts)} FROM s JOIN d USING ({using})").fetchall()
-    return {c.name: (row[0], *row[1 + 3 * i : 4 + 3 * i]) for i, c in enumerate(columns)}
+def _texts_differ(here: pa.Table, there: pa.Table, name: str) -> npt.NDArray[np.bool_]:
+    """No canonical text is NULL."""
+    found: npt.NDArray[np.bool_] = pc.not_equal(here[name], there[name]).to_numpy()
+    return found

@@ -1,7 +1,7 @@
 """Finds the keys at which two sets of rows differ: both land in a scratch database as (key, hash), and digests by bucket say where to look.
 
-Promises: keys of any type, compound or doubled; memory stays under ``MEMORY`` whatever the number of rows; two rows are taken for equal
-only if their 64-bit hashes are. A hash only nominates: what differs here is judged by its values (``pairs_of``). Sums, never XOR: two equal
+Promises: keys of any type, compound or doubled; memory stays under a limit whatever the number of rows; two rows are taken for equal
+only if their 64-bit hashes are. A hash only nominates: what differs here is judged by its values (``unequal``). Sums, never XOR: two equal
 faults must not cancel each other.
 """
 
@@ -11,10 +11,13 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import Self
 
 import duckdb
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from cdc_service.core.errors import CdcError
@@ -22,13 +25,15 @@ from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column
 from reconcile.document import Buckets, Total
 
-MEMORY = "48MB"
+MEMORY_MB = 48
+COLUMNS_PER_MB = 8
+"""Of a wide table the vectors of all columns, of 2,048 values each, have to fit into the memory at once."""
 PART_BYTES = 2**20
 BUCKETS = 1024
 PLACE = ("_cdc_partition", "_cdc_offset")
 """The columns of a target that name a row's last event."""
 JOIN_ROWS = 500_000
-"""Rows of both sides that are compared one by one at a time; more would not fit into MEMORY."""
+"""Rows of both sides that are compared one by one at a time; more would not fit into the memory."""
 
 
 def quote(name: str) -> str:
@@ -60,9 +65,10 @@ _TYPES = {
 }
 
 
-def value(column: Column, *, text: bool = False) -> str:
-    """The expression by which the column is hashed and compared. ``text``: it comes as text (see core.side)."""
-    name = quote(column.name)
+def value(column: Column, *, text: bool = False, name: str | None = None) -> str:
+    """The expression by which the column is hashed and compared. ``text``: it comes as text (see core.side); ``name``: under another name
+    than its own."""
+    name = quote(column.name) if name is None else name
     if column.type.element is not None:
         name = f"CAST({name} AS JSON)" if text else name
     return f"TRY_CAST({name} AS {engine_type(column.type)})"
@@ -104,13 +110,14 @@ class Ranges:
 
 
 class Scratch:
-    """A database in a temporary folder, which uses at most ``memory`` and is gone when it is left. Of what arrives parts of ``part_bytes``
-    are worked on at a time."""
+    """A database in a temporary folder, which uses at most ``memory_mb``, or more for a wide table, and is gone when it is left. Of what
+    arrives parts of ``part_bytes`` are worked on at a time."""
 
-    def __init__(self, memory: str = MEMORY, part_bytes: int = PART_BYTES) -> None:
+    def __init__(self, columns: int, memory_mb: int = MEMORY_MB, part_bytes: int = PART_BYTES) -> None:
         self._part_bytes = part_bytes
         self._folder = tempfile.TemporaryDirectory(prefix="cdc-reconcile-")
-        settings = {"memory_limit": memory, "preserve_insertion_order": "false"}
+        memory = max(memory_mb, columns // COLUMNS_PER_MB)
+        settings = {"memory_limit": f"{memory}MB", "preserve_insertion_order": "false"}
         self._db = duckdb.connect(f"{self._folder.name}/scratch.duckdb", config=settings)
         self._db.execute(f"SET temp_directory = '{self._folder.name}/tmp'; SET TimeZone = 'UTC'")
 
@@ -135,7 +142,7 @@ class Comparison(Scratch):
     first, which takes longer and leaves no difference of representation to be found."""
 
     def __init__(self, key: Sequence[Column], columns: Sequence[Column], by_value: Collection[str] = ()) -> None:
-        super().__init__()
+        super().__init__(len(columns))
         self.key = tuple(key)
         self.columns = tuple(columns)
         self._by_value = frozenset(by_value)
@@ -238,69 +245,100 @@ WHERE x.n IS DISTINCT FROM y.n OR x.t IS DISTINCT FROM y.t ORDER BY 1""").fetcha
             yield numbers[first : first + size]
 
 
-def pairs_of(key: Sequence[Column], columns: Sequence[Column], here: pa.Table, there: pa.Table) -> pa.Table:
-    """Rows of both sides that differ, joined by key: key_I, in_s, in_d, copies (at the destination), p and o (its place), real_I and text_I
-    by column, s_I and d_I the values."""
-    with sides(key, columns, here, there, (), PLACE) as db:
-        using = ", ".join(f"k{i}" for i in range(len(key)))
-        selects = [f"k{i} AS key_{i}" for i in range(len(key))]
-        differs = []
-        for i, column in enumerate(columns):
-            real, text = distinct(column, i), distinct_texts(column, i)
-            selects += [f"({real}) AS real_{i}", f"({text}) AS text_{i}", f"s.v{i} AS s_{i}", f"d.v{i} AS d_{i}"]
-            differs += [f"({real})", f"({text})"]
-        one = f"""SELECT *, true AS there, count(*) OVER same AS copies FROM d
-WINDOW same AS (PARTITION BY {using}) QUALIFY row_number() OVER same = 1"""
-        p, o = map(quote, PLACE)
-        sql = f"""SELECT s.there IS NOT NULL AS in_s, d.there IS NOT NULL AS in_d, d.copies AS copies, d.{p} AS p, d.{o} AS o,
-{", ".join(selects)}
-FROM (SELECT *, true AS there FROM s) AS s FULL JOIN ({one}) AS d USING ({using})
-WHERE s.there IS NULL OR d.there IS NULL OR d.copies > 1 OR {" OR ".join(differs)}
-ORDER BY {using}"""
-        return db.sql(sql).to_arrow_table()
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Rows of both sides, joined by key, in the order of their keys: which row of each side it is (None: it has none), and how often the
+    key stands at the destination."""
+
+    keys: pa.Table
+    s: pa.Array
+    d: pa.Array
+    copies: pa.Array
+
+    def taken(self, some: pa.Array) -> Pairs:
+        return Pairs(self.keys.take(some), self.s.take(some), self.d.take(some), self.copies.take(some))
+
+
+def pairs_of(key: Sequence[Column], here: pa.Table, there: pa.Table) -> Pairs:
+    """Of a key that stands several times at the destination any one row."""
+    using = ", ".join(f"k{i}" for i in range(len(key)))
+    with _engine() as db:
+        for name, table in (("s", here), ("d", there)):
+            numbered = table.select([c.name for c in key]).append_column("n", pa.array(range(table.num_rows), pa.int64()))
+            db.register(f"{name}_arrow", numbered.rename_columns([*(f"c{i}" for i in range(len(key))), "n"]))
+            made = [f"{_typed(c, table.schema.field(c.name).type, f'c{i}')} AS k{i}" for i, c in enumerate(key)]
+            db.execute(f"CREATE TEMP TABLE {name} AS SELECT {', '.join(made)}, n FROM {name}_arrow")
+        one = "SELECT *, count(*) OVER same AS copies FROM d WINDOW same AS (PARTITION BY {0}) QUALIFY row_number() OVER same = 1"
+        found = db.sql(f"""SELECT {using}, s.n AS s, d.n AS d, d.copies AS copies
+FROM s FULL JOIN ({one.format(using)}) AS d USING ({using}) ORDER BY {using}""").to_arrow_table()
+    keys = pa.table({c.name: found[f"k{i}"].cast(c.type.arrow) for i, c in enumerate(key)})
+    return Pairs(keys, *(found[name].combine_chunks() for name in ("s", "d", "copies")))
+
+
+Flags = Mapping[str, npt.NDArray[np.bool_]]
+"""By column a flag for each row."""
+
+
+def unequal(columns: Sequence[Column], here: pa.Table, there: pa.Table) -> tuple[Flags, Flags]:
+    """Of rows that stand side by side, whether the values differ by their type, and whether what the comparison hashes does. Columns of one
+    type are looked at as one, so that a statement is no longer for a wide table than for a narrow one."""
+    alike: dict[tuple[LogicalType, pa.DataType, pa.DataType], list[Column]] = {}
+    for c in columns:
+        alike.setdefault((c.type, here.schema.field(c.name).type, there.schema.field(c.name).type), []).append(c)
+    real, text, rows = dict[str, npt.NDArray[np.bool_]](), dict[str, npt.NDArray[np.bool_]](), here.num_rows
+    with _engine() as db:
+        for (_, came_s, came_d), group in alike.items():
+            came = ((here, came_s), (there, came_d))
+            values = [pa.chunked_array([chunk for c in group for chunk in side[c.name].chunks], type_) for side, type_ in came]
+            db.register("pairs", pa.table([*values, pa.array(range(len(values[0])), pa.int64())], names=["rs", "rd", "n"]))
+            found = db.sql(f"""SELECT n, {_DISTINCT.get(group[0].type.kind, _PLAIN)} AS real, {_distinct_texts(group[0])} AS text
+FROM (SELECT *, {_typed(group[0], came_s, "rs")} AS s, {_typed(group[0], came_d, "rd")} AS d FROM pairs) AS typed
+WHERE real OR text""").to_arrow_table()
+            for flags, name in ((real, "real"), (text, "text")):
+                marks = np.zeros(len(group) * rows, np.bool_)
+                marks[found["n"].to_numpy()[found[name].to_numpy()]] = True
+                flags |= {c.name: marks[i * rows : (i + 1) * rows] for i, c in enumerate(group)}
+    return real, text
+
+
+# Text that the type does not hold (NaN in a decimal) is no NULL.
+_PLAIN = "(s IS DISTINCT FROM d OR (s IS NULL AND rs IS NOT NULL) <> (d IS NULL AND rd IS NOT NULL))"
+_DISTINCT = {kind: f"(s IS DISTINCT FROM d AND {form.format('s')} IS DISTINCT FROM {form.format('d')})" for kind, form in _NORMAL.items()}
+
+
+def _distinct_texts(column: Column) -> str:
+    return "(s IS DISTINCT FROM d)" if column.type.kind in _NORMAL else "false"
+
+
+def typed_values(columns: Sequence[Column], rows: pa.Table) -> pa.Table:
+    """``rows`` as values of their types; NULL for a text that its type does not hold."""
+    with _engine() as db:
+        db.register("came", rows)
+        typed = ", ".join(f"{_typed(c, rows.schema.field(c.name).type)} AS {quote(c.name)}" for c in columns)
+        return db.sql(f"SELECT {typed} FROM came").to_arrow_table()
+
+
+@cache
+def _database() -> duckdb.DuckDBPyConnection:
+    """Opened once: that alone takes longer than to compare a few rows."""
+    return duckdb.connect(":memory:", config={"memory_limit": "256MB"})
 
 
 @contextmanager
-def sides(
-    key: Sequence[Column], columns: Sequence[Column], here: pa.Table, there: pa.Table, of_s: Sequence[str], of_d: Sequence[str]
-) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A scratch database of rows of both sides as tables ``s`` and ``d``: key columns kI, of each column the value vI and what came, rI,
-    and the columns that are named for the side."""
-    with duckdb.connect(":memory:", config={"memory_limit": "256MB"}) as db:
+def _engine() -> Iterator[duckdb.DuckDBPyConnection]:
+    """A session of its own; its temporary tables and what it registered go with it."""
+    with _database().cursor() as db:
         db.execute("SET TimeZone = 'UTC'")
-        for name, table, also in (("s", here, of_s), ("d", there, of_d)):
-            db.register(f"{name}_arrow", table)
-            made = [f"{_typed(c, table.schema.field(c.name).type)} AS k{i}" for i, c in enumerate(key)]
-            for i, c in enumerate(columns):
-                made += [f"{_typed(c, table.schema.field(c.name).type)} AS v{i}", f"{quote(c.name)} AS r{i}"]
-            db.execute(f"CREATE TABLE {name} AS SELECT {', '.join([*made, *map(quote, also)])} FROM {name}_arrow")
         yield db
 
 
-def _typed(column: Column, came: pa.DataType) -> str:
-    return value(column, text=pa.types.is_string(came))
-
-
-def distinct(column: Column, i: int) -> str:
-    """Whether the values differ by their type. Text that the type does not hold (NaN in a decimal) is no NULL."""
-    if column.type.kind in _NORMAL:
-        return f"s.v{i} IS DISTINCT FROM d.v{i} AND {normal(column, f's.v{i}')} IS DISTINCT FROM {normal(column, f'd.v{i}')}"
-    lost = f"(s.v{i} IS NULL AND s.r{i} IS NOT NULL) <> (d.v{i} IS NULL AND d.r{i} IS NOT NULL)"
-    return f"s.v{i} IS DISTINCT FROM d.v{i} OR {lost}"
-
-
-def distinct_texts(column: Column, i: int) -> str:
-    """Whether what the comparison hashes differs."""
-    return f"s.v{i} IS DISTINCT FROM d.v{i}" if column.type.kind in _NORMAL else "false"
+def _typed(column: Column, came: pa.DataType, name: str | None = None) -> str:
+    return value(column, text=pa.types.is_string(came), name=name)
 
 
 def typed_table(columns: Sequence[Column], rows: pa.Table) -> pa.Table:
     """``rows`` in the Arrow types of the columns. Raises CdcError for a text that its type does not hold."""
-    with duckdb.connect(":memory:", config={"memory_limit": "256MB"}) as db:
-        db.execute("SET TimeZone = 'UTC'")
-        db.register("came", rows)
-        typed = ", ".join(f"{_typed(c, rows.schema.field(c.name).type)} AS {quote(c.name)}" for c in columns)
-        found = db.sql(f"SELECT {typed} FROM came").to_arrow_table()
+    found = typed_values(columns, rows)
     for c in columns:
         if found[c.name].null_count != rows[c.name].null_count:
             raise CdcError(f"column {c.name}: what was read at the source is no exact {c.type}", code="inexact_text")

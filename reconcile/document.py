@@ -113,6 +113,8 @@ class TableReport:
     columns: Mapping[str, int] = field(default_factory=dict)
     compared: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
+    lacking: tuple[str, ...] = ()
+    """Those of ``left_out`` that the warehouse should have: a mismatch, whatever the rows are."""
     by_value: Mapping[str, str] = field(default_factory=dict)
     """Columns whose texts say nothing about their values, with the reason."""
     where: str | None = None
@@ -177,6 +179,7 @@ def _table(t: TableReport) -> dict[str, Any]:
         "coverage": {
             "columns": list(t.compared),
             "left_out": [{"column": c, "reason": why} for c, why in t.left_out.items()],
+            "lacking": list(t.lacking),
             "by_value": [{"column": c, "reason": why} for c, why in t.by_value.items()],
             "where": t.where,
         },

@@ -6,7 +6,8 @@ one of ``CAUSES``, so that they can be counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -16,9 +17,12 @@ from reconcile.protocol import Log, LogEvent, View
 
 HISTORY_SECONDS = 60.0
 """How long a run reads the log backwards to explain its differences."""
+YEAR_1 = -719_162
+"""Days from 1970-01-01 to the first day of the year 1."""
 CAUSES = (
     "parked",
     "never in Kafka",
+    "changed by the snapshot",
     "in Kafka, not applied",
     "delete lost",
     "placeholder",
@@ -31,9 +35,16 @@ CAUSES = (
 )
 
 
-def explain(found: Sequence[Found], log: Log, view: View, mapped: Mapping[str, str], seconds: float = HISTORY_SECONDS) -> list[Difference]:
+def explain(
+    found: Sequence[Found],
+    log: Log,
+    view: View,
+    mapped: Mapping[str, str],
+    dates: Collection[str] = (),
+    seconds: float = HISTORY_SECONDS,
+) -> list[Difference]:
     """The differences with their last event and cause; ``view`` tells what is parked, which deletes are remembered and what merged an
-    event, ``mapped`` names columns that differ in nearly every row, and says in how many."""
+    event, ``mapped`` names columns that differ in nearly every row, and says in how many, ``dates`` names the columns of dates."""
     if not found:
         return []
     keys = sorted({f.key_text for f in found})
@@ -45,7 +56,7 @@ def explain(found: Sequence[Found], log: Log, view: View, mapped: Mapping[str, s
         applied = [e for e in events if e.offset < checkpoints.get(e.partition, 0)]
         place = f.place or deleted.get(f.key_text)
         last = next((e for e in reversed(applied) if place is None or (e.partition, e.offset) == place), None)
-        cause = _cause(f, applied, last, place, read, parked.get(f.key_text), log.placeholder, mapped)
+        cause = _cause(f, applied, last, place, read, parked.get(f.key_text), log.placeholder, mapped, dates)
         shown = (f.key, f.kind, f.columns, f.source, f.destination, f.position)
         made.append(Difference(*shown, event=_event(log, last, place), cause=cause, count=f.count))
     merged = view.batches({(d.event.partition, d.event.offset) for d in made if d.event is not None})
@@ -74,6 +85,7 @@ def _cause(
     parked: tuple[int, int, str] | None,
     placeholder: str,
     mapped: Mapping[str, str],
+    dates: Collection[str],
 ) -> str:
     if f.kind is Kind.REPRESENTATION:
         return "representation: the values are equal by their type, their texts are not"
@@ -82,7 +94,7 @@ def _cause(
     newest = applied[-1] if applied else None
     seen = "" if read is None else f" among the last {read:,} events"
     if f.destination is None:
-        return _of_missing(newest, seen)
+        return _of_missing(newest, seen, [c for c in f.key if c in dates and _bent(f.key[c])])
     if f.source is not None and f.columns and any(f.destination.get(c) == placeholder for c in f.columns):
         return f"placeholder: the connector's mark for a value that it did not send stands in {', '.join(f.columns)}"
     if f.source is not None and not f.columns:
@@ -95,14 +107,16 @@ def _cause(
         return _of_extra(newest, seen)
     if f.columns and mapped.keys() >= set(f.columns):
         return f"mapping of column {', '.join(f.columns)}: {mapped[f.columns[0]]}"
-    return _of_different(f, last, newest, seen)
+    return _of_different(f, last, newest, seen, dates)
 
 
 def _after(event: LogEvent, place: tuple[int, int]) -> bool:
     return event.partition != place[0] or event.offset > place[1]
 
 
-def _of_missing(newest: LogEvent | None, seen: str) -> str:
+def _of_missing(newest: LogEvent | None, seen: str, bent: Sequence[str]) -> str:
+    if newest is None and bent:
+        return f"changed by the snapshot: no event of this key{seen}, since a snapshot's rows carry another date in {', '.join(bent)}"
     if newest is None:
         return f"{'unknown' if seen else 'never in Kafka'}: no event of this key{seen}"
     where = f"{newest.partition}/{newest.offset}"
@@ -120,7 +134,7 @@ def _of_extra(newest: LogEvent | None, seen: str) -> str:
     return f"never in Kafka: the source has no such row, and its delete is not in the log (last event {newest.op} at {where})"
 
 
-def _of_different(f: Found, last: LogEvent | None, newest: LogEvent | None, seen: str) -> str:
+def _of_different(f: Found, last: LogEvent | None, newest: LogEvent | None, seen: str, dates: Collection[str]) -> str:
     event = last or newest
     if event is None or f.source is None or f.destination is None:
         return f"unknown: the row's last event is not{seen or ' in the log any more'}"
@@ -131,8 +145,19 @@ def _of_different(f: Found, last: LogEvent | None, newest: LogEvent | None, seen
     if _same(told, event.values, f.source):
         return f"written from outside: the last event, at {where}, carried the source's values"
     if _same(told, event.values, f.destination):
+        if event.op == "r" and all(c in dates and _bent(f.source.get(c)) for c in told):
+            changed = f"carries another date in {', '.join(told)} than the source has; the stream would be exact"
+            return f"changed by the snapshot: the last event, at {where}, is a snapshot's row and {changed}"
         return f"never in Kafka: the warehouse has what the last event, at {where}, carried; the source changed without another one"
     return f"applied, then overwritten: neither side has what the last event, at {where}, carried"
+
+
+def _bent(text: str | None) -> bool:
+    """Whether a snapshot carries another date in this one's place: its calendar has neither the ten days that were left out in 1582 nor a
+    sign for years before Christ, which stand here as days since 1970 (core.rowtext)."""
+    if text is None:
+        return False
+    return bool(re.fullmatch(r"1582-10-(0[5-9]|1[0-4])", text)) or (text.startswith("-") and text[1:].isdecimal() and int(text) < YEAR_1)
 
 
 def _same(columns: Sequence[str], one: Mapping[str, str | None], other: Mapping[str, str | None]) -> bool:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,11 +25,13 @@ from cdc_service.core.errors import Unavailable
 from cdc_service.core.keys import key_text
 from cdc_service.core.rowtext import value_text
 from cdc_service.core.types import Column, TableId
-from reconcile.compare import PLACE, pairs_of
+from reconcile.compare import PLACE, Pairs, pairs_of, typed_values, unequal
 from reconcile.document import Kind
 from reconcile.protocol import Log, LogEvent, Source, View
 
 KEYS_AT_ONCE = 5_000
+VALUES_AT_ONCE = 500_000
+"""Of a wide table fewer keys are looked at together."""
 LOOKS = 5
 """How often a look is tried that something stands in the way of."""
 LOOK_SECONDS = 20.0
@@ -84,8 +88,9 @@ class Judge:
     def judge(self, nominated: Iterator[pa.Table], verdicts: Verdicts) -> Iterator[Found]:
         """The differences among ``nominated`` (key columns by name)."""
         for table in nominated:
-            for first in range(0, table.num_rows, KEYS_AT_ONCE):
-                yield from self._settle(self._typed(table.slice(first, KEYS_AT_ONCE)), verdicts)
+            size = max(1, min(KEYS_AT_ONCE, VALUES_AT_ONCE // max(1, len(self._columns))))
+            for first in range(0, table.num_rows, size):
+                yield from self._settle(self._typed(table.slice(first, size)), verdicts)
 
     def _typed(self, keys: pa.Table) -> pa.Table:
         return pa.table({c.name: keys[c.name].cast(c.type.arrow) for c in self._key})
@@ -137,40 +142,42 @@ class Judge:
     def _compare(self, asked: pa.Table, here: pa.Table, there: pa.Table, position: int) -> list[Found]:
         """The rows that differ. A key that stands several times on a side is a row too many (the target has no unique index). A side may
         have given rows of more keys than ``asked``: a collation may call 'a' and 'A' equal."""
-        pairs = pairs_of(self._key, self._columns, here, there)
-        if not pairs.num_rows:
+        pairs = pairs_of(self._key, here, there)
+        wanted = pc.is_in(key_text(pairs.keys), pa.array(sorted(set(key_text(asked).to_pylist())), pa.string()))
+        pairs = pairs.taken(pc.indices_nonzero(wanted))
+        real, textual = unequal(self._columns, here.take(pairs.s), there.take(pairs.d))
+        differs = np.logical_or.reduce([*real.values(), *textual.values()], initial=False) | _alone(pairs)
+        chosen = np.flatnonzero(differs)
+        pairs = pairs.taken(pa.array(chosen))
+        if not len(chosen):
             return []
-        keys = pa.table({c.name: pairs[f"key_{i}"].cast(c.type.arrow) for i, c in enumerate(self._key)})
-        texts = key_text(keys).to_pylist()
-        shown_keys = {c.name: value_text(_whole(keys[c.name])).to_pylist() for c in self._key}
-        shown = {side: _shown(pairs, side, self._columns) for side in "sd"}
-        copies, found, wanted = pairs["copies"].to_pylist(), [], set(key_text(asked).to_pylist())
-        for row in range(pairs.num_rows):
-            if texts[row] not in wanted:
-                continue
-            has_s, has_d = pairs["in_s"][row].as_py(), pairs["in_d"][row].as_py()
-            real = tuple(c.name for i, c in enumerate(self._columns) if has_s and has_d and pairs[f"real_{i}"][row].as_py())
-            textual = tuple(c.name for i, c in enumerate(self._columns) if has_s and has_d and pairs[f"text_{i}"][row].as_py())
-            kind, columns = (Kind.DIFFERENT, real) if real else (Kind.REPRESENTATION, textual)
+        texts = key_text(pairs.keys).to_pylist()
+        keys = _shown(pairs.keys, self._key)
+        rows_s, rows_d = (_shown(typed_values(self._columns, side), self._columns) for side in (here.take(pairs.s), there.take(pairs.d)))
+        places = there.select(list(PLACE)).take(pairs.d).to_pylist()
+        found = []
+        for i, row in enumerate(chosen):
+            has_s, has_d, copies = pairs.s[i].is_valid, pairs.d[i].is_valid, pairs.copies[i].as_py() or 1
+            both = has_s and has_d
+            by_type = tuple(c.name for c in self._columns if both and real[c.name][row])
+            by_text = tuple(c.name for c in self._columns if both and textual[c.name][row])
+            kind, columns = (Kind.DIFFERENT, by_type) if by_type else (Kind.REPRESENTATION, by_text)
             if not has_d:
                 kind, columns = Kind.MISSING, ()
-            elif not has_s or copies[row] > 1:
+            elif not has_s or copies > 1:
                 kind, columns = Kind.EXTRA, ()
-            place = (pairs["p"][row].as_py(), pairs["o"][row].as_py()) if has_d and pairs["o"][row].is_valid else None
-            found.append(
-                Found(
-                    {name: values[row] for name, values in shown_keys.items()},
-                    texts[row],
-                    kind,
-                    columns,
-                    {name: values[row] for name, values in shown["s"].items()} if has_s else None,
-                    {name: values[row] for name, values in shown["d"].items()} if has_d else None,
-                    position,
-                    place,
-                    max(1, (copies[row] or 1) - has_s),
-                )
-            )
+            place = tuple(places[i][name] for name in PLACE)
+            source, destination = rows_s[i] if has_s else None, rows_d[i] if has_d else None
+            last = (place[0], place[1]) if has_d and place[1] is not None else None
+            found.append(Found(keys[i], texts[i], kind, columns, source, destination, position, last, max(1, copies - has_s)))
         return found
+
+
+def _alone(pairs: Pairs) -> npt.NDArray[np.bool_]:
+    """Of which rows there is no other, or more than one."""
+    more = pc.greater(pairs.copies, 1).fill_null(False)
+    found: npt.NDArray[np.bool_] = pc.or_(pc.or_(pairs.s.is_null(), pairs.d.is_null()), more).to_numpy(zero_copy_only=False)
+    return found
 
 
 def _leads_to(event: LogEvent, found: Found) -> bool:
@@ -180,9 +187,7 @@ def _leads_to(event: LogEvent, found: Found) -> bool:
     return found.source is not None and all(found.source.get(name, value) == value for name, value in event.values.items())
 
 
-def _shown(pairs: pa.Table, side: str, columns: Sequence[Column]) -> dict[str, list[str | None]]:
-    return {c.name: value_text(_whole(pairs[f"{side}_{i}"])).to_pylist() for i, c in enumerate(columns)}
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+def _shown(rows: pa.Table, columns: Sequence[Column]) -> list[dict[str, str | None]]:
+    """Each row as texts."""
+    texts = [value_text(rows[c.name].combine_chunks()).to_pylist() for c in columns]
+    return [{c.name: text[i] for c, text in zip(columns, texts, strict=True)} for i in range(rows.num_rows)]

@@ -6,7 +6,7 @@ source is read once every writer at work has ended, so that all it shows up to a
 committed behind it, up to the scan's own, may be there or not (``late``): rows of such changes are left to a later look.
 
 Promises: rows that are alike are counted, not merged; two rows are taken for equal only if their 64-bit hashes are; memory stays under
-``MEMORY``, whatever the number of rows. Values are compared by their types, as everywhere (reconcile.compare).
+a limit, whatever the number of rows. Values are compared by their types, as everywhere (reconcile.compare).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from reconcile.compare import BUCKETS, JOIN_ROWS, Scratch, normal, quote, value
 from reconcile.document import Total
 from reconcile.protocol import View
 
-MEMORY = "128MB"
+MEMORY_MB = 128
 PART_BYTES = 2**18
 """Images before a change are JSON, which takes many times its size while it is read, once for each column."""
 _OP, _BEFORE, _COMMIT, _OFFSET = (
@@ -57,7 +57,7 @@ class Multiset(Scratch):
     """Rows of both sides are staged by the hash of ``columns``; then ``differing`` says of which there are more on one side."""
 
     def __init__(self, columns: Sequence[Column]) -> None:
-        super().__init__(MEMORY, PART_BYTES)
+        super().__init__(len(columns), MEMORY_MB, PART_BYTES)
         self._columns = tuple(columns)
         self._db.execute("CREATE TABLE s (h UBIGINT, n INTEGER); CREATE TABLE d (h UBIGINT, n INTEGER); CREATE TABLE late (h UBIGINT)")
         self.emptied = False

@@ -70,7 +70,8 @@ class Progress:
 class Subject:
     """A table and what reaches both of its sides. ``fenced`` waits until the destination holds all up to a position and says whether it
     does; ``rows_expected`` is an estimate. ``explain`` says of a difference its last event and cause, knowing of columns that differ nearly
-    everywhere (Calibration.mapped). ``steady`` are the columns that the target has had, unchanged, since its first row."""
+    everywhere (Calibration.mapped). ``steady`` are the columns that the target has had, unchanged, since its first row. ``uncovered`` are
+    the source's columns that the target has not now: those that events never carry, and those that they should, each with the reason."""
 
     target: Target
     schema: TableSchema
@@ -81,6 +82,7 @@ class Subject:
     rows_expected: int
     explain: Callable[[Sequence[Found], Mapping[str, str]], Sequence[Difference]]
     steady: frozenset[str]
+    uncovered: Callable[[], tuple[Mapping[str, str], Mapping[str, str]]] = lambda: ({}, {})
 
 
 class _Over(Exception):
@@ -135,7 +137,9 @@ class _Run:
         s, verdicts = self._subject, Verdicts()
         with ExitStack() as stack:
             with s.source.scan(s.target.source) as scan:
-                left_out = dict(scan.unreadable(s.schema.columns)) | _dropped(s.schema)
+                # After the snapshot, so that no column of it is overlooked.
+                apart, lacking = s.uncovered()
+                left_out = {**scan.unreadable(s.schema.columns), **_dropped(s.schema), **apart}
                 if lost := set(left_out) & set(s.schema.key):
                     raise CdcError(f"{s.target.source}: its key cannot be compared: {left_out[min(lost)]}", code="key_unreadable")
                 columns = [c for c in s.schema.columns if c.name not in left_out]
@@ -157,7 +161,8 @@ class _Run:
                 report, bytes=self._bytes, compared=tuple(c.name for c in columns if c.name not in left_out), left_out=left_out,
                 by_value={} if push else found.by_value, buckets=report.buckets if push else buckets,
             )  # fmt: skip
-            return self._concluded(report, self._judged(comparison, buckets, verdicts), verdicts, found.mapped)
+            report = self._concluded(report, self._judged(comparison, buckets, verdicts), verdicts, found.mapped)
+            return self._covered(report, lacking)
 
     def left_by_log(self, report: TableReport) -> TableReport:
         """The rows that a log of changes leaves, counted by their values; what late changes may explain is looked at again."""
@@ -181,7 +186,8 @@ class _Run:
         s, self._progress.phase, self._progress.rows = self._subject, "fence", 0
         with s.source.settled(s.target.source) as (scan, low):
             left_out = {c.name: "it came or changed after the log began" for c in s.schema.columns if c.name not in s.steady}
-            left_out |= _dropped(s.schema) | dict(scan.unreadable(s.schema.columns))
+            apart, lacking = s.uncovered()
+            left_out |= {**_dropped(s.schema), **scan.unreadable(s.schema.columns), **apart}
             columns = [c for c in s.schema.columns if c.name not in left_out]
             if not columns:
                 return replace(report, reason="none of its columns can be compared", left_out=left_out), set()
@@ -209,13 +215,36 @@ class _Run:
         more, fewer = (sum(max(0, sign * n) for n in counts.values()) for sign in (1, -1))
         status = Status.MISMATCH if counts else Status.IN_FLIGHT if late else Status.MATCH
         why = "its rows change too fast to be judged" if status is Status.IN_FLIGHT else ""
-        return replace(
+        report = replace(
             report, status=status, reason=f"more than {JUDGED_MAX:,} rows differ" if rest else why,
             method="multiset", rows=(here.rows, there.rows), digest=(here.digest, there.digest), bytes=self._bytes,
             compared=tuple(c.name for c in columns), left_out=left_out, truncated=len(shown) < len(counts),
             differences=[_of_rows(moved, scan.position, cause) for moved in shown],
             counts={"missing": more, "extra": fewer, "in_flight": len(late) + rest},
-        ), set()  # fmt: skip
+        )  # fmt: skip
+        return self._covered(report, lacking), set()
+
+    def _covered(self, report: TableReport, lacking: Mapping[str, str]) -> TableReport:
+        """With the columns that the target lacked: a finding, unless they came meanwhile or may come with what is on its way."""
+        if not lacking:
+            return report
+        s, still, why = self._subject, set[str](), "the warehouse is not as far as the source was, so it may be on its way"
+        try:
+            with s.source.settled(s.target.source) as (scan, _):
+                position = scan.position
+            ends = {} if s.fenced(position) else s.log.ends_after(position, LOOK_SECONDS)
+            with s.view() as view:
+                held = view.checkpoints(s.log.id)
+            if ends is not None and all(held.get(p, 0) >= end for p, end in ends.items()):
+                still = lacking.keys() & s.uncovered()[1].keys()
+                why = "it came to the warehouse while the table was compared: compare it again"
+        except Unavailable as error:
+            why = error.message
+        told = {name: reason if name in still else why for name, reason in lacking.items()}
+        said = [f"column {name} is missing in the warehouse: {reason}" for name, reason in told.items()]
+        status = Status.MISMATCH if still else Status.IN_FLIGHT if report.status is Status.MATCH else report.status
+        reason = "; ".join([*filter(None, [report.reason]), *said])
+        return replace(report, status=status, reason=reason, left_out={**report.left_out, **told}, lacking=tuple(sorted(still)))
 
     def _placed(self, report: TableReport, scan: Scan, view: View, fenced: bool) -> TableReport:
         text = self._subject.source.format_position(scan.position)

@@ -86,7 +86,8 @@ def verdict(table: Table) -> str:
         return _sentence(f"equals its source{_where(table)}{as_of}", [*_extent(table), checked]) + _aside(table)
     if status == "mismatch":
         of = f"of {rows} at the source" if (rows := counted(table["rows"].get("source"), "row")) else ""
-        return _sentence(f"differs from its source{_where(table)}{as_of}", [f"{_found(table)} {of}".rstrip(), checked]) + _aside(table)
+        facts = [f"{_found(table)} {of}".rstrip()] if differences(table) or not table["coverage"].get("lacking") else _extent(table)
+        return _sentence(f"differs from its source{_where(table)}{as_of}", [*facts, checked]) + _aside(table)
     if status == "partial":
         found = _found(table) if differences(table) else ""
         return _sentence(f"was not compared to its end{_where(table)}{as_of}", [part for part in (reason, found, checked) if part])

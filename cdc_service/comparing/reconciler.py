@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import structlog
 
+from cdc_service.comparing.columns import uncovered
 from cdc_service.comparing.log import Sources, TopicLog
 from cdc_service.comparing.record import HISTORY_RUNS, RUNS_LOOKED_AT, keep, recorded
 from cdc_service.config.problems import unknown_table
@@ -29,6 +30,7 @@ from cdc_service.config.resolve import TableConfig
 from cdc_service.consume.kafka import Admin, Reader
 from cdc_service.core.decode import Decoder
 from cdc_service.core.errors import CdcError, ConfigError, Fenced, Unavailable
+from cdc_service.core.logical import Kind
 from cdc_service.core.types import Delta, LogId, Mode, TableId, TableSchema, Target
 from connectors.connect import KafkaConnect
 from connectors.protocol import Names
@@ -101,6 +103,8 @@ class Outside:
     names: Names
     kafka: Admin
     placeholder: str
+    options: Mapping[str, str]
+    """The connector's, as the configuration has them."""
 
 
 class Line(Protocol):
@@ -207,8 +211,10 @@ class Reconciler:
         return kept
 
     def repair(self, table: str, run_id: str | None, *, dry_run: bool) -> dict[str, Any]:
-        """Repairs the differences of a run (of the last one that found some) that are still there."""
-        with self._one(table) as (config, subject):
+        """Repairs the differences of a run (of the last one that found some) that are still there. What is written or removed is read at
+        the source itself, never at a replica, which may have gone its own way."""
+        with self._one(table) as (config, compared):
+            subject = replace(compared, source=Sources(self._outside.sources.primary, self._outside.sources.primary))
             if config.target.mode is Mode.APPEND:
                 message = f"{config.source} is kept as a log of its changes, which is not repaired: it tells only of what came"
                 raise CdcError(message, code="no_repair")
@@ -287,11 +293,18 @@ class Reconciler:
 
         def explained(found: Sequence[Found], mapped: Mapping[str, str]) -> Sequence[Difference]:
             with destination.view(target, schema) as v:
-                return explain(found, log, v, mapped)
+                return explain(found, log, v, mapped, [c.name for c in schema.columns if c.type.kind is Kind.DATE])
+
+        def columns() -> tuple[Mapping[str, str], Mapping[str, str]]:
+            found = o.sources.primary.tables(config.source)
+            versions: Sequence[TableSchema] = self._on_line(partial(destination.schemas, target))
+            if not found or not versions:
+                return {}, {}
+            return uncovered(found[0], versions[-1], o.options, lambda: o.connect.config(o.names.connector) or {})
 
         rows = destination.table_rows(target) or 0
         steady = steady_columns(schemas)
-        return Subject(target, schema, o.sources, view, log, partial(self._fenced, config.source), rows, explained, steady)
+        return Subject(target, schema, o.sources, view, log, partial(self._fenced, config.source), rows, explained, steady, columns)
 
     def _fenced(self, table: TableId, position: int) -> bool:
         """Waits until the table is complete at the destination through ``position``; false where nobody merges, or it takes too long."""

@@ -59,6 +59,10 @@ class Scan(Side, Protocol):
         """Those of ``columns`` (of the target's schema) that cannot be read exactly, with the reason."""
         ...
 
+    def types(self, columns: Sequence[Column]) -> Mapping[str, str]:
+        """The columns' types as the source spells them."""
+        ...
+
     def rows(
         self, columns: Sequence[Column], where: str | None = None, sample: float | None = None, most: int | None = None
     ) -> Iterator[pa.RecordBatch]:
@@ -67,5 +71,6 @@ class Scan(Side, Protocol):
         ...
 
     def fetch(self, key: Sequence[Column], columns: Sequence[Column], keys: pa.Table) -> pa.Table:
-        """The rows with these keys, typed as the key columns; those that are not there are left out."""
+        """The rows with these keys, typed as the key columns; those that are not there are left out. Raises CdcError (source_value) for a
+        key that the source's type cannot read."""
         ...

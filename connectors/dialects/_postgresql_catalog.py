@@ -29,6 +29,15 @@ def qualified(table: TableId) -> str:
 _SYSTEM = "n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp_)'"
 _ONLY = "(CAST(:table AS text) IS NULL OR (n.nspname = :schema AND c.relname = :table))"
 
+# A temporary child shows its rows to its own session alone.
+_SILENT = """
+    SELECT i.inhrelid AS oid, i.inhparent AS parent, 'child' AS kind
+    FROM pg_inherits i JOIN pg_class k ON k.oid = i.inhrelid WHERE c.relkind = 'r' AND i.inhparent = c.oid AND k.relpersistence <> 't'
+    UNION ALL
+    SELECT k.oid, t.parentrelid, CASE WHEN k.relkind = 'f' THEN 'foreign' ELSE 'unlogged' END
+    FROM pg_partition_tree(CASE WHEN c.relkind = 'p' THEN c.oid END) t JOIN pg_class k ON k.oid = t.relid
+    WHERE t.isleaf AND (k.relkind = 'f' OR k.relpersistence = 'u')"""
+
 TABLES = f"""
 SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind = 'p' AS partitioned, c.relpersistence = 'p' AS logged,
        c.relreplident::text AS identity, rn.nspname AS root_schema, r.relname AS root_name,
@@ -39,7 +48,10 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind = 'p' AS partiti
              JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = u.number
              WHERE i.indrelid = c.oid AND i.indisreplident ORDER BY u.place) AS identity_index,
        has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AS readable,
-       pg_has_role(c.relowner, 'USAGE') AS owned,
+       row_security_active(c.oid) AS row_security, pg_has_role(c.relowner, 'USAGE') AS owned,
+       (SELECT json_agg(json_build_array(p.kind, sn.nspname, s.relname, un.nspname, u.relname) ORDER BY p.kind, sn.nspname, s.relname)
+        FROM ({_SILENT}) AS p JOIN pg_class s ON s.oid = p.oid JOIN pg_namespace sn ON sn.oid = s.relnamespace
+        JOIN pg_class u ON u.oid = p.parent JOIN pg_namespace un ON un.oid = u.relnamespace) AS silent,
        CASE WHEN c.relkind = 'p'
             THEN (SELECT coalesce(sum(greatest(l.reltuples, 0)), 0) FROM pg_partition_tree(c.oid) p JOIN pg_class l ON l.oid = p.relid
                   WHERE p.isleaf)
@@ -87,6 +99,7 @@ WHERE n.nspname = :schema AND c.relname = :table AND c.relkind IN ('r', 'p')
 FILL = f"""
 SELECT c.relname AS name, n.nspname AS schema, {_TYPE},
        CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END AS missing,
+       row_security_active(c.oid) OR NOT has_table_privilege(c.oid, 'SELECT') AS hidden,
        a.attnotnull AS required, pg_relation_filenode(c.oid) = c.oid AS as_created
 FROM (SELECT coalesce(p.relid, root.oid) AS oid
       FROM pg_class root JOIN pg_namespace rn ON rn.oid = root.relnamespace
@@ -160,6 +173,11 @@ _ARRAYS_NEVER_SENT = {"interval", "money", "name", "point", "refcursor", "xml"}
 _ARRAYS_FAIL = {"bit", "varbit"}
 _ARRAYS_FAIL_ON_NULL = {"enum", "ltree"}
 _ARRAYS_UNSENT_AS_PLACEHOLDER = {"text", "varchar", "jsonb", "bytea", "int4", "int8", "date", "uuid"}
+
+
+def never_sent(column: Mapping[Any, Any]) -> bool:
+    """Whether the connector's events have no such column (a row of COLUMNS)."""
+    return bool(column["generated"] or (column["category"] == "A" and column["base"] in _ARRAYS_NEVER_SENT))
 
 
 def hazard(column: Mapping[Any, Any], *, full_identity: bool) -> Hazard | None:

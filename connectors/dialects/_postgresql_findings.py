@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from sqlalchemy.engine import RowMapping
 
+from cdc_service.core.errors import CdcError
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
 from connectors.dialects._postgresql_catalog import qualified, quoted
@@ -54,9 +55,9 @@ def server(facts: RowMapping, *, has_slot: bool) -> list[Finding]:
 
 def role_rights(facts: RowMapping, tables: Sequence[SourceTable]) -> list[Finding]:
     role = quoted(facts["role"])
-    unreadable = [t for t in tables if not t.readable]
-    grants = [f"GRANT USAGE ON SCHEMA {quoted(s)} TO {role};" for s in sorted({t.table.schema for t in unreadable})]
-    grants += [f"GRANT SELECT ON {qualified(t.table)} TO {role};" for t in unreadable]
+    unreadable, narrowed = [t for t in tables if not t.readable], [t for t in tables if t.row_security]
+    lacks = [f"may not read {_listed(unreadable)}"] if unreadable else []
+    lacks += [f"may not see every row of {_listed(narrowed)}"] if narrowed else []
     return [
         Finding(
             "role may replicate",
@@ -66,11 +67,9 @@ def role_rights(facts: RowMapping, tables: Sequence[SourceTable]) -> list[Findin
         ),
         Finding(
             "role may read",
-            not unreadable,
-            f"role {facts['role']} may read every table"
-            if not unreadable
-            else f"role {facts['role']} may not read {', '.join(str(t.table) for t in unreadable)}",
-            "\n".join(grants),
+            not lacks,
+            f"role {facts['role']} {', and '.join(lacks) or 'may read every table'}",
+            "\n".join([*grants([t.table for t in unreadable], facts["role"]), *([f"ALTER ROLE {role} BYPASSRLS;"] if narrowed else [])]),
         ),
         Finding(
             "heartbeat",
@@ -79,6 +78,31 @@ def role_rights(facts: RowMapping, tables: Sequence[SourceTable]) -> list[Findin
             f"GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO {role};",
         ),
     ]
+
+
+def grants(tables: Sequence[TableId], role: str) -> list[str]:
+    """What lets the role read the tables."""
+    made = [f"GRANT USAGE ON SCHEMA {quoted(s)} TO {quoted(role)};" for s in sorted({t.schema for t in tables})]
+    return made + [f"GRANT SELECT ON {qualified(t)} TO {quoted(role)};" for t in tables]
+
+
+def _listed(tables: Sequence[SourceTable]) -> str:
+    return ", ".join(str(t.table) for t in tables)
+
+
+def row_security(table: TableId, role: str) -> tuple[str, str]:
+    """What is to be said of a table whose policies show the role some rows only, and the cure."""
+    message = (
+        f"row level security decides which rows role {role} sees: those that it hides could neither be loaded nor compared, and nobody can"
+        " prove of a policy that it hides none"
+    )
+    return message, f"ALTER ROLE {quoted(role)} BYPASSRLS;  -- or ALTER TABLE {qualified(table)} DISABLE ROW LEVEL SECURITY;"
+
+
+def refused_row_security(table: TableId, role: str) -> CdcError:
+    """For a statement that the server refused: the session asks it to (row_security = off), rather than leave rows out."""
+    message, cure = row_security(table, role)
+    return CdcError(f"{table}: {message}", hint=cure, code="row_security")
 
 
 def slot(slot: RowMapping, names: Names) -> Finding:

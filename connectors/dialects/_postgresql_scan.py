@@ -26,6 +26,7 @@ from cdc_service.core.logical import Kind
 from cdc_service.core.postgresql import CANONICAL, unwrapped
 from cdc_service.core.types import Column, TableId
 from connectors.dialects._postgresql_catalog import event_text, key_parameter, qualified, quoted
+from connectors.dialects._postgresql_findings import refused_row_security
 
 Types = Mapping[str, Mapping[Any, Any]]
 """Rows of the catalog's COLUMN_TYPES by column."""
@@ -89,6 +90,8 @@ class TableScan:
             self._run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             self._run("SET LOCAL statement_timeout = 0")
             self._run("SET LOCAL TimeZone = 'UTC'")
+            # A read that row level security would narrow has to fail: what it does not show would count as not there.
+            self._run("SET LOCAL row_security = off")
             if snapshot is not None:
                 self._run(f"SET TRANSACTION SNAPSHOT {_literal(snapshot)}")
             # On a replica the log is only replayed: what was replayed by now holds all that the snapshot shows.
@@ -116,6 +119,9 @@ class TableScan:
             elif form(column, type_, quoted(column.name)) is None:
                 found[column.name] = f"a {type_['type']} of the source has no exact form that could be compared"
         return found
+
+    def types(self, columns: Sequence[Column]) -> Mapping[str, str]:
+        return {c.name: self._types[c.name]["type"] for c in columns}
 
     def _export(self) -> str:
         """The snapshot's name, by which other sessions read the same; not on a replica."""
@@ -215,8 +221,8 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
             with self._connection.cursor(adbc_stmt_kwargs={"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)}) as cursor:
                 cursor.execute(sql)
                 yield from cursor.fetch_record_batch()
-        except AdbcError as error:
-            raise _translated(error) from None
+        except (AdbcError, OSError) as error:
+            raise self._explained(error) from None
 
     def _run(self, sql: str) -> None:
         try:
@@ -230,8 +236,26 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
             with self._connection.cursor() as cursor:
                 cursor.execute(sql)
                 return cursor.fetch_arrow_table()
-        except AdbcError as error:
-            raise _translated(error) from None
+        except (AdbcError, OSError) as error:
+            raise self._explained(error) from None
+
+    def _explained(self, error: AdbcError | OSError) -> CdcError:
+        """The driver does not tell a missing right from rows that policies would hide, nor what went wrong once rows are on their way. The
+        server's words are in its own language."""
+        if isinstance(error, AdbcError) and error.sqlstate != "42501":
+            return _translated(error)
+        try:
+            self._connection.rollback()
+            asked = f"SELECT row_security_active({_literal(qualified(self._table))}::regclass) AS active, current_user::text AS role"
+            with self._connection.cursor() as cursor:
+                cursor.execute(asked)
+                found = cursor.fetch_arrow_table().to_pylist()[0]
+        except AdbcError as after:
+            return _translated(after)
+        if isinstance(error, OSError):
+            message = "the source ended a statement while it ran, as it does for a value that it cannot take"
+            return CdcError(message, hint="see the server's log", code="source_value")
+        return refused_row_security(self._table, found["role"]) if found["active"] else _translated(error)
 
 
 def _plain(array: pa.Array) -> pa.Array:
@@ -315,4 +339,5 @@ def _translated(error: AdbcError) -> CdcError:
         return CdcError(f"the source refused a statement (SQLSTATE {state}): {first}", hint="see the server's log", code="source_statement")
     if not state or state[:2] in {"08", "53", "57", "40", "28"}:
         return Unavailable(f"the source does not answer (SQLSTATE {state or 'none'})", hint="is it running, and is source.url right?")
-    return CdcError(f"the source refused a statement (SQLSTATE {state})", hint="see the server's log", code="source_statement")
+    code = "source_value" if state[:2] == "22" else "source_statement"
+    return CdcError(f"the source refused a statement (SQLSTATE {state})", hint="see the server's log", code=code)

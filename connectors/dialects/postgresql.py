@@ -43,6 +43,7 @@ from connectors.protocol import (
     Progress,
     Reread,
     SignalRecord,
+    SilentPart,
     SourceColumn,
     SourceDialect,
     SourceTable,
@@ -68,7 +69,8 @@ class PostgresDialect:
     def __init__(self, url: URL) -> None:
         self._url = url
         self._told: identity.Cache = {}
-        options = f"{url.query.get('options', '')} -c statement_timeout={STATEMENT_TIMEOUT_SECONDS * 1000}"
+        # A query that row level security would narrow has to fail: what it does not show would count as not there.
+        options = f"{url.query.get('options', '')} -c statement_timeout={STATEMENT_TIMEOUT_SECONDS * 1000} -c row_security=off"
         self._engine = create_engine(
             url.set(drivername="postgresql+psycopg"),
             poolclass=NullPool,
@@ -135,7 +137,7 @@ class PostgresDialect:
     # -- values that events do not carry
 
     def fill_of_added_column(self, table: TableId, column: str) -> Fill:
-        with self._connected() as connection:
+        with self._connected(table) as connection:
             leaves = _rows(connection, sql.FILL, schema=table.schema, table=table.name, column=column)
             fills = {_fill(connection, leaf, column) for leaf in leaves}
         return fills.pop() if len(fills) == 1 else UNKNOWN_FILL
@@ -143,7 +145,7 @@ class PostgresDialect:
     def reread(self, table: TableId, keys: pa.Table, columns: Sequence[str]) -> Reread:
         if keys.num_rows > REREAD_KEYS_MAX:
             raise ValueError(f"at most {REREAD_KEYS_MAX} keys can be read again at once, not {keys.num_rows}")
-        with self._connected() as connection:
+        with self._connected(table) as connection:
             types = {row["name"]: row for row in _rows(connection, sql.COLUMN_TYPES, schema=table.schema, table=table.name)}
             missing = [name for name in keys.column_names if name not in types]
             if missing:
@@ -204,6 +206,14 @@ class PostgresDialect:
             return refuse(message, f"ALTER TABLE {name} RENAME TO ...;")
         if not table.logged:
             return refuse("is unlogged or temporary: its changes never reach the log", f"ALTER TABLE {name} SET LOGGED;")
+        if table.silent:
+            parts = ", ".join(f"{p.table} ({p.kind})" for p in table.silent)
+            message = f"shows rows of other tables, whose changes never come with its own: {parts}"
+            return refuse(message, "\n".join(p.cure for p in table.silent))
+        if not table.readable:
+            return refuse(f"may not be read by role {self._role}", "\n".join(findings_of.grants([table.table], self._role)))
+        if table.row_security:
+            return refuse(*findings_of.row_security(table.table, self._role))
         if not table.key and not table.log:
             cure = f"ALTER TABLE {name} ADD PRIMARY KEY (...);  -- or keep it as a log of its changes: keyless: append"
             return refuse("has no primary key, so a change cannot be tied to a row", cure)
@@ -242,7 +252,11 @@ class PostgresDialect:
             slot = _row(connection, sql.SLOT, slot=names.slot)
             published = _published(connection, names, facts["version_number"])
             empty_enums = [row["name"] for row in _rows(connection, sql.EMPTY_ENUMS)]
-            asked = [question for table in tables if table.readable and (question := findings_of.old_dates(table)) is not None]
+            asked = [
+                question
+                for table in tables
+                if table.readable and not table.row_security and (question := findings_of.old_dates(table)) is not None
+            ]
             old = [finding for statement, finding in asked if _row(connection, statement)["found"]]
         findings = [*findings_of.server(facts, has_slot=slot["slot_name"] is not None), *findings_of.role_rights(facts, tables)]
         findings += [finding for table in tables for finding in (self.refusal(table), *findings_of.notes(table)) if finding is not None]
@@ -396,7 +410,7 @@ class PostgresDialect:
             value = json.dumps({"id": signal_id, "type": "execute-snapshot", "data": json.loads(data)}).encode()
             return SignalRecord(config["signal.kafka.topic"], config["topic.prefix"], value)
         table = quoted(*place.rsplit(".", 1))
-        with self._connected() as connection:
+        with self._connected(TableId(*place.rsplit(".", 1))) as connection:
             # Only inserts count as signals: what was read, and the marks that the connector left, may go.
             connection.execute(text(f"DELETE FROM {table}"))
             insert = text(f"INSERT INTO {table} (id, type, data) VALUES (:id, 'execute-snapshot', :data)")
@@ -422,12 +436,19 @@ class PostgresDialect:
         ]
 
     @contextmanager
-    def _connected(self) -> Iterator[Connection]:
+    def _connected(self, table: TableId | None = None) -> Iterator[Connection]:
+        """``table`` is the one whose rows are read."""
         try:
             with self._engine.connect() as connection:
                 yield connection
         except DBAPIError as error:
+            if table is not None and _narrowed(error):
+                raise findings_of.refused_row_security(table, self._role) from None
             raise self._explained(error) from None
+
+    @property
+    def _role(self) -> str:
+        return self._url.username or "postgres"
 
     def _explained(self, error: DBAPIError) -> CdcError:
         where = f"{self._url.host or 'localhost'}:{self._url.port or 5432}/{self._url.database or ''}"
@@ -456,6 +477,11 @@ class PostgresDialect:
 
 _LOGIN = ("authentication failed", "pg_hba.conf", "no password supplied")
 """What libpq says, without an SQLSTATE, where the login is wrong."""
+
+
+def _narrowed(error: DBAPIError) -> bool:
+    """Whether the server refused a statement since policies would have left rows out. Its message is in the server's language."""
+    return getattr(getattr(error.orig, "diag", None), "source_function", None) == "check_enable_rls"
 
 
 def _rows(connection: Connection, statement: str, **values: object) -> Sequence[RowMapping]:
@@ -489,7 +515,10 @@ def _table(row: RowMapping, found: Sequence[RowMapping]) -> SourceTable:
     key = tuple(row["key"])
     identity = {"d": Identity.KEY, "f": Identity.FULL, "i": Identity.INDEX, "n": Identity.NOTHING}[row["identity"]]
     full = identity is Identity.FULL
-    columns = tuple(SourceColumn(c["name"], c["type"], c["nullable"], c["generated"], sql.hazard(c, full_identity=full)) for c in found)
+    columns = tuple(
+        SourceColumn(c["name"], c["type"], c["nullable"], c["generated"], sql.hazard(c, full_identity=full), not sql.never_sent(c))
+        for c in found
+    )
     by = {
         # A deferrable key is no replica identity.
         Identity.KEY: () if row["key_deferrable"] else key,
@@ -511,7 +540,18 @@ def _table(row: RowMapping, found: Sequence[RowMapping]) -> SourceTable:
         rows=row["rows"],
         readable=row["readable"],
         owned=row["owned"],
+        row_security=row["row_security"],
+        silent=tuple(_silent(kind, TableId(*names[:2]), TableId(*names[2:])) for kind, *names in row["silent"] or ()),
     )
+
+
+def _silent(kind: str, part: TableId, parent: TableId) -> SilentPart:
+    what, cure = {
+        "child": ("a child by inheritance", f"ALTER TABLE {qualified(part)} NO INHERIT {qualified(parent)};"),
+        "foreign": ("a foreign table", f"ALTER TABLE {qualified(parent)} DETACH PARTITION {qualified(part)};"),
+        "unlogged": ("an unlogged partition", f"ALTER TABLE {qualified(part)} SET LOGGED;"),
+    }[kind]
+    return SilentPart(part, what, cure)
 
 
 def _published(connection: Connection, names: Names, version: int) -> dict[TableId, bool]:
@@ -530,6 +570,8 @@ def _fill(connection: Connection, leaf: RowMapping, column: str) -> Fill:
         fill = _row(connection, statement, missing=leaf["missing"])["fill"]
         return UNKNOWN_FILL if fill is None else Fill(known=True, text=fill)
     if leaf["required"]:
+        return UNKNOWN_FILL
+    if leaf["hidden"]:
         return UNKNOWN_FILL
     # Without a stored value, old rows hold NULL, unless the table was written anew since: a volatile default makes PostgreSQL do that.
     if leaf["as_created"]:
