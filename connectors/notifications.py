@@ -9,6 +9,7 @@ from typing import Any
 
 REGISTRATION = "Registration"
 RETURNING = "RETURNING"
+SKIPPED = "SKIPPED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class Notification:
     ``rows`` is how many a scan that ended has read, None where it does not say.
 
     registration/RETURNING is written by registration, before the connector knows the table: ``tables`` were captured earlier and then not
-    for a while, so that their deletes in between are missing.
+    for a while, so that their deletes in between are missing. registration/SKIPPED is written before a connector goes on at the end of the
+    log: nothing that was committed before ``position`` is sent any more.
     """
 
     id: str
@@ -39,11 +41,17 @@ class Notification:
     at_ms: int
     waiting: int = 0
     rows: int | None = None
+    position: int = 0
 
     @property
     def scanned(self) -> bool:
         """Whether this ends the scan of its table well."""
         return self.type == "TABLE_SCAN_COMPLETED" and self.status in ("SUCCEEDED", "EMPTY", "NO_PRIMARY_KEY")
+
+    @property
+    def failed(self) -> bool:
+        """Whether this ends the scan of its table, which was not read."""
+        return self.type == "TABLE_SCAN_COMPLETED" and not self.scanned
 
 
 def parse(value: bytes | None) -> Notification | None:
@@ -63,6 +71,7 @@ def parse(value: bytes | None) -> Notification | None:
             int(record["timestamp"]),
             max(0, _times(one, many) - 1) if one and many else 0,
             int(data["total_rows_scanned"]) if "total_rows_scanned" in data else None,
+            int(data.get("position") or 0),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -75,6 +84,14 @@ def _times(name: str, names: str) -> int:
 
 def returning(id_: str, table: str, at_ms: int) -> tuple[str, bytes]:
     """Key and value of the record that says that ``table`` comes back."""
-    data = {"scanned_collection": table}
-    record = {"id": id_, "type": RETURNING, "aggregate_type": REGISTRATION, "additional_data": data, "timestamp": at_ms}
+    return _registration(id_, RETURNING, {"scanned_collection": table}, at_ms)
+
+
+def skipped(id_: str, position: int, at_ms: int) -> tuple[str, bytes]:
+    """Key and value of the record that says that nothing from before ``position`` is sent any more."""
+    return _registration(id_, SKIPPED, {"position": str(position)}, at_ms)
+
+
+def _registration(id_: str, type_: str, data: dict[str, str], at_ms: int) -> tuple[str, bytes]:
+    record = {"id": id_, "type": type_, "aggregate_type": REGISTRATION, "additional_data": data, "timestamp": at_ms}
     return json.dumps({"id": id_}), json.dumps({"schema": None, "payload": record}, ensure_ascii=False).encode()

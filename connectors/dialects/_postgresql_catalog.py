@@ -84,6 +84,14 @@ JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdroppe
 WHERE n.nspname = :schema AND c.relname = :table AND c.relkind IN ('r', 'p')
 """
 
+KEY_TYPES = (
+    COLUMN_TYPES
+    + """
+  AND a.attnum = ANY ((SELECT k.conkey FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'p')::smallint[])
+ORDER BY a.attnum
+"""
+)
+
 FILL = f"""
 SELECT c.relname AS name, n.nspname AS schema, {_TYPE},
        CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END AS missing,
@@ -98,8 +106,8 @@ JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = :column AND a.attnum >
 {_TYPE_JOIN}
 """
 
-EMPTY_ENUMS = """
-SELECT format_type(t.oid, NULL) AS name FROM pg_type t
+UNREADABLE_TYPES = """
+SELECT format_type(t.oid, NULL) AS name, t.typtype = 'd' AS domain FROM pg_type t
 WHERE t.typcategory = 'E' AND NOT EXISTS (SELECT FROM pg_enum e WHERE e.enumtypid = t.oid) ORDER BY 1
 """
 

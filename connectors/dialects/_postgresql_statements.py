@@ -9,7 +9,7 @@ from sqlalchemy.engine import RowMapping
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
 from connectors.dialects._postgresql_catalog import qualified, quoted
-from connectors.protocol import Statement
+from connectors.protocol import SourceTable, Statement
 
 _OPERATIONS = {"insert", "update", "delete", "truncate"}
 _WITH = "(publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
@@ -23,6 +23,16 @@ def signal_table(table: TableId, role: str, *, allowed: bool) -> list[Statement]
         grant = f"GRANT SELECT, INSERT, DELETE ON {name} TO {quoted(role)}"
         made.append(Statement("signals", grant, why, allowed, "the owner of the schema"))
     return made
+
+
+def grants(tables: Iterable[SourceTable], role: str, *, superuser: bool) -> Iterator[Statement]:
+    """The connector asks for a table that its role may not read again and again, and never comes to the others."""
+    for table in (t for t in tables if not t.readable):
+        usage = f"GRANT USAGE ON SCHEMA {quoted(table.table.schema)} TO {quoted(role)}"
+        body = f"{usage}; GRANT SELECT ON {qualified(table.table)} TO {quoted(role)}"
+        allowed = superuser or table.owned
+        why = f"role {role} may not read {table.table}"
+        yield Statement("grant", body, why, allowed, "" if allowed else "the owner of the tables or a superuser")
 
 
 def publication_statements(
@@ -51,3 +61,10 @@ def publication_statements(
         why = f"publication {names.publication} lacks {', '.join(map(str, added))}"
         body = f"ALTER PUBLICATION {name} ADD TABLE {', '.join(map(qualified, added))}"
         yield statement(body, why, added, entitled=head["owned"])
+    for table in (t for t in entries if published.get(t)):
+        why = f"publication {names.publication} has a row filter or a column list on {table}, so rows or values are missing"
+        # Together: what is changed between the two would not be in the log.
+        body = (
+            f"BEGIN; ALTER PUBLICATION {name} DROP TABLE {qualified(table)}; ALTER PUBLICATION {name} ADD TABLE {qualified(table)}; COMMIT"
+        )
+        yield statement(body, why, [table], entitled=head["owned"])
