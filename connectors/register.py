@@ -38,7 +38,11 @@ SNAPSHOT_PATIENCE_SECONDS = 30.0
 WATCH_SECONDS = 3.0
 """So long a connector that had stopped has to read its slot without a break: one that meets the cause again fails within a second."""
 _READ_ANEW = "what was committed since is not sent, so the running service reads every table anew"
-_INITIAL = "\nor, since an initial snapshot takes it: cdc register --delete; cdc register; then cdc resync of the tables that ask for it"
+_LEFT_OUT = "\nor leave the table out of the configuration"
+_INITIAL = (
+    "\nor, since an initial snapshot takes it: cdc register --delete; cdc register; then cdc resync of each table that asks for it"
+    + _LEFT_OUT
+)
 _DAY_MS = 24 * 3600 * 1000
 
 
@@ -263,7 +267,8 @@ def plan_registration(
     names = config.names
     catalog = dialect.tables()
     facts = chosen(config, tables, catalog)
-    _refuse([*(dialect.refusal(t) for t in facts), *dialect.obstacles()])
+    _refuse(dialect.obstacles(), "")
+    _refuse(dialect.refusal(t) for t in facts)
     existing = connect.config(names.connector)
     status = connect.status(names.connector) if existing is not None else None
     offsets = connect.offsets(names.connector)
@@ -280,7 +285,7 @@ def plan_registration(
     connector = connect.plan(wanted_config, secret_options(config))
     added = [] if existing is None or initial else sorted({t.table for t in facts} - dialect.registered(existing))
     wanted = [] if initial else sorted({*added, *snapshot})
-    _refuse((dialect.snapshot_refusal(t) for t in wanted), more=_INITIAL)
+    _refuse((dialect.snapshot_refusal(t) for t in wanted), _INITIAL)
     described = kafka.describe([n for t in added if (n := names.topic(t)) in there]) if added else {}
     returning = [t for t in added if _holds_events(described.get(names.topic(t)))]
     wake = status is not None and status.overall in {"FAILED", "STOPPED", "PAUSED"}
@@ -451,7 +456,7 @@ def _await_start(names: Names, dialect: SourceDialect, connect: KafkaConnect, *,
     since = None
     while True:
         try:
-            status = connect.await_running(names.connector)
+            status = connect.await_running(names.connector, CONNECTOR_START_SECONDS)
         except Unavailable as error:
             raise dialect.awaited(names) or error from None
         hold = dialect.hold(names)
@@ -484,11 +489,11 @@ def _await_initial_snapshot(name: str, dialect: SourceDialect, connect: KafkaCon
         time.sleep(0.2)
 
 
-def _refuse(findings: Iterable[Finding | None], more: str = "") -> None:
+def _refuse(findings: Iterable[Finding | None], otherwise: str = _LEFT_OUT) -> None:
     if refused := [f for f in findings if f is not None]:
         raise ConfigError(
             "; ".join(f"{f.name} {f.message}" for f in refused),
-            hint="\n".join(f.cure for f in refused) + more + "\nor leave the table out of the configuration",
+            hint="\n".join(f.cure for f in refused) + otherwise,
             code="table_refused",
         )
 

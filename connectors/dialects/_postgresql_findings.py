@@ -149,10 +149,13 @@ def old_dates(table: SourceTable) -> tuple[str, Finding] | None:
 
 
 def unreadable_type(row: RowMapping) -> Finding:
-    kind = "domain over an enum" if row["domain"] else "enum without a label"
-    cure = (
-        f"DROP DOMAIN {row['name']};  -- a column that has it first: ALTER TABLE ... ALTER ... TYPE ...; with the enum itself"
-        if row["domain"]
-        else f"ALTER TYPE {row['name']} ADD VALUE '...';  -- or DROP TYPE {row['name']};"
-    )
-    return Finding("enums", False, f"{row['name']} is a {kind}, at which the connector stops at its start, for all tables", cure)
+    kind = "a domain over an enum" if row["domain"] else "an enum without a label"
+    if row["domain"]:
+        cure = "\n".join([*row["uses"], f"DROP DOMAIN {row['name']};"])
+    else:
+        cure = (
+            f"ALTER TYPE {row['name']} ADD VALUE 'none';  -- or the labels that it shall have"
+            if row["uses"]
+            else f"DROP TYPE {row['name']};"
+        )
+    return Finding("enums", False, f"{row['name']} is {kind}, at which the connector stops at its start, for all tables", cure)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from sqlalchemy.engine import RowMapping
 
@@ -36,13 +36,19 @@ def grants(tables: Iterable[SourceTable], role: str, *, superuser: bool) -> Iter
 
 
 def publication_statements(
-    names: Names, facts: RowMapping, head: RowMapping, published: Mapping[TableId, bool], entries: Mapping[TableId, bool]
+    names: Names,
+    facts: RowMapping,
+    head: RowMapping,
+    published: Mapping[TableId, bool],
+    entries: Mapping[TableId, bool],
+    harmful: Collection[TableId],
 ) -> Iterator[Statement]:
-    """What brings the publication to cover ``entries`` (each with whether the role owns it)."""
+    """What brings the publication to cover ``entries`` (each with whether the role owns it), and none that is ``harmful`` to the connector
+    though nobody asks for it."""
     name = quoted(names.publication)
 
     def statement(body: str, why: str, touched: Iterable[TableId], *, entitled: bool) -> Statement:
-        foreign = [t for t in touched if not entries[t]]
+        foreign = [t for t in touched if not entries.get(t, True)]
         allowed = bool(facts["superuser"] or (entitled and not foreign))
         who = "the owner of the tables or a superuser" if foreign else "the owner of the publication or a superuser"
         return Statement("publication", body, why, allowed, "" if allowed else who)
@@ -68,3 +74,6 @@ def publication_statements(
             f"BEGIN; ALTER PUBLICATION {name} DROP TABLE {qualified(table)}; ALTER PUBLICATION {name} ADD TABLE {qualified(table)}; COMMIT"
         )
         yield statement(body, why, [table], entitled=head["owned"])
+    for table in sorted(t for t in harmful if t in published and t not in entries and not head["puballtables"]):
+        why = f"{table} has columns whose names differ only by case: while it is published, its next change ends the connector"
+        yield statement(f"ALTER PUBLICATION {name} DROP TABLE {qualified(table)}", why, (), entitled=head["owned"])

@@ -261,7 +261,9 @@ class PostgresDialect:
 
     def _publication_findings(self, tables: Sequence[SourceTable], names: Names, published: Mapping[TableId, bool]) -> list[Finding]:
         preparation = self.preparation(tables, names)
-        needed = preparation.statements
+        needed = [
+            statement for statement in preparation.statements if statement.subject != "grant"
+        ]  # The role's rights are told by themselves.
         narrowed = [str(t.table) for t in tables if published.get(t.table)]
         findings = []
         if narrowed:
@@ -303,6 +305,7 @@ class PostgresDialect:
             facts = _row(connection, sql.FACTS)
             head = _row(connection, sql.PUBLICATION, name=names.publication)
             published = _published(connection, names, facts["version_number"])
+            twins = {TableId(row["schema"], row["name"]) for row in _rows(connection, sql.TWINS)} if published else set()
             signals = _row(connection, sql.SIGNALS, name=names.signal_table, home=home)
         new = head["pubname"] is None
         foreign = any(not t.owned for t in wanted if t.table not in published)
@@ -315,7 +318,7 @@ class PostgresDialect:
             made += signal_table(table, facts["role"], allowed=may_publish and bool(signals["may_create"]))
         entries = {t.table: t.owned for t in wanted} | ({table: signals["schema"] is None or signals["owned"]} if table else {})
         made += grants(wanted, facts["role"], superuser=bool(facts["superuser"]))
-        made += publication_statements(names, facts, head, published, entries)
+        made += publication_statements(names, facts, head, published, entries, twins)
         return Preparation(tuple(made), table)
 
     def release(self, names: Names) -> list[Statement]:
