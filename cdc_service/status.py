@@ -40,6 +40,7 @@ def _connector(config: Config, facts: Facts | None) -> dict[str, Any]:
         "name": config.names.connector,
         "state": status.overall if status else "MISSING" if facts and facts.connector_missing else None,
         "problems": list(status.problems) if status else [],
+        "cures": [failure.cure for failure in status.failures] if status else [],
         "slot": hold.name if hold else None,
         "wal_status": hold.status if hold else None,
         "retained_bytes": hold.retained_bytes if hold else None,

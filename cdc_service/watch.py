@@ -19,7 +19,7 @@ from cdc_service.core.identity import Identities
 from cdc_service.core.types import TableId
 from cdc_service.line.means import TopicFacts, Topics
 from connectors.connect import ConnectorStatus, KafkaConnect
-from connectors.notifications import IDENTITY, RETURNING, Notification, parse
+from connectors.notifications import IDENTITY, RETURNING, SKIPPED, Notification, parse
 from connectors.protocol import LogHold, Names, SourceDialect
 
 LOOK_SECONDS = 1.0
@@ -70,8 +70,10 @@ class Scans:
     ``incremental`` those that an incremental one has read to their end,
     ``asked`` the same by the signal's id, for scans that began after the signal. ``lost`` are the ids of signals that were heard before the
     connector began anew: what it read for them is of no use.
-    ``returned`` is when (ms since 1970) a table came back to the connector that had not captured it for a while, ``identities`` what the
-    source said of tables (core.identity) when they were registered last, before the connector began to read their rows.
+    ``failed`` are the scans that did not read their table, in their order: the signals' ids that each may have been for, its table, and
+    its status. ``returned`` is when (ms since 1970) a table came back to the connector that had not captured it for a while, ``skipped``
+    the position before which nothing is sent any more, ``identities`` what the source said of tables (core.identity) when they were
+    registered last, before the connector began to read their rows.
     """
 
     initial: frozenset[str] = frozenset()
@@ -83,6 +85,8 @@ class Scans:
     lost: frozenset[str] = frozenset()
     returned: Mapping[str, int] = field(default_factory=dict)
     identities: Mapping[str, str] = field(default_factory=dict)
+    failed: tuple[tuple[frozenset[str], str, str], ...] = ()
+    skipped: int = 0
 
 
 class Notices:
@@ -111,6 +115,10 @@ class Notices:
                 self.scans = replace(self.scans, identities={**self.scans.identities, **dict.fromkeys(notice.tables, notice.identity)})
             elif notice.type == RETURNING:
                 self.scans = replace(self.scans, returned={**self.scans.returned, **dict.fromkeys(notice.tables, notice.at_ms)})
+            elif notice.type == SKIPPED:
+                lost = self.scans.lost | self._started | set(self.scans.asked)
+                self._started.clear()
+                self.scans = replace(self.scans, skipped=notice.position, asked={}, lost=lost)
         return self.scans
 
     def _add_initial(self, notice: Notification) -> None:
@@ -121,7 +129,9 @@ class Notices:
             self._started.clear()
             repeated, attempts = self.scans.repeated or self._ended, self.scans.attempts + 1
             none = frozenset[str]()
-            self.scans = replace(self.scans, initial=none, attempts=attempts, repeated=repeated, empty={}, asked={}, lost=lost)
+            self.scans = replace(
+                self.scans, initial=none, attempts=attempts, repeated=repeated, empty={}, asked={}, lost=lost, failed=(), skipped=0
+            )
         elif notice.scanned:
             self._initial |= set(notice.tables)
             if notice.rows == 0:
@@ -135,6 +145,9 @@ class Notices:
             self._started.add(notice.id)
         elif notice.type == "COMPLETED":
             self._started.clear()
+        elif notice.failed:
+            ids = frozenset(self._started | {notice.id})
+            self.scans = replace(self.scans, failed=(*self.scans.failed, *((ids, table, notice.status) for table in notice.tables)))
         elif notice.scanned:
             asked = dict(self.scans.asked)
             for id_ in self._started | (set() if notice.waiting else {notice.id}):

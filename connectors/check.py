@@ -168,7 +168,7 @@ def _connector(config: Config, connect: KafkaConnect, dialect: SourceDialect, so
     status = connect.status(name)
     if status is not None:
         causes = f": {'; '.join(status.problems)}" if status.problems else ""
-        yield Finding("connector", status.running, f"{name} is {status.overall.lower()}{causes}", "mend the cause, then: cdc register")
+        yield Finding("connector", status.running, f"{name} is {status.overall.lower()}{causes}", status.cure)
 
 
 def _wire(config: Config, connect: KafkaConnect, wanted: Mapping[str, str]) -> Iterator[Finding]:

@@ -17,6 +17,8 @@ import structlog
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from cdc_service.core.errors import CdcError, ConfigError, Disposition, Unavailable
+from connectors.failures import OTHER_CURE, Failure, failure
+from connectors.protocol import Offsets
 
 ANSWER_SECONDS = 30.0
 """Limit of one call. Validation connects to the source, so it may take a while."""
@@ -65,21 +67,21 @@ class FieldProblem:
 
 @dataclass(frozen=True, slots=True)
 class TaskStatus:
-    """``problem`` is the first line of the trace that Connect keeps of a failure, and the line that names its cause."""
-
     id: int
     state: str
     worker: str
-    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectorStatus:
+    """``failures`` are the connector's own and those of its tasks, ``problem`` is the first of them in words."""
+
     name: str
     state: str
     worker: str
     problem: str
     tasks: tuple[TaskStatus, ...]
+    failures: tuple[Failure, ...] = ()
 
     @property
     def overall(self) -> str:
@@ -93,7 +95,12 @@ class ConnectorStatus:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        return tuple(p for p in (self.problem, *(task.problem for task in self.tasks)) if p)
+        return tuple(f.message for f in self.failures)
+
+    @property
+    def cure(self) -> str:
+        """What heals a connector that does not run."""
+        return "; ".join(dict.fromkeys(f.cure for f in self.failures)) or "cdc register"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +114,6 @@ class Plugin:
     class_name: str
     type: str
     version: str
-
-
-Offsets = Sequence[tuple[Mapping[str, object], Mapping[str, object] | None]]
 
 
 class _Busy(CdcError):
@@ -216,8 +220,10 @@ class KafkaConnect:
         if found is None:
             return None
         connector = found["connector"]
-        tasks = tuple(TaskStatus(t["id"], t["state"], t.get("worker_id", ""), _cause(t.get("trace"))) for t in found["tasks"])
-        return ConnectorStatus(name, connector["state"], connector.get("worker_id", ""), _cause(connector.get("trace")), tasks)
+        tasks = tuple(TaskStatus(t["id"], t["state"], t.get("worker_id", "")) for t in found["tasks"])
+        failures = tuple(f for part in (connector, *found["tasks"]) if (f := failure(part.get("trace"))) is not None)
+        problem = failures[0].message if failures else ""
+        return ConnectorStatus(name, connector["state"], connector.get("worker_id", ""), problem, tasks, failures)
 
     def offsets(self, name: str) -> Offsets:
         """(partition, offset) pairs that Connect keeps for the connector; empty before the first flush."""
@@ -261,8 +267,8 @@ class KafkaConnect:
 
         status = self._await(name, settled, "run", seconds)
         if status is None or not status.running:
-            causes = "; ".join(status.problems) if status is not None else ""
-            raise CdcError(f"connector {name} failed: {causes}", hint="mend the cause, then: cdc register", code="connector_failed")
+            causes, cure = ("; ".join(status.problems), status.cure) if status is not None else ("", OTHER_CURE)
+            raise CdcError(f"connector {name} failed: {causes}", hint=cure, code="connector_failed")
         return status
 
     def _await(
@@ -356,15 +362,6 @@ def _message(answer: httpx.Response) -> str:
         return str(answer.reason_phrase)
     text = body.get("message") if isinstance(body, dict) else None
     return str(text or answer.reason_phrase).splitlines()[0][:500]
-
-
-def _cause(trace: str | None) -> str:
-    """The first line of a Java trace and, where it says more, the innermost cause."""
-    lines = (trace or "").strip().splitlines()
-    if not lines:
-        return ""
-    causes = [line.removeprefix("Caused by: ").strip() for line in lines if line.startswith("Caused by: ")]
-    return lines[0].strip() if not causes or causes[-1] in lines[0] else f"{lines[0].strip()} ({causes[-1]})"
 
 
 def _scrubbed(message: str, config: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 REGISTRATION = "Registration"
 RETURNING = "RETURNING"
 IDENTITY = "IDENTITY"
+SKIPPED = "SKIPPED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class Notification:
 
     registration/RETURNING is written by registration, before the connector knows the table: ``tables`` were captured earlier and then not
     for a while, so that their deletes in between are missing. So is registration/IDENTITY: ``identity`` is what the source said of the
-    table (core.identity) before the connector began to read its rows.
+    table (core.identity) before the connector began to read its rows. registration/SKIPPED is written before a connector goes on at the
+    end of the log: nothing that was committed before ``position`` is sent any more.
     """
 
     id: str
@@ -42,11 +44,17 @@ class Notification:
     waiting: int = 0
     rows: int | None = None
     identity: str = ""
+    position: int = 0
 
     @property
     def scanned(self) -> bool:
         """Whether this ends the scan of its table well."""
         return self.type == "TABLE_SCAN_COMPLETED" and self.status in ("SUCCEEDED", "EMPTY", "NO_PRIMARY_KEY")
+
+    @property
+    def failed(self) -> bool:
+        """Whether this ends the scan of its table, which was not read."""
+        return self.type == "TABLE_SCAN_COMPLETED" and not self.scanned
 
 
 def parse(value: bytes | None) -> Notification | None:
@@ -67,6 +75,7 @@ def parse(value: bytes | None) -> Notification | None:
             max(0, _times(one, many) - 1) if one and many else 0,
             int(data["total_rows_scanned"]) if "total_rows_scanned" in data else None,
             str(data.get("identity") or ""),
+            int(data.get("position") or 0),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -85,6 +94,11 @@ def returning(id_: str, table: str, at_ms: int) -> tuple[str, bytes]:
 def identity(id_: str, table: str, text: str, at_ms: int) -> tuple[str, bytes]:
     """Key and value of the record that says which identity ``table`` has as it is registered."""
     return _registration(id_, IDENTITY, {"scanned_collection": table, "identity": text}, at_ms)
+
+
+def skipped(id_: str, position: int, at_ms: int) -> tuple[str, bytes]:
+    """Key and value of the record that says that nothing from before ``position`` is sent any more."""
+    return _registration(id_, SKIPPED, {"position": str(position)}, at_ms)
 
 
 def _registration(id_: str, type_: str, data: dict[str, str], at_ms: int) -> tuple[str, bytes]:

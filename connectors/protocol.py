@@ -17,7 +17,7 @@ import pyarrow as pa
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from cdc_service.core.errors import ConfigError
+from cdc_service.core.errors import ConfigError, Unavailable
 from cdc_service.core.identity import Identities, Judgement
 from cdc_service.core.names import Names as Names
 from cdc_service.core.side import Scan
@@ -27,6 +27,10 @@ MESSAGE_BYTES_MAX = 16 * 2**20
 """Largest event that the connector may write and the topics take. Kafka's default of 1 MiB stops a connector at its first large row."""
 
 _DIALECTS = {"postgresql": "postgresql", "postgres": "postgresql"}
+
+
+Offsets = Sequence[tuple[Mapping[str, object], Mapping[str, object] | None]]
+"""What Connect keeps of how far a connector is: (partition, offset) pairs."""
 
 
 class Identity(StrEnum):
@@ -289,6 +293,10 @@ class SourceDialect(Protocol):
         """Why the connector may not be asked for an incremental snapshot of ``table``, or None; its initial snapshot may hold it still."""
         ...
 
+    def obstacles(self) -> list[Finding]:
+        """What at the source ends the connector at its start, whichever tables it captures; each with its cure."""
+        ...
+
     def preparation(self, tables: Sequence[SourceTable], names: Names) -> Preparation:
         """The statements that are missing before a connector may stream ``tables``, in order; none when nothing is."""
         ...
@@ -303,6 +311,20 @@ class SourceDialect(Protocol):
 
     def hold(self, names: Names) -> LogHold | None:
         """What holds the log for the pipeline, or None where nothing does (never registered, or lost)."""
+        ...
+
+    def gap(self, names: Names) -> str | None:
+        """Why the log cannot be read on from where the pipeline's hold stands (it is gone, lost, or older than what publishes), or None."""
+        ...
+
+    def skip(self, names: Names, offsets: Offsets) -> tuple[int, Offsets]:
+        """Lets the hold begin at the end of the log, made anew where there is none; that position, and a stopped connector's ``offsets``
+        as they have to be then. What was committed before it is never sent. Raises Unavailable (source_busy), naming the transaction,
+        while one that is open stands in the way."""
+        ...
+
+    def awaited(self, names: Names) -> Unavailable | None:
+        """What the making of the pipeline's hold waits for, where it is not made yet: an open transaction, with what ends it."""
         ...
 
     def position(self) -> int:
@@ -358,13 +380,11 @@ class SourceDialect(Protocol):
         stopped: it sees the signal when it starts."""
         ...
 
-    def progress(self, offsets: Sequence[tuple[Mapping[str, object], Mapping[str, object] | None]]) -> Progress:
+    def progress(self, offsets: Offsets) -> Progress:
         """Reads Connect's offsets (partition, offset) of this dialect's connector."""
         ...
 
-    def set_back(
-        self, offsets: Sequence[tuple[Mapping[str, object], Mapping[str, object] | None]]
-    ) -> Sequence[tuple[Mapping[str, object], Mapping[str, object] | None]]:
+    def set_back(self, offsets: Offsets) -> Offsets:
         """Those of a stopped connector's offsets that have to be set back, as they have to be, so that it loses nothing when it goes on:
         a connector that was stopped among the rows of one log record would skip the rest of them. Events that come again do no harm."""
         ...

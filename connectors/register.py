@@ -20,11 +20,12 @@ from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
 from connectors import wires
 from connectors.connect import CONNECTOR_START_SECONDS, ConnectorPlan, ConnectorStatus, KafkaConnect
-from connectors.notifications import identity, returning
+from connectors.notifications import identity, returning, skipped
 from connectors.protocol import (
     MESSAGE_BYTES_MAX,
     ConnectorRequest,
     Finding,
+    Offsets,
     SourceDialect,
     SourceTable,
     Statement,
@@ -34,6 +35,14 @@ from connectors.protocol import (
 TABLE_PARTITIONS = 3
 SNAPSHOT_PATIENCE_SECONDS = 30.0
 """How long a change of the connector waits for the end of its initial snapshot."""
+WATCH_SECONDS = 3.0
+"""So long a connector that had stopped has to read its slot without a break: one that meets the cause again fails within a second."""
+_READ_ANEW = "what was committed since is not sent, so the running service reads every table anew"
+_LEFT_OUT = "\nor leave the table out of the configuration"
+_INITIAL = (
+    "\nor, since an initial snapshot takes it: cdc register --delete; cdc register; then cdc resync of each table that asks for it"
+    + _LEFT_OUT
+)
 _DAY_MS = 24 * 3600 * 1000
 
 
@@ -98,6 +107,8 @@ class RegistrationPlan:
     ``snapshots`` are the tables that get an incremental snapshot, since the connector runs already; of these, ``returning`` have events
     of an earlier registration in their topic: deletes in between were not captured, so their target needs a resync, and the notification
     topic is told so (connectors.notifications). ``initial`` is true when the connector is new and takes its own snapshot of all tables.
+    ``skip`` says why the log can only be gone on with at its end (empty: it can be read on); the notification topic is told of that too,
+    since the running service has to read every table anew then.
     """
 
     names: Names
@@ -111,6 +122,7 @@ class RegistrationPlan:
     returning: tuple[TableId, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
     """What the configuration itself says of the connector (connect.options)."""
+    skip: str = ""
 
     @property
     def pending(self) -> bool:
@@ -257,11 +269,14 @@ def plan_registration(
     names = config.names
     catalog = dialect.tables()
     facts = chosen(config, tables, catalog)
+    _refuse(dialect.obstacles(), "")
     _refuse(dialect.refusal(t) for t in facts)
     existing = connect.config(names.connector)
     status = connect.status(names.connector) if existing is not None else None
+    offsets = connect.offsets(names.connector)
     # Stopped without offsets: an earlier registration was interrupted before the connector ever ran.
-    initial = existing is None or (status is not None and status.state == "STOPPED" and not connect.offsets(names.connector))
+    initial = existing is None or (status is not None and status.state == "STOPPED" and not offsets)
+    skip = _skip(names, status, offsets, dialect)
     preparation = dialect.preparation(facts, names)
     statements, signals = preparation.statements, preparation.signals
     there = kafka.topics()
@@ -272,7 +287,7 @@ def plan_registration(
     connector = connect.plan(wanted_config, secret_options(config))
     added = [] if existing is None or initial else sorted({t.table for t in facts} - dialect.registered(existing))
     wanted = [] if initial else sorted({*added, *snapshot})
-    _refuse(dialect.snapshot_refusal(t) for t in wanted)
+    _refuse((dialect.snapshot_refusal(t) for t in wanted), _INITIAL)
     described = kafka.describe([n for t in added if (n := names.topic(t)) in there]) if added else {}
     returning = [t for t in added if _holds_events(described.get(names.topic(t)))]
     wake = status is not None and status.overall in {"FAILED", "STOPPED", "PAUSED"}
@@ -280,11 +295,20 @@ def plan_registration(
         *_source_steps(statements),
         *(Step("topic", f"create topic {t.name} ({t.partitions} partition{'s' * (t.partitions > 1)})", t.what) for t in topics),
         *_connector_steps(connector, status, facts),
+        *([Step("connector", f"let connector {names.connector} go on at the end of the log", f"{skip}; {_READ_ANEW}")] if skip else ()),
         *(_snapshot_step(t, _snapshot_reason(t, added, returning), keyed={f.table for f in facts if f.key}) for t in wanted),
     ]
+    options = connect_options(config)
     return RegistrationPlan(
-        names, tuple(steps), statements, topics, connector, wake, initial, tuple(wanted), tuple(returning), connect_options(config)
+        names, tuple(steps), statements, topics, connector, wake, initial, tuple(wanted), tuple(returning), options, skip
     )
+
+
+def _skip(names: Names, status: ConnectorStatus | None, offsets: Offsets, dialect: SourceDialect) -> str:
+    """Why a connector that is beyond its initial snapshot can only go on at the end of the log; empty where it can read on."""
+    if not offsets or dialect.progress(offsets).snapshot:
+        return ""
+    return dialect.gap(names) or next((f.message for f in (status.failures if status else ()) if f.skips), "")
 
 
 def apply_registration(
@@ -313,10 +337,12 @@ def apply_registration(
     if plan.connector.kind == "update" and not plan.wake:
         _await_initial_snapshot(plan.names.connector, dialect, connect)
     name, ids = plan.names.connector, dict.fromkeys(plan.snapshots, f"added-{uuid.uuid4()}")
-    if plan.connector.kind == "update" or (plan.wake and plan.connector.kind == "nothing"):
+    if plan.connector.kind == "update" or ((plan.wake or plan.skip) and plan.connector.kind == "nothing"):
         say(f"stop connector {name}")
         connect.stop(name)
-        if back := dialect.set_back(connect.offsets(name)):
+        if plan.skip:
+            _skip_log(plan.names, dialect, connect, kafka, say)
+        elif back := dialect.set_back(connect.offsets(name)):
             connect.change_offsets(name, back)
     # Before the connector reads a row of them: what its rows are then is told by these.
     reads = dialect.registered(plan.connector.config) if plan.initial else plan.snapshots
@@ -333,11 +359,11 @@ def apply_registration(
     if plan.connector.kind != "nothing":
         say(f"{plan.connector.kind} connector {name}")
         connect.apply(plan.connector)
-    initial = _settle_new(plan, dialect, connect, say) if plan.initial else False
-    if plan.initial or plan.wake or plan.connector.kind == "update":
+    initial = _settle_new(plan, dialect, connect, kafka, say) if plan.initial else False
+    if plan.initial or plan.wake or plan.skip or plan.connector.kind == "update":
         say(f"start connector {name}")
         connect.resume(name)
-    status = _await_start(plan.names, dialect, connect, initial=initial)
+    status = _await_start(plan.names, dialect, connect, initial=initial, seconds=WATCH_SECONDS if plan.wake or plan.skip else 0.0)
     captured = tuple(sorted(dialect.registered(plan.connector.config)))
     return Registered(status, initial, captured if initial else plan.snapshots, ids)
 
@@ -405,12 +431,24 @@ def unregister(config: Config, dialect: SourceDialect, connect: KafkaConnect, sa
         raise CdcError(f"the source's role may not drop what is left; {whom} runs:", hint=ddl, code="needs_ddl")
 
 
-def _settle_new(plan: RegistrationPlan, dialect: SourceDialect, connect: KafkaConnect, say: Callable[[str], None]) -> bool:
+def _skip_log(names: Names, dialect: SourceDialect, connect: KafkaConnect, kafka: KafkaAdmin, say: Callable[[str], None]) -> None:
+    """Lets a stopped connector go on at the end of the log. The service is told before the connector can come there."""
+    say(f"let connector {names.connector} go on at the end of the log")
+    position, offsets = dialect.skip(names, connect.offsets(names.connector))
+    kafka.send(names.notification_topic, *skipped(f"skipped-{uuid.uuid4()}", position, round(time.time() * 1000)))
+    connect.change_offsets(names.connector, offsets)
+
+
+def _settle_new(
+    plan: RegistrationPlan, dialect: SourceDialect, connect: KafkaConnect, kafka: KafkaAdmin, say: Callable[[str], None]
+) -> bool:
     """Before a new connector starts: what an earlier one of this name left. Returns whether it will take an initial snapshot."""
     hold = dialect.hold(plan.names)
     lost = hold is None or hold.status == "lost"
     if connect.offsets(plan.names.connector):
         if not lost:
+            if dialect.gap(plan.names) is not None:
+                _skip_log(plan.names, dialect, connect, kafka, say)
             return False
         say("forget the offsets of an earlier connector: its slot is gone, so it must begin with a snapshot")
         connect.forget_offsets(plan.names.connector)
@@ -422,19 +460,28 @@ def _settle_new(plan: RegistrationPlan, dialect: SourceDialect, connect: KafkaCo
     return True
 
 
-def _await_start(names: Names, dialect: SourceDialect, connect: KafkaConnect, *, initial: bool) -> ConnectorStatus:
-    """Waits until the connector reads the source. Connect says RUNNING before a task has tried anything, so the source is asked too: in an
-    initial snapshot the slot is there, behind it somebody reads it."""
+def _await_start(names: Names, dialect: SourceDialect, connect: KafkaConnect, *, initial: bool, seconds: float) -> ConnectorStatus:
+    """Waits until the connector reads the source, and has for ``seconds``. Connect says RUNNING before a task has tried anything, so the
+    source is asked too: in an initial snapshot the slot is there, behind it somebody reads it."""
     deadline = time.monotonic() + CONNECTOR_START_SECONDS
+    since = None
     while True:
-        status = connect.await_running(names.connector)
+        try:
+            status = connect.await_running(names.connector, CONNECTOR_START_SECONDS)
+        except Unavailable as error:
+            raise dialect.awaited(names) or error from None
         hold = dialect.hold(names)
+        now = time.monotonic()
         if hold is not None and (hold.active or initial or dialect.progress(connect.offsets(names.connector)).snapshot):
-            return status
-        if time.monotonic() > deadline:
-            raise Unavailable(
+            since = now if since is None else since
+            if now - since >= seconds:
+                return status
+        else:
+            since = None
+        if now > deadline:
+            raise dialect.awaited(names) or Unavailable(
                 f"connector {names.connector} runs, but does not read its slot within {CONNECTOR_START_SECONDS:.0f} s",
-                hint="see the worker's log, and 'cdc status'",
+                hint="cdc check says whether the slot can be read, and what waits; see the worker's log too",
                 code="connector_slow",
             )
         time.sleep(0.1)
@@ -453,11 +500,11 @@ def _await_initial_snapshot(name: str, dialect: SourceDialect, connect: KafkaCon
         time.sleep(0.2)
 
 
-def _refuse(findings: Iterable[Finding | None]) -> None:
+def _refuse(findings: Iterable[Finding | None], otherwise: str = _LEFT_OUT) -> None:
     if refused := [f for f in findings if f is not None]:
         raise ConfigError(
             "; ".join(f"{f.name} {f.message}" for f in refused),
-            hint="\n".join(f.cure for f in refused) + "\nor leave the table out of the configuration",
+            hint="\n".join(f.cure for f in refused) + otherwise,
             code="table_refused",
         )
 

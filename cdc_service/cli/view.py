@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import zip_longest
 from typing import Any
 
 COLUMNS = ("table", "state", "rows/s", "rows", "applied", "parked", "lag", "behind", "age", "position")
@@ -116,8 +117,8 @@ def troubles(document: Mapping[str, Any]) -> list[str]:
     if waiting:
         lines += _lines(f"waiting: {waiting['message']}", waiting.get("hint"))
     found = document.get("connector") or {}
-    for problem in found.get("problems") or ():
-        lines += _lines(f"connector {found.get('name')}: {problem}", "mend the cause, then: cdc register")
+    for problem, cure in zip_longest(found.get("problems") or (), found.get("cures") or (), fillvalue="mend the cause, then: cdc register"):
+        lines += _lines(f"connector {found.get('name')}: {problem}", cure)
     state = str(found.get("state") or "").upper()
     if state in ("MISSING", "PAUSED", "STOPPED"):
         why = "does not exist" if state == "MISSING" else f"is {state.lower()}"

@@ -18,7 +18,7 @@ from cdc_service.core.errors import CdcError, Fenced, TableStopped
 from cdc_service.core.identity import HINDRANCES, Judgement, Outcome
 from cdc_service.core.types import Mode, TableId
 from cdc_service.line.loop import Line
-from cdc_service.line.stops import snapshotted_anew, topic_gone
+from cdc_service.line.stops import snapshot_failed, snapshotted_anew, topic_gone
 from cdc_service.line.table import Goal, Table
 from cdc_service.watch import Facts
 from mergers.protocol import Destination, TableState
@@ -27,6 +27,8 @@ SAVE_SECONDS = 10.0
 """How often a moving complete_through is written down."""
 ASK_AGAIN_SECONDS = 60.0
 """How long nothing may be heard of a snapshot before it is asked for (again)."""
+SCANS_MAX = 3
+"""So often the connector may fail to read a table before it stops: a deadlock or a session that was ended heals by itself."""
 STANDSTILL_SECONDS = 30.0
 UNREAD_SECONDS = 15.0
 """So long a partition may have no reader: consumers find new ones by themselves every 10 s."""
@@ -87,6 +89,7 @@ class Progress:
         self._emptied_before: dict[tuple[TableId, int], int] = {}  # ms; by table and generation, as its reading was first seen
         self._unread: dict[TableId, float] = {}
         self._recounted: dict[TableId, float] = {}
+        self._answered: dict[tuple[TableId, int], int] = {}  # failed scans that were asked for again; by table and generation
         self._log = structlog.get_logger()
 
     def look(self) -> None:
@@ -167,6 +170,9 @@ class Progress:
         if not table.leads:
             return
         self._watch_for_unread(table)
+        if self._skipped(table, facts):
+            table.reload = "the connector went on at the end of the log; what was committed before that was not sent"
+            return
         if self._identify(table, facts) and facts.position is not None and not facts.snapshot:
             table.aim(Goal(facts.position, ends, facts.reached_us))
         if table.stopped:
@@ -252,6 +258,14 @@ class Progress:
             if facts.identities is not None:
                 self._ends[table.source, table.kept.generation] = facts.identities.position
             return
+        failures = self._failures(table, facts)
+        if len(failures) >= SCANS_MAX:
+            raise snapshot_failed(table.config, failures[-1])
+        if len(failures) > self._answered.get((table.source, table.kept.generation), 0):
+            self._answered[table.source, table.kept.generation] = len(failures)
+            self._quiet.pop(table.source, None)
+            self._ask(table)
+            return
         running = facts.connector is not None and facts.connector.running
         if not running or facts.snapshot or facts.incremental:
             self._quiet.pop(table.source, None)
@@ -265,7 +279,10 @@ class Progress:
             self._snapshots.ask(table.source, signal_id(table))
             self._log.info("snapshot asked for", table=str(table.source))
         except CdcError as error:
-            self._log.warning("snapshot not asked for yet", table=str(table.source), why=error.message)
+            if error.code == "table_refused":
+                self._line.stop(table, TableStopped(error.message, state="error", code=error.code, hint=error.hint))
+            else:
+                self._log.warning("snapshot not asked for yet", table=str(table.source), why=error.message)
 
     def _scanned(self, table: Table, facts: Facts) -> bool:
         def holds(texts: frozenset[str]) -> bool:
@@ -274,6 +291,17 @@ class Progress:
         if table.kept.resync:
             return holds(facts.scans.asked.get(signal_id(table), frozenset()))
         return holds(facts.scans.initial) or holds(facts.scans.incremental)
+
+    def _failures(self, table: Table, facts: Facts) -> list[str]:
+        """How each scan of the table ended that the connector gave up, of those that were asked for the generation under way."""
+        ids = {signal_id(table)} if table.kept.resync else None
+        return [s for asked, text, s in facts.scans.failed if (ids is None or ids & asked) and self._snapshots.names(text, table.source)]
+
+    def _skipped(self, table: Table, facts: Facts) -> bool:
+        """Whether the connector left out what the table lacks. A first load may have read its rows before that."""
+        if table.state in ("waiting", "snapshotting"):
+            return bool(facts.scans.skipped and not table.kept.resync)
+        return facts.scans.skipped > (table.kept.complete_through or 0)
 
     def _returned(self, table: Table, facts: Facts) -> bool:
         since_ms = (table.kept.complete_at or 0) // 1000

@@ -35,6 +35,16 @@ def snapshotted_anew(config: TableConfig) -> TableStopped:
     )
 
 
+def snapshot_failed(config: TableConfig, status: str) -> TableStopped:
+    return TableStopped(
+        f"{config.source}: the connector could not read its rows, several times ({status.replace('_', ' ').lower()}); its log says why",
+        state="error",
+        code="snapshot_failed",
+        hint="cdc check names a right that is missing or a table that is gone, cdc register leaves out a generated column that came since;"
+        f" then load it anew: cdc resync {config.source}",
+    )
+
+
 def topic_gone(config: TableConfig, *, exists: bool) -> CdcError:
     topic = config.topic
     if not exists:

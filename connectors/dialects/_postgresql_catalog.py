@@ -96,6 +96,14 @@ JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdroppe
 WHERE n.nspname = :schema AND c.relname = :table AND c.relkind IN ('r', 'p')
 """
 
+KEY_TYPES = (
+    COLUMN_TYPES
+    + """
+  AND a.attnum = ANY ((SELECT k.conkey FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'p')::smallint[])
+ORDER BY a.attnum
+"""
+)
+
 FILL = f"""
 SELECT c.relname AS name, n.nspname AS schema, {_TYPE},
        CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END AS missing,
@@ -111,9 +119,25 @@ JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = :column AND a.attnum >
 {_TYPE_JOIN}
 """
 
-EMPTY_ENUMS = """
-SELECT format_type(t.oid, NULL) AS name FROM pg_type t
-WHERE t.typcategory = 'E' AND NOT EXISTS (SELECT FROM pg_enum e WHERE e.enumtypid = t.oid) ORDER BY 1
+# A domain over an enum has its category and no labels either. What was made of another one comes first, so that it can be dropped first.
+UNREADABLE_TYPES = """
+SELECT format_type(t.oid, NULL) AS name, t.typtype = 'd' AS domain,
+       ARRAY(SELECT format('ALTER TABLE %I.%I ALTER %I TYPE %s;', n.nspname, c.relname, a.attname, format_type(b.oid, NULL))
+             FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE a.atttypid = t.oid AND NOT a.attisdropped AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+             ORDER BY c.oid, a.attnum) AS uses
+FROM pg_type t CROSS JOIN LATERAL (
+    WITH RECURSIVE below AS (SELECT t.oid, t.typtype, t.typbasetype UNION ALL
+        SELECT d.oid, d.typtype, d.typbasetype FROM below JOIN pg_type d ON below.typtype = 'd' AND d.oid = below.typbasetype)
+    SELECT below.oid FROM below WHERE below.typtype <> 'd') b
+WHERE t.typcategory = 'E' AND NOT EXISTS (SELECT FROM pg_enum e WHERE e.enumtypid = t.oid) ORDER BY t.oid DESC
+"""
+
+TWINS = """
+SELECT n.nspname::text AS schema, c.relname::text AS name FROM pg_attribute a
+JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped
+GROUP BY n.nspname, c.relname HAVING count(*) > count(DISTINCT lower(a.attname))
 """
 
 POSITION = "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint AS position"

@@ -116,24 +116,36 @@ def slot(slot: RowMapping, names: Names) -> Finding:
     )
 
 
-def snapshot_refusal(table: TableId) -> Finding | None:
-    """While an incremental snapshot goes on, the connector keeps the names of its tables unquoted in its offsets, and parses them each time
+def snapshot_refusal(table: TableId, key: Sequence[RowMapping]) -> Finding | None:
+    """``key`` are the types of the primary key's columns.
+
+    While an incremental snapshot goes on, the connector keeps the names of its tables unquoted in its offsets, and parses them each time
     it commits. With Debezium 3.6 a blank within a name was seen to end its task so; by its parser a quote before a name does the same, and
-    the next task reads the same offsets at its start."""
-    if not any(re.search(r"\S\s+\S|^\s*['`]", part) for part in (table.schema, table.name)):
+    the next task reads the same offsets at its start. It keeps the last key read too, and ends where that holds an array. One of type money
+    it compares with a number, which PostgreSQL refuses."""
+    arrays = ", ".join(column["name"] for column in key if column["category"] == "A")
+    money = ", ".join(column["name"] for column in key if column["base"] == "money")
+    place, name = f"table {table}", qualified(table)
+    if any(re.search(r"\S\s+\S|^\s*['`]", part) for part in (table.schema, table.name)):
+        why, mend = (
+            "has a blank within its name, or a quote before it: a snapshot of it beside the stream would end the connector for good",
+            (f"ALTER TABLE {name} RENAME TO ...;"),
+        )
+    elif arrays:
+        why = f"has an array in its primary key ({arrays}): a snapshot of it beside the stream would end the connector for good"
+        mend = f"ALTER TABLE {name} DROP CONSTRAINT ..., ADD PRIMARY KEY (...);"
+    elif money:
+        why = f"has a column of type money in its primary key ({money}), by which the connector cannot read on beside the stream"
+        changes = ", ".join(f"ALTER {quoted(column['name'])} TYPE numeric" for column in key if column["base"] == "money")
+        mend = f"ALTER TABLE {name} {changes};"
+    else:
         return None
-    message = (
-        "has a blank within its name, or a quote before it: a snapshot of it beside the stream would end the connector for good,"
-        " so it cannot be resynced, nor added to a pipeline that runs already"
-    )
-    cure = f"ALTER TABLE {qualified(table)} RENAME TO ...;  -- or, since an initial snapshot takes it: cdc register --delete; cdc register"
-    return Finding(f"table {table}", False, message, cure, Level.WARNING)
+    message = f"{why}, so it cannot be resynced, nor added to a pipeline that runs already"
+    return Finding(place, False, message, mend, Level.WARNING)
 
 
 def notes(table: SourceTable) -> Iterator[Finding]:
     place = f"table {table.table}"
-    if (refused := snapshot_refusal(table.table)) is not None:
-        yield refused
     if table.generated:
         columns = ", ".join(table.generated)
         yield Finding(place, True, f"generated columns are left out, since the log does not carry them: {columns}", level=Level.INFO)
@@ -158,3 +170,16 @@ def old_dates(table: SourceTable) -> tuple[str, Finding] | None:
         level=Level.WARNING,
     )
     return f"SELECT EXISTS (SELECT FROM {qualified(table.table)} WHERE {wrong}) AS found", finding
+
+
+def unreadable_type(row: RowMapping) -> Finding:
+    kind = "a domain over an enum" if row["domain"] else "an enum without a label"
+    if row["domain"]:
+        cure = "\n".join([*row["uses"], f"DROP DOMAIN {row['name']};"])
+    else:
+        cure = (
+            f"ALTER TYPE {row['name']} ADD VALUE 'none';  -- or the labels that it shall have"
+            if row["uses"]
+            else f"DROP TYPE {row['name']};"
+        )
+    return Finding("enums", False, f"{row['name']} is {kind}, at which the connector stops at its start, for all tables", cure)

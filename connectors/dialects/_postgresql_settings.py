@@ -34,6 +34,9 @@ SETTINGS = {
     "producer.override.max.request.size": str(MESSAGE_BYTES_MAX),
     "producer.override.compression.type": "lz4",
     "signal.poll.interval.ms": "250",
+    # Reading a table beside the stream compares its key with texts; unless PostgreSQL may choose their type, a time or a bit string has no
+    # operator for them, and the reading ends after the first chunk.
+    "driver.stringtype": "unspecified",
     # After an error that heals by itself (the server restarted) the task begins again; the default waits ten seconds.
     "retriable.restart.connector.wait.ms": "1000",
     "notification.enabled.channels": "sink",
@@ -68,6 +71,7 @@ PINNED = {
     "read.only",
     "time.precision.mode",
     "event.converting.failure.handling.mode",
+    "driver.stringtype",
     "unavailable.value.placeholder",
     "key.converter.replace.null.with.default",
     "value.converter.replace.null.with.default",

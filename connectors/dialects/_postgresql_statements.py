@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from sqlalchemy.engine import RowMapping
 
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
 from connectors.dialects._postgresql_catalog import qualified, quoted
-from connectors.protocol import Statement
+from connectors.protocol import SourceTable, Statement
 
 _OPERATIONS = {"insert", "update", "delete", "truncate"}
 _WITH = "(publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
@@ -25,14 +25,30 @@ def signal_table(table: TableId, role: str, *, allowed: bool) -> list[Statement]
     return made
 
 
+def grants(tables: Iterable[SourceTable], role: str, *, superuser: bool) -> Iterator[Statement]:
+    """The connector asks for a table that its role may not read again and again, and never comes to the others."""
+    for table in (t for t in tables if not t.readable):
+        usage = f"GRANT USAGE ON SCHEMA {quoted(table.table.schema)} TO {quoted(role)}"
+        body = f"{usage}; GRANT SELECT ON {qualified(table.table)} TO {quoted(role)}"
+        allowed = superuser or table.owned
+        why = f"role {role} may not read {table.table}"
+        yield Statement("grant", body, why, allowed, "" if allowed else "the owner of the tables or a superuser")
+
+
 def publication_statements(
-    names: Names, facts: RowMapping, head: RowMapping, published: Mapping[TableId, bool], entries: Mapping[TableId, bool]
+    names: Names,
+    facts: RowMapping,
+    head: RowMapping,
+    published: Mapping[TableId, bool],
+    entries: Mapping[TableId, bool],
+    harmful: Collection[TableId],
 ) -> Iterator[Statement]:
-    """What brings the publication to cover ``entries`` (each with whether the role owns it)."""
+    """What brings the publication to cover ``entries`` (each with whether the role owns it), and none that is ``harmful`` to the connector
+    though nobody asks for it."""
     name = quoted(names.publication)
 
     def statement(body: str, why: str, touched: Iterable[TableId], *, entitled: bool) -> Statement:
-        foreign = [t for t in touched if not entries[t]]
+        foreign = [t for t in touched if not entries.get(t, True)]
         allowed = bool(facts["superuser"] or (entitled and not foreign))
         who = "the owner of the tables or a superuser" if foreign else "the owner of the publication or a superuser"
         return Statement("publication", body, why, allowed, "" if allowed else who)
@@ -51,3 +67,13 @@ def publication_statements(
         why = f"publication {names.publication} lacks {', '.join(map(str, added))}"
         body = f"ALTER PUBLICATION {name} ADD TABLE {', '.join(map(qualified, added))}"
         yield statement(body, why, added, entitled=head["owned"])
+    for table in (t for t in entries if published.get(t)):
+        why = f"publication {names.publication} has a row filter or a column list on {table}, so rows or values are missing"
+        # Together: what is changed between the two would not be in the log.
+        body = (
+            f"BEGIN; ALTER PUBLICATION {name} DROP TABLE {qualified(table)}; ALTER PUBLICATION {name} ADD TABLE {qualified(table)}; COMMIT"
+        )
+        yield statement(body, why, [table], entitled=head["owned"])
+    for table in sorted(t for t in harmful if t in published and t not in entries and not head["puballtables"]):
+        why = f"{table} has columns whose names differ only by case: while it is published, its next change ends the connector"
+        yield statement(f"ALTER PUBLICATION {name} DROP TABLE {qualified(table)}", why, (), entitled=head["owned"])

@@ -27,10 +27,11 @@ from connectors.dialects import _postgresql_catalog as sql
 from connectors.dialects import _postgresql_findings as findings_of
 from connectors.dialects import _postgresql_identity as identity
 from connectors.dialects import _postgresql_schema as learned
+from connectors.dialects import _postgresql_slot as slots
 from connectors.dialects._postgresql_catalog import qualified, quoted
 from connectors.dialects._postgresql_settings import PINNED, SETTINGS, keyless_settings, signal_settings
 from connectors.dialects._postgresql_settle import settle
-from connectors.dialects._postgresql_statements import publication_statements, signal_table
+from connectors.dialects._postgresql_statements import grants, publication_statements, signal_table
 from connectors.protocol import (
     UNKNOWN_FILL,
     ConnectorRequest,
@@ -39,6 +40,7 @@ from connectors.protocol import (
     Identity,
     Level,
     LogHold,
+    Offsets,
     Preparation,
     Progress,
     Reread,
@@ -53,6 +55,8 @@ from connectors.protocol import (
 CONNECT_TIMEOUT_SECONDS = 10
 STATEMENT_TIMEOUT_SECONDS = 30
 REREAD_KEYS_MAX = 10_000
+AWAITED_SECONDS = 60.0
+"""A transaction that is open for longer is told before a slot is made, which would wait for it."""
 _TLS = {"sslmode": "database.sslmode", "sslrootcert": "database.sslrootcert", "sslcert": "database.sslcert", "sslkey": "database.sslkey"}
 
 
@@ -230,6 +234,11 @@ class PostgresDialect:
                 " and PostgreSQL refuses its updates once it is published",
                 f"ALTER TABLE {name} DROP CONSTRAINT {quoted(table.key_name)}, ADD PRIMARY KEY ({key});",
             )
+        if twins := _twins(column.name for column in table.columns):
+            return refuse(
+                f"has columns whose names differ only by case ({', '.join(twins)}), at which the connector stops for all tables",
+                f"ALTER TABLE {name} RENAME COLUMN {quoted(twins[-1])} TO ...;",
+            )
         if set(table.key) & set(table.generated):
             return refuse("has a generated column in its primary key, which the log does not carry", "choose another primary key")
         if table.identity is Identity.NOTHING or not table.identity_columns:
@@ -244,14 +253,19 @@ class PostgresDialect:
         return None
 
     def snapshot_refusal(self, table: TableId) -> Finding | None:
-        return findings_of.snapshot_refusal(table)
+        with self._connected() as connection:
+            return findings_of.snapshot_refusal(table, _rows(connection, sql.KEY_TYPES, schema=table.schema, table=table.name))
+
+    def obstacles(self) -> list[Finding]:
+        with self._connected() as connection:
+            return [findings_of.unreadable_type(row) for row in _rows(connection, sql.UNREADABLE_TYPES)]
 
     def check(self, tables: Sequence[SourceTable], names: Names) -> list[Finding]:
         with self._connected() as connection:
             facts = _row(connection, sql.FACTS)
             slot = _row(connection, sql.SLOT, slot=names.slot)
             published = _published(connection, names, facts["version_number"])
-            empty_enums = [row["name"] for row in _rows(connection, sql.EMPTY_ENUMS)]
+            unreadable = [findings_of.unreadable_type(row) for row in _rows(connection, sql.UNREADABLE_TYPES)]
             asked = [
                 question
                 for table in tables
@@ -261,19 +275,22 @@ class PostgresDialect:
         findings = [*findings_of.server(facts, has_slot=slot["slot_name"] is not None), *findings_of.role_rights(facts, tables)]
         findings += [finding for table in tables for finding in (self.refusal(table), *findings_of.notes(table)) if finding is not None]
         findings += old
-        if empty_enums:
-            message = f"enums without a label stop the connector at its start: {', '.join(empty_enums)}"
-            findings.append(
-                Finding("enums", False, message, "".join(f"DROP TYPE {e};  -- or give it a label\n" for e in empty_enums).strip())
-            )
+        findings += [refused for table in tables if (refused := self.snapshot_refusal(table.table)) is not None]
+        findings += unreadable
         if slot["slot_name"] is not None:
             findings.append(findings_of.slot(slot, names))
+            if not findings[-1].failed and (why := self.gap(names)) is not None:
+                findings.append(Finding("log", False, why, "cdc register"))
+        elif (waits := self.awaited(names)) is not None:
+            findings.append(Finding("open transactions", False, waits.message, waits.hint, Level.WARNING))
         return [*findings, *(self._publication_findings(tables, names, published) if tables else ())]
 
     def _publication_findings(self, tables: Sequence[SourceTable], names: Names, published: Mapping[TableId, bool]) -> list[Finding]:
         preparation = self.preparation(tables, names)
-        needed = preparation.statements
-        narrowed = [str(t) for t, narrow in published.items() if narrow]
+        needed = [
+            statement for statement in preparation.statements if statement.subject != "grant"
+        ]  # The role's rights are told by themselves.
+        narrowed = [str(t.table) for t in tables if published.get(t.table)]
         findings = []
         if narrowed:
             findings.append(
@@ -281,7 +298,7 @@ class PostgresDialect:
                     "publication filters",
                     ok=False,
                     message=f"{names.publication} has a row filter or a column list on {', '.join(narrowed)}: rows would be missing",
-                    cure=f"DROP PUBLICATION {quoted(names.publication)};  -- then create it again: cdc register",
+                    cure="\n".join(f"{s.sql};" for s in needed if s.subject == "publication"),
                 )
             )
         if preparation.signals is None:
@@ -314,6 +331,7 @@ class PostgresDialect:
             facts = _row(connection, sql.FACTS)
             head = _row(connection, sql.PUBLICATION, name=names.publication)
             published = _published(connection, names, facts["version_number"])
+            twins = {TableId(row["schema"], row["name"]) for row in _rows(connection, sql.TWINS)} if published else set()
             signals = _row(connection, sql.SIGNALS, name=names.signal_table, home=home)
         new = head["pubname"] is None
         foreign = any(not t.owned for t in wanted if t.table not in published)
@@ -325,7 +343,8 @@ class PostgresDialect:
             table = TableId(home, names.signal_table)
             made += signal_table(table, facts["role"], allowed=may_publish and bool(signals["may_create"]))
         entries = {t.table: t.owned for t in wanted} | ({table: signals["schema"] is None or signals["owned"]} if table else {})
-        made += publication_statements(names, facts, head, published, entries)
+        made += grants(wanted, facts["role"], superuser=bool(facts["superuser"]))
+        made += publication_statements(names, facts, head, published, entries, twins)
         return Preparation(tuple(made), table)
 
     def release(self, names: Names) -> list[Statement]:
@@ -417,23 +436,43 @@ class PostgresDialect:
             connection.execute(insert, {"id": signal_id, "data": data})
         return None
 
-    def progress(self, offsets: Sequence[tuple[Mapping[str, object], Mapping[str, object] | None]]) -> Progress:
+    def progress(self, offsets: Offsets) -> Progress:
         offset = next((value for _, value in offsets if value), None)
         if offset is None:
             return Progress(None, snapshot=True, incremental=False)
-        snapshot = "snapshot" in offset and offset.get("snapshot_completed") is not True
         position = offset.get("lsn_commit") or offset.get("lsn_proc") or offset.get("lsn")
-        return Progress(int(str(position)) if position is not None else None, snapshot, "incremental_snapshot_primary_key" in offset)
+        incremental = "incremental_snapshot_primary_key" in offset
+        return Progress(int(str(position)) if position is not None else None, _in_snapshot(offset), incremental)
 
-    def set_back(
-        self, offsets: Sequence[tuple[Mapping[str, object], Mapping[str, object] | None]]
-    ) -> Sequence[tuple[Mapping[str, object], Mapping[str, object] | None]]:
+    def set_back(self, offsets: Offsets) -> Offsets:
         """To the last commit. Rows of one COPY share a log position, and the connector goes on behind the position that it stored."""
         return [
             (partition, {**offset, "lsn": commit, "lsn_proc": commit})
             for partition, offset in offsets
-            if offset and "snapshot" not in offset and (commit := offset.get("lsn_commit")) and offset.get("lsn_proc") != commit
+            if offset and not _in_snapshot(offset) and (commit := offset.get("lsn_commit")) and offset.get("lsn_proc") != commit
         ]
+
+    def gap(self, names: Names) -> str | None:
+        with self._connected() as connection:
+            return slots.gap(connection, names)
+
+    def skip(self, names: Names, offsets: Offsets) -> tuple[int, Offsets]:
+        with self._connected() as connection:
+            position = slots.skip(connection, names)
+        there = {"lsn": position, "lsn_proc": position, "lsn_commit": position}
+        return position, [
+            (partition, {**there, **{key: offset[key] for key in ("txId", "ts_usec") if key in offset}})
+            for partition, offset in offsets
+            if offset
+        ]
+
+    def awaited(self, names: Names) -> Unavailable | None:
+        with self._connected() as connection:
+            slot = _row(connection, sql.SLOT, slot=names.slot)
+            if slot["slot_name"] is not None and slot["confirmed"] is not None:
+                return None
+            found = slots.open_transactions(connection, seconds=0.0 if slot["slot_name"] is not None else AWAITED_SECONDS)
+        return slots.busy(f"the making of slot {names.slot}", found) if found else None
 
     @contextmanager
     def _connected(self, table: TableId | None = None) -> Iterator[Connection]:
@@ -490,6 +529,20 @@ def _rows(connection: Connection, statement: str, **values: object) -> Sequence[
 
 def _row(connection: Connection, statement: str, **values: object) -> RowMapping:
     return _rows(connection, statement, **values)[0]
+
+
+def _in_snapshot(offset: Mapping[str, object]) -> bool:
+    """Whether the initial snapshot is under way. A task that begins anew within an incremental one writes ``snapshot_completed: false`` to
+    rows of that, whose offsets say INCREMENTAL; their positions are the stream's."""
+    return "snapshot" in offset and offset["snapshot"] != "INCREMENTAL" and offset.get("snapshot_completed") is not True
+
+
+def _twins(names: Iterable[str]) -> list[str]:
+    """Names that are equal without case."""
+    by_name: dict[str, list[str]] = {}
+    for name in names:
+        by_name.setdefault(name.lower(), []).append(name)
+    return next((found for found in by_name.values() if len(found) > 1), [])
 
 
 def _pattern(table: TableId, column: str | None = None, siblings: Iterable[TableId] = ()) -> str:

@@ -15,7 +15,7 @@ from cdc_service.core.errors import ConfigError
 from cdc_service.core.types import TableId
 from connectors.dialects._postgresql_catalog import qualified, quoted
 from connectors.notifications import parse
-from connectors.protocol import UNKNOWN_FILL, Fill, dialect_name
+from connectors.protocol import UNKNOWN_FILL, Fill, dialect_name, open_dialect
 from connectors.register import apply_registration, plan_registration, request_snapshots
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase
@@ -266,6 +266,23 @@ def test_notifications_name_each_table_exactly(owner: Pipeline) -> None:
     assert request_snapshots(owner.names, list(wanted), owner.dialect, owner.connect, owner.kafka, wanted) == wanted
     left = lambda: set(missing("incremental")) - refused  # noqa: E731
     eventually("the end of the incremental snapshot of each table", lambda: not left(), rest=left)
+
+
+@pytest.mark.parametrize(
+    ("offset", "snapshot", "back"),
+    [
+        ({"snapshot": "INITIAL", "snapshot_completed": False, "lsn": 9}, True, False),
+        ({"snapshot": "INITIAL", "snapshot_completed": True, "lsn": 9}, False, False),
+        # As they were after a kill and a restart within an incremental snapshot; before the first of its rows they say no more than that.
+        ({"snapshot": "INCREMENTAL", "snapshot_completed": False, "lsn": 9, "lsn_proc": 9, "lsn_commit": 7}, False, True),
+        ({"snapshot": "INCREMENTAL", "snapshot_completed": True, "lsn": 9, "lsn_proc": 9, "lsn_commit": 9}, False, False),
+        ({"lsn": 9, "lsn_proc": 9, "lsn_commit": 7}, False, True),
+    ],
+)
+def test_offsets_tell_the_initial_snapshot_from_one_beside_the_stream(offset: dict[str, object], snapshot: bool, back: bool) -> None:
+    dialect = open_dialect("postgresql://cdc@localhost/shop")
+    assert dialect.progress([({}, offset)]).snapshot is snapshot
+    assert bool(dialect.set_back([({}, offset)])) is back
 
 
 def test_positions_are_lsns_and_grow(owner: Pipeline) -> None:

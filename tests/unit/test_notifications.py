@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cdc_service.watch import Notices
-from connectors.notifications import Notification, parse, returning
+from connectors.notifications import Notification, parse, returning, skipped
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "postgresql"
 
@@ -129,6 +129,25 @@ def test_a_scan_under_way_when_its_table_is_asked_for_again_does_not_count_for_t
     assert notices.scans.asked == {"1": {"a"}, "2": {"a"}}
     notices.add(said(("STARTED", "3", "", "b"), ("TABLE_SCAN_COMPLETED", "3", "b", "b")))
     assert notices.scans.asked["1"] == {"a"}, "a signal that has ended takes no more scans"
+
+
+def test_a_scan_that_did_not_read_its_table_counts_as_failed_for_each_signal_that_it_may_be_of() -> None:
+    notices = Notices()
+    (begins,) = said(("STARTED", "1", "", "a"))
+    end = json.loads(said(("TABLE_SCAN_COMPLETED", "2", "a", "a"))[0])
+    end["additional_data"]["status"] = "SQL_EXCEPTION"
+    scans = notices.add([begins, json.dumps(end).encode()])
+    assert scans.failed == ((frozenset({"1", "2"}), "a", "SQL_EXCEPTION"),)
+    assert (scans.asked, scans.incremental) == ({}, frozenset())
+    assert notices.add(said(("STARTED", "i", "", "a"), aggregate="Initial Snapshot")).failed == ()
+
+
+def test_where_the_connector_left_its_log_out_what_it_read_before_is_of_no_use() -> None:
+    notices = Notices()
+    notices.add(said(("STARTED", "1", "", "a"), ("TABLE_SCAN_COMPLETED", "1", "a", "a"), ("STARTED", "2", "", "a")))
+    scans = notices.add([skipped("x", 2**63, 5)[1]])
+    assert (scans.skipped, scans.asked, scans.lost) == (2**63, {}, {"1", "2"})
+    assert notices.add(said(("STARTED", "i", "", "a"), aggregate="Initial Snapshot")).skipped == 0
 
 
 def test_a_table_that_came_back_is_told_with_its_time() -> None:
