@@ -49,13 +49,15 @@ class Hazard:
 
 @dataclass(frozen=True, slots=True)
 class SourceColumn:
-    """A column as the source's catalog has it; ``type`` is the source's own spelling with its modifiers, e.g. ``numeric(10,2)``."""
+    """A column as the source's catalog has it; ``type`` is the source's own spelling with its modifiers, e.g. ``numeric(10,2)``, and
+    ``json`` is true where its values arrive as JSON, whatever the source calls them."""
 
     name: str
     type: str
     nullable: bool
     generated: bool
     hazard: Hazard | None = None
+    json: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,16 @@ def without_columns(tables: Iterable[SourceTable], exclude: str) -> tuple[Source
     return tuple(replace(table, columns=tuple(c for c in table.columns if kept(table, c))) for table in tables)
 
 
+NAMES_SHOWN = 3
+
+
+def some(names: Sequence[str]) -> str:
+    """The names as a sentence takes them: all of a few, of more the first and how many there are besides."""
+    if len(names) <= NAMES_SHOWN + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:NAMES_SHOWN])} and {len(names) - NAMES_SHOWN} more"
+
+
 class Level(StrEnum):
     ERROR = "error"
     WARNING = "warning"
@@ -112,13 +124,14 @@ class Level(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One pre-flight check. ``ok`` is false when something is to be done, ``level`` says how bad that is, ``cure`` is what to do or the
-    text to paste (DDL, a worker setting)."""
+    text to paste (DDL, a worker setting). ``names`` are all that are meant where the message names ``some`` of them only."""
 
     name: str
     ok: bool
     message: str
     cure: str = ""
     level: Level = Level.ERROR
+    names: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -256,6 +269,10 @@ class SourceDialect(Protocol):
     def refusal(self, table: SourceTable) -> Finding | None:
         """Why ``table`` cannot be replicated exactly, or None. A refused table must never be added to what the source publishes: the
         source's own updates could fail."""
+        ...
+
+    def leave_out(self, table: SourceTable, column: str) -> str:
+        """How the connector is told to leave this column out, ready to be pasted into the configuration; no other column is."""
         ...
 
     def snapshot_refusal(self, table: TableId) -> Finding | None:

@@ -11,7 +11,7 @@ from sqlalchemy.engine import RowMapping
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
 from connectors.dialects._postgresql_catalog import qualified, quoted
-from connectors.protocol import Finding, Level, SourceTable
+from connectors.protocol import Finding, Identity, Level, SourceTable
 
 OLD_DATES_ROWS_MAX = 1_000_000
 
@@ -104,6 +104,15 @@ def snapshot_refusal(table: TableId) -> Finding | None:
     )
     cure = f"ALTER TABLE {qualified(table)} RENAME TO ...;  -- or, since an initial snapshot takes it: cdc register --delete; cdc register"
     return Finding(f"table {table}", False, message, cure, Level.WARNING)
+
+
+def keyless_cure(table: SourceTable) -> str:
+    """Both ways on for a table without a key; the second one has all that it takes."""
+    name = qualified(table.table)
+    log = f"in the configuration: tables: {table.table}: {{keyless: append}}"
+    if table.identity is not Identity.FULL:
+        log += f", and at the source:\nALTER TABLE {name} REPLICA IDENTITY FULL;"
+    return f"ALTER TABLE {name} ADD PRIMARY KEY (...);\n-- or keep it as a log of its changes: {log}"
 
 
 def notes(table: SourceTable) -> Iterator[Finding]:

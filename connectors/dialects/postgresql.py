@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -25,7 +26,7 @@ from cdc_service.core.types import TableId, TableSchema
 from connectors.dialects import _postgresql_catalog as sql
 from connectors.dialects import _postgresql_findings as findings_of
 from connectors.dialects import _postgresql_schema as learned
-from connectors.dialects._postgresql_catalog import qualified, quoted
+from connectors.dialects._postgresql_catalog import column_alone, leave_out, pattern, qualified, quoted
 from connectors.dialects._postgresql_settings import PINNED, SETTINGS, keyless_settings, signal_settings
 from connectors.dialects._postgresql_settle import settle
 from connectors.dialects._postgresql_statements import publication_statements, signal_table
@@ -192,12 +193,11 @@ class PostgresDialect:
             return refuse(message, f"ALTER TABLE {name} RENAME TO ...;")
         if not table.logged:
             return refuse("is unlogged or temporary: its changes never reach the log", f"ALTER TABLE {name} SET LOGGED;")
-        if not table.key and not table.log:
-            cure = f"ALTER TABLE {name} ADD PRIMARY KEY (...);  -- or keep it as a log of its changes: keyless: append"
-            return refuse("has no primary key, so a change cannot be tied to a row", cure)
         if not table.key and table.partitioned:
             message = "is partitioned and has no primary key: each partition, new ones too, would need REPLICA IDENTITY FULL by itself"
             return refuse(message, f"ALTER TABLE {name} ADD PRIMARY KEY (...);")
+        if not table.key and not table.log:
+            return refuse("has no primary key, so a change cannot be tied to a row", findings_of.keyless_cure(table))
         if not table.key and table.identity is not Identity.FULL:
             message = "has no primary key and no REPLICA IDENTITY FULL: its own UPDATE and DELETE would fail once it is published"
             return refuse(message, f"ALTER TABLE {name} REPLICA IDENTITY FULL;")
@@ -218,8 +218,11 @@ class PostgresDialect:
             return refuse(message, f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT;")
         for column in table.columns:
             if column.hazard is not None and column.hazard.blocking and not column.generated:
-                return refuse(f"has a {column.hazard.message}", column.hazard.cure.replace("TABLE ...", f"TABLE {name}"))
+                return refuse(f"has a {column.hazard.message}", column.hazard.cure)
         return None
+
+    def leave_out(self, table: SourceTable, column: str) -> str:
+        return leave_out(table.table, column)
 
     def snapshot_refusal(self, table: TableId) -> Finding | None:
         return findings_of.snapshot_refusal(table)
@@ -337,7 +340,7 @@ class PostgresDialect:
                 hint="remove it from connect.options",
             )
         names, url = request.names, self._url
-        exclusions = {_pattern(t.table, column) for t in request.tables for column in t.generated}
+        exclusions = set(_generated(request.tables))
         if "column.exclude.list" in request.options:
             exclusions.add(request.options["column.exclude.list"])
         placeholder = (request.existing or {}).get("unavailable.value.placeholder") or f"__cdc_unsent_{secrets.token_hex(12)}"
@@ -353,7 +356,7 @@ class PostgresDialect:
             "topic.prefix": names.topic_prefix,
             "slot.name": names.slot,
             "publication.name": names.publication,
-            "table.include.list": ",".join(sorted(_pattern(t.table, siblings=request.siblings) for t in request.tables)),
+            "table.include.list": ",".join(sorted(_table_pattern(t.table, request.siblings) for t in request.tables)),
             "unavailable.value.placeholder": placeholder,
             "notification.sink.topic.name": names.notification_topic,
         }
@@ -454,19 +457,25 @@ def _row(connection: Connection, statement: str, **values: object) -> RowMapping
     return _rows(connection, statement, **values)[0]
 
 
-def _pattern(table: TableId, column: str | None = None, siblings: Iterable[TableId] = ()) -> str:
-    """The Java regular expression that matches this name alone. A dot within a name is ``[.]``, so that ``\\.`` only ever stands between
-    names, and a blank is ``[ ]``, since Debezium cuts them off an expression's ends. It compares without case unless told otherwise."""
-    parts = [table.schema, table.name] if column is None else [table.schema, table.name, column]
-    body = r"\.".join(re.sub(r"[.\s]", r"[\g<0>]", re.sub(r"[^\w\s.]", r"\\\g<0>", part)) for part in parts)
+def _table_pattern(table: TableId, siblings: Iterable[TableId]) -> str:
+    """Debezium compares without case unless it is told otherwise, which it is where another table's name only differs so."""
     folded = str(table).casefold()
-    return f"(?-i){body}" if any(s != table and str(s).casefold() == folded for s in siblings) else body
+    return f"(?-i){pattern(table)}" if any(s != table and str(s).casefold() == folded for s in siblings) else pattern(table)
+
+
+def _generated(tables: Sequence[SourceTable]) -> Iterator[str]:
+    """The expressions of the generated columns; they match no column that only differs by case."""
+    columns = [(t.table, c.name, c.generated) for t in tables for c in t.columns]
+    alike = Counter(f"{table}.{name}".casefold() for table, name, _ in columns)
+    for table, name, generated in columns:
+        if generated:
+            yield pattern(table, name) if alike[f"{table}.{name}".casefold()] == 1 else column_alone(table, name)
 
 
 def _collection(table: TableId) -> str:
     """The table as a signal names it: an expression, of which Debezium then reads the matching name as if it were SQL, and so loses one
     with a blank or a dot in it. A quoted name matches nothing, and is read as it stands."""
-    return qualified(table) if re.search(r"[.\s]", table.schema + table.name) else f"(?-i){_pattern(table)}"
+    return qualified(table) if re.search(r"[.\s]", table.schema + table.name) else f"(?-i){pattern(table)}"
 
 
 def _plain(pattern: str) -> str:
@@ -477,7 +486,11 @@ def _table(row: RowMapping, found: Sequence[RowMapping]) -> SourceTable:
     key = tuple(row["key"])
     identity = {"d": Identity.KEY, "f": Identity.FULL, "i": Identity.INDEX, "n": Identity.NOTHING}[row["identity"]]
     full = identity is Identity.FULL
-    columns = tuple(SourceColumn(c["name"], c["type"], c["nullable"], c["generated"], sql.hazard(c, full_identity=full)) for c in found)
+    name = TableId(row["schema"], row["name"])
+    columns = tuple(
+        SourceColumn(c["name"], c["type"], c["nullable"], c["generated"], sql.hazard(c, name, full_identity=full), json=sql.is_json(c))
+        for c in found
+    )
     by = {
         # A deferrable key is no replica identity.
         Identity.KEY: () if row["key_deferrable"] else key,
@@ -486,7 +499,7 @@ def _table(row: RowMapping, found: Sequence[RowMapping]) -> SourceTable:
         Identity.NOTHING: (),
     }
     return SourceTable(
-        TableId(row["schema"], row["name"]),
+        name,
         columns,
         key=key,
         key_name=row["key_name"],
