@@ -271,8 +271,9 @@ class SourceDialect(Protocol):
         source's own updates could fail."""
         ...
 
-    def leave_out(self, table: SourceTable, column: str) -> str:
-        """How the connector is told to leave this column out, ready to be pasted into the configuration; no other column is."""
+    def avoid(self, table: SourceTable, column: str) -> str:
+        """What rids the target of a column of this name: another name at the source or, where it is not in the key, the line of the
+        configuration that has the connector leave it out."""
         ...
 
     def snapshot_refusal(self, table: TableId) -> Finding | None:

@@ -11,7 +11,7 @@ from sqlalchemy.engine import RowMapping
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
 from connectors.dialects._postgresql_catalog import qualified, quoted
-from connectors.protocol import Finding, Identity, Level, SourceTable
+from connectors.protocol import Finding, Identity, Level, SourceTable, some
 
 OLD_DATES_ROWS_MAX = 1_000_000
 
@@ -69,8 +69,9 @@ def role_rights(facts: RowMapping, tables: Sequence[SourceTable]) -> list[Findin
             not unreadable,
             f"role {facts['role']} may read every table"
             if not unreadable
-            else f"role {facts['role']} may not read {', '.join(str(t.table) for t in unreadable)}",
+            else f"role {facts['role']} may not read {some([str(t.table) for t in unreadable])}",
             "\n".join(grants),
+            names=tuple(str(t.table) for t in unreadable),
         ),
         Finding(
             "heartbeat",

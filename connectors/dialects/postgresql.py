@@ -46,6 +46,7 @@ from connectors.protocol import (
     SourceDialect,
     SourceTable,
     Statement,
+    some,
 )
 
 CONNECT_TIMEOUT_SECONDS = 10
@@ -221,8 +222,9 @@ class PostgresDialect:
                 return refuse(f"has a {column.hazard.message}", column.hazard.cure)
         return None
 
-    def leave_out(self, table: SourceTable, column: str) -> str:
-        return leave_out(table.table, column)
+    def avoid(self, table: SourceTable, column: str) -> str:
+        renamed = f"ALTER TABLE {qualified(table.table)} RENAME COLUMN {quoted(column)} TO ...;"
+        return renamed if column in table.key else f"{renamed}\n-- or leave the column out:\n{leave_out(table.table, column)}"
 
     def snapshot_refusal(self, table: TableId) -> Finding | None:
         return findings_of.snapshot_refusal(table)
@@ -239,10 +241,9 @@ class PostgresDialect:
         findings += [finding for table in tables for finding in (self.refusal(table), *findings_of.notes(table)) if finding is not None]
         findings += old
         if empty_enums:
-            message = f"enums without a label stop the connector at its start: {', '.join(empty_enums)}"
-            findings.append(
-                Finding("enums", False, message, "".join(f"DROP TYPE {e};  -- or give it a label\n" for e in empty_enums).strip())
-            )
+            message = f"enums without a label stop the connector at its start: {some(empty_enums)}"
+            cure = "\n".join(f"DROP TYPE {e};  -- or give it a label" for e in empty_enums)
+            findings.append(Finding("enums", False, message, cure, names=tuple(empty_enums)))
         if slot["slot_name"] is not None:
             findings.append(findings_of.slot(slot, names))
         return [*findings, *(self._publication_findings(tables, names, published) if tables else ())]
@@ -257,8 +258,9 @@ class PostgresDialect:
                 Finding(
                     "publication filters",
                     ok=False,
-                    message=f"{names.publication} has a row filter or a column list on {', '.join(narrowed)}: rows would be missing",
+                    message=f"{names.publication} has a row filter or a column list on {some(narrowed)}: rows would be missing",
                     cure=f"DROP PUBLICATION {quoted(names.publication)};  -- then create it again: cdc register",
+                    names=tuple(narrowed),
                 )
             )
         if preparation.signals is None:
