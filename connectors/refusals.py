@@ -42,13 +42,17 @@ def of_destination(
 ) -> Iterator[Finding]:
     """Tables that their targets can never hold."""
     for table in tables:
-        columns = tuple(Column(c.name, _JSON if c.json else _ANY) for c in table.columns if not c.generated)
-        if not {*table.key} <= {c.name for c in columns}:
-            continue  # The source's refusal.
-        misfit = fits(targets[table.table], TableSchema(table.table, columns, table.key))
-        if misfit is not None:
+        columns = [Column(c.name, _JSON if c.json else _ANY) for c in table.columns if not c.generated]
+        # A key that is generated is the source's refusal.
+        while {*table.key} <= {c.name for c in columns}:
+            misfit = fits(targets[table.table], TableSchema(table.table, tuple(columns), table.key))
+            if misfit is None:
+                break
             cure = dialect.avoid(table, misfit.column) if misfit.column else misfit.hint
             yield Finding(f"table {table.table}", False, misfit.message.removeprefix(f"{table.table}: "), cure)
+            if not misfit.column:
+                break
+            columns = [c for c in columns if c.name != misfit.column]
 
 
 _JSON, _ANY = LogicalType(Kind.JSON), LogicalType(Kind.STRING)

@@ -41,10 +41,10 @@ def column_alone(table: TableId, column: str) -> str:
 
 
 def leave_out(table: TableId, column: str) -> str:
-    """The line of the configuration that has the connector leave the column out."""
+    """Where in the configuration the connector is told to leave the column out, and the line that says it."""
     text = column_alone(table, column)
     value = "'" + text.replace("'", "''") + "'" if text.isprintable() else json.dumps(text)
-    return f"column.exclude.list: {value}  # below connect: options: (where it stands already: behind it, with a comma)"
+    return f"leave the column out, below connect: options: (behind what stands there, with a comma):\ncolumn.exclude.list: {value}"
 
 
 _SYSTEM = "n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp_)'"
@@ -218,13 +218,13 @@ def hazard(column: Mapping[Any, Any], table: TableId, *, full_identity: bool) ->
     unsent_lost = base in ("bit", "varbit") or (array and base not in _ARRAYS_UNSENT_AS_PLACEHOLDER)
     if unsent_lost and _may_be_unsent(column) and not full_identity:
         message = f"column {name} ({column['type']}): a large value that an UPDATE leaves as it is cannot be told from NULL"
-        cure = f"ALTER TABLE {qualified(table)} REPLICA IDENTITY FULL;  -- or leave the column out:\n{left_out}"
+        cure = f"ALTER TABLE {qualified(table)} REPLICA IDENTITY FULL;  -- or {left_out}"
         return Hazard(message, cure, blocking=True)
     if base == "varbit":
         return Hazard(f"column {name} ({column['type']}): events do not say how long the bit string is", left_out, blocking=False)
     if array and base in _ARRAYS_FAIL_ON_NULL:
         message = f"column {name} ({column['type']}): the connector stops at an array with a NULL in it"
-        return Hazard(message, f"{left_out}\nor keep NULL out of these arrays", blocking=False)
+        return Hazard(message, f"keep NULL out of these arrays, or {left_out}", blocking=False)
     return None
 
 

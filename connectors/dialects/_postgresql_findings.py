@@ -116,16 +116,21 @@ def keyless_cure(table: SourceTable) -> str:
     return f"ALTER TABLE {name} ADD PRIMARY KEY (...);\n-- or keep it as a log of its changes: {log}"
 
 
-def notes(table: SourceTable) -> Iterator[Finding]:
+def of_table(table: SourceTable, refusal: Finding | None) -> Iterator[Finding]:
+    """All there is to say of a table, its ``refusal`` first."""
     place = f"table {table.table}"
+    if refusal is not None:
+        yield refusal
+    hazards = [column.hazard for column in table.columns if column.hazard is not None]
+    for hazard in hazards:
+        message = f"has a {hazard.message}" if hazard.blocking else hazard.message
+        if refusal is None or message != refusal.message:
+            yield Finding(place, False, message, hazard.cure, Level.ERROR if hazard.blocking else Level.WARNING)
     if (refused := snapshot_refusal(table.table)) is not None:
         yield refused
     if table.generated:
         columns = ", ".join(table.generated)
         yield Finding(place, True, f"generated columns are left out, since the log does not carry them: {columns}", level=Level.INFO)
-    for column in table.columns:
-        if column.hazard is not None and not column.hazard.blocking:
-            yield Finding(place, False, column.hazard.message, column.hazard.cure, Level.WARNING)
 
 
 def old_dates(table: SourceTable) -> tuple[str, Finding] | None:

@@ -224,7 +224,7 @@ class PostgresDialect:
 
     def avoid(self, table: SourceTable, column: str) -> str:
         renamed = f"ALTER TABLE {qualified(table.table)} RENAME COLUMN {quoted(column)} TO ...;"
-        return renamed if column in table.key else f"{renamed}\n-- or leave the column out:\n{leave_out(table.table, column)}"
+        return renamed if column in table.key else f"{renamed}  -- or {leave_out(table.table, column)}"
 
     def snapshot_refusal(self, table: TableId) -> Finding | None:
         return findings_of.snapshot_refusal(table)
@@ -238,7 +238,7 @@ class PostgresDialect:
             asked = [question for table in tables if table.readable and (question := findings_of.old_dates(table)) is not None]
             old = [finding for statement, finding in asked if _row(connection, statement)["found"]]
         findings = [*findings_of.server(facts, has_slot=slot["slot_name"] is not None), *findings_of.role_rights(facts, tables)]
-        findings += [finding for table in tables for finding in (self.refusal(table), *findings_of.notes(table)) if finding is not None]
+        findings += [finding for table in tables for finding in findings_of.of_table(table, self.refusal(table))]
         findings += old
         if empty_enums:
             message = f"enums without a label stop the connector at its start: {some(empty_enums)}"
