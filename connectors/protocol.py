@@ -66,8 +66,9 @@ class SourceTable:
 
     ``key`` names the primary key's columns in key order (empty: none). ``identity_columns`` are the columns by which the log names the
     old row. ``root`` is the partitioned table that a partition belongs to: its changes arrive under the root's name. ``rows`` is the
-    planner's estimate. ``logged`` is false for a table whose changes never reach the log. ``log`` is true where the
-    configuration takes the table without a key, as a log of its changes.
+    planner's estimate. ``logged`` is false for a table whose changes never reach the log. ``log`` is true where the configuration takes
+    the table without a key, as a log of its changes. ``alike`` are the columns whose names differ by case only, whether the connector
+    leaves them out or not.
     """
 
     table: TableId
@@ -84,6 +85,7 @@ class SourceTable:
     readable: bool
     owned: bool
     log: bool = False
+    alike: tuple[str, ...] = ()
 
     @property
     def generated(self) -> tuple[str, ...]:

@@ -42,8 +42,9 @@ def of_destination(
 ) -> Iterator[Finding]:
     """Tables that their targets can never hold."""
     for table in tables:
-        columns = [Column(c.name, _JSON if c.json else _ANY) for c in table.columns if not c.generated]
-        # A key that is generated is the source's refusal.
+        # Names that differ by case only are the source's refusal already, and so is a key that is generated.
+        kept = [c for c in table.columns if not c.generated and (c.name not in table.alike or c.name in table.key)]
+        columns = [Column(c.name, _JSON if c.json else _ANY) for c in kept]
         while {*table.key} <= {c.name for c in columns}:
             misfit = fits(targets[table.table], TableSchema(table.table, tuple(columns), table.key))
             if misfit is None:

@@ -192,6 +192,9 @@ class PostgresDialect:
         if '"' in table.table.schema + table.table.name:
             message = "has a double quote in its name, at which the connector fails for good with the first change"
             return refuse(message, f"ALTER TABLE {name} RENAME TO ...;")
+        if table.alike:
+            message = f"has columns whose names differ by case only ({', '.join(table.alike)}): the connector ends at it, for all tables"
+            return refuse(message, f"ALTER TABLE {name} RENAME COLUMN {quoted(table.alike[-1])} TO ...;")
         if not table.logged:
             return refuse("is unlogged or temporary: its changes never reach the log", f"ALTER TABLE {name} SET LOGGED;")
         if not table.key and table.partitioned:
@@ -493,6 +496,7 @@ def _table(row: RowMapping, found: Sequence[RowMapping]) -> SourceTable:
         SourceColumn(c["name"], c["type"], c["nullable"], c["generated"], sql.hazard(c, name, full_identity=full), json=sql.is_json(c))
         for c in found
     )
+    folded = Counter(c.name.lower() for c in columns)
     by = {
         # A deferrable key is no replica identity.
         Identity.KEY: () if row["key_deferrable"] else key,
@@ -514,6 +518,7 @@ def _table(row: RowMapping, found: Sequence[RowMapping]) -> SourceTable:
         rows=row["rows"],
         readable=row["readable"],
         owned=row["owned"],
+        alike=tuple(c.name for c in columns if folded[c.name.lower()] > 1),
     )
 
 
