@@ -271,7 +271,15 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
         return None
 
     def lacking(self, targets: Sequence[Target]) -> Sequence[CdcError]:
-        return ()
+        """Targets that are there and were never this service's: a first load would stop at them."""
+        found: list[CdcError] = []
+        for target in targets:
+            there = self.connection().columns(target.namespace, target.name)
+            if there is not None and self.fold("_cdc_gen") not in {self.fold(name) for name, _ in there}:
+                message = f"{target} is there already and is not the table that {target.source} needs: it has no column _cdc_gen"
+                cure = f"{ANOTHER_TARGET}, or move away what is there"
+                found.append(CdcError(message, hint=cure, code="drift"))
+        return found
 
     def _ddl(self, c: Connection, s: MergeSql, target: Target, change: Change) -> Iterator[str]:
         """What is done already is left out: some databases end the transaction at each of these."""

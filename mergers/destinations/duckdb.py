@@ -159,23 +159,23 @@ class DuckDb(SqlDestination):
         return f"{path.name} will be made with the first run"
 
     def lacking(self, targets: Sequence[Target]) -> Sequence[CdcError]:
-        """The file, what DuckDB writes beside it, and the folder that these are made in."""
+        """The file, what DuckDB writes beside it, and the folder that these are made in; then what is in it."""
         if self._database == ":memory:":
-            return ()
+            return super().lacking(targets)
         path = Path(self._database).absolute()
         folder = next(p for p in path.parents if p.exists())
         if path.is_dir() or not folder.is_dir():
-            wrong = path if path.is_dir() else folder
-            what = "is a folder" if path.is_dir() else "is no folder"
+            wrong, what = (path, "is a folder") if path.is_dir() else (folder, "is no folder")
             return [ConfigError(f"{wrong} {what}, so it cannot hold the warehouse", hint="name another file in destination.url")]
         places = [(folder, os.W_OK | os.X_OK, "wx"), *((p, os.R_OK | os.W_OK, "rw") for p in (path, Path(f"{path}.wal")) if p.exists())]
-        return [
-            RightsLacking(
-                f"{place} cannot be written by the user that runs this, so the warehouse {path.name} cannot be", _given(place, mode)
-            )
-            for place, wanted, mode in places
-            if not os.access(place, wanted)
-        ]
+        barred = [(place, mode) for place, wanted, mode in places if not os.access(place, wanted)]
+        if not barred and path.exists() and targets:
+            try:
+                return super().lacking(targets)
+            finally:
+                self.release()
+        why = f"cannot be written by the user that runs this, so the warehouse {path.name} cannot be"
+        return [RightsLacking(f"{place} {why}", _given(place, mode)) for place, mode in barred]
 
     def misfit(self, target: Target, schema: TableSchema) -> Misfit | None:
         namespace = target.namespace.translate(_UPPER)

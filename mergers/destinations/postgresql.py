@@ -217,7 +217,7 @@ class PostgreSql(SqlDestination):
         return f"PostgreSQL {version.split()[0]}, database {database}, can be written as {user}{more}"
 
     def lacking(self, targets: Sequence[Target]) -> Sequence[CdcError]:
-        return lacking(self.connection().fetch, _q, self._meta_schema, targets)
+        return lacking(self.connection().fetch, _q, self._meta_schema, targets) or super().lacking(targets)
 
     def misfit(self, target: Target, schema: TableSchema) -> Misfit | None:
         source, namespace = target.source, target.namespace

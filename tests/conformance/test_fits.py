@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from cdc_service.core.errors import ConfigError
+from cdc_service.core.errors import ConfigError, TableStopped
 from cdc_service.core.types import Mode, Op, TableId, TableSchema, Target
 from deploy.local.stack import Stack
 from mergers import meta
@@ -41,13 +41,13 @@ def first(destination: Any) -> None:
 
 
 ALL = ("CREATE SCHEMA mart AUTHORIZATION cdc", "CREATE SCHEMA _cdc AUTHORIZATION cdc", "GRANT TEMPORARY ON DATABASE {} TO cdc")
-MADE = "CREATE TABLE mart.items (id int)"
+MADE = "CREATE TABLE mart.items (id int, _cdc_gen int)"
 FAULTS = {
     "nothing was granted": ("SELECT 1",),
     "no schema, and none may be made": (*ALL, "DROP SCHEMA mart"),
     "no CREATE": (*ALL, "ALTER SCHEMA mart OWNER TO postgres", "GRANT USAGE ON SCHEMA mart TO cdc"),
     "no USAGE": (*ALL, "ALTER SCHEMA mart OWNER TO postgres", "GRANT CREATE ON SCHEMA mart TO cdc"),
-    "somebody else's table": (*ALL, MADE, "GRANT ALL ON mart.items TO cdc", "CREATE TABLE mart.more (id int)"),
+    "somebody else's table": (*ALL, MADE, "GRANT ALL ON mart.items TO cdc", "CREATE TABLE mart.more (_cdc_gen int)"),
     "rights that were taken away": (*ALL, MADE, "ALTER TABLE mart.items OWNER TO cdc", "REVOKE DELETE ON mart.items FROM cdc"),
     "no temporary tables": (*ALL, "REVOKE TEMPORARY ON DATABASE {} FROM cdc"),
 }  # fmt: skip
@@ -205,3 +205,27 @@ def test_a_path_that_can_hold_no_file(tmp_path: Path) -> None:
 def test_a_file_that_takes_the_name_of_the_services_own_schema(tmp_path: Path, file: str) -> None:
     with pytest.raises(ConfigError, match="cannot tell the schema _cdc"):
         open_destination(f"duckdb:///{tmp_path}/{file}", pipeline="shop")
+
+
+@pytest.mark.parametrize("kind", ["duckdb", "postgresql"])
+def test_a_table_of_somebody_else_where_a_target_shall_be(kind: str, postgres: Stack, tmp_path: Path) -> None:
+    """It is told before: the first load stops at it."""
+    harness = PostgreSqlHarness()
+    url = harness.url if kind == "postgresql" else f"duckdb:///{tmp_path}/w.duckdb"
+    destination = open_destination(url, pipeline="shop")
+    connection: Any = destination.connection()  # type: ignore[attr-defined]
+    connection.execute("CREATE SCHEMA mart")
+    connection.execute("CREATE TABLE mart.items (id INTEGER, name TEXT)")
+    (found,) = destination.lacking(TARGETS)
+    assert "mart.items is there already" in found.message
+    with pytest.raises(TableStopped, match="is there already and is not the table"):
+        Feed(destination, MART).start()
+    destination.close()
+    destination = open_destination(url, pipeline="shop")
+    moved: Any = destination.connection()  # type: ignore[attr-defined]
+    moved.execute("ALTER TABLE mart.items RENAME TO items_of_before")
+    assert not destination.lacking(TARGETS)
+    first(destination)
+    assert not destination.lacking([MART_TARGET])
+    destination.close()
+    harness.close()
