@@ -22,12 +22,13 @@ from cdc_service.comparing.log import Sources
 from cdc_service.comparing.reconciler import Outside, Reconciler
 from cdc_service.config import Config, TableConfig, resolve
 from cdc_service.config.patterns import parse_pattern
+from cdc_service.config.resolve import resolution
 from cdc_service.consume.kafka import Admin, Assignment, Log, Reader, Tail
 from cdc_service.core.clock import RealClock
 from cdc_service.core.decode import Decoder
 from cdc_service.core.errors import AlreadyRunning, CdcError, ConfigError, Unavailable
 from cdc_service.core.identity import Identities
-from cdc_service.core.types import Mode, TableId, TableSchema
+from cdc_service.core.types import Mode, TableId, TableSchema, Target
 from cdc_service.line import quarantine as parked
 from cdc_service.line.control import Control
 from cdc_service.line.loop import Line
@@ -40,6 +41,7 @@ from cdc_service.service import Service, Works, alone, find_table, tables_of
 from cdc_service.status import document, waiting_for
 from cdc_service.watch import Facts, Watch, meaning
 from connectors import check as preflight
+from connectors import refusals
 from connectors.check import selectable
 from connectors.connect import KafkaConnect
 from connectors.decoders.avro import DebeziumAvroDecoder, InJson, Schemas
@@ -61,7 +63,7 @@ from connectors.register import plan_removal as removal
 from connectors.register import unregister as take_back
 from connectors.registry import SchemaRegistry
 from connectors.wires import is_avro, writes_defaults_for_null
-from mergers.protocol import Destination, open_destination
+from mergers.protocol import Destination, RightsLacking, open_destination
 
 CONNECT_RETRY_SECONDS = 3.0
 """How long the running service repeats one question to Connect; its loop asks again by itself."""
@@ -130,10 +132,12 @@ def _destination(config: Config) -> Destination:
 def check(config: Config) -> list[Finding]:
     """All pre-flight findings. Changes nothing."""
 
-    def destination() -> Sequence[Finding]:
+    warehouse = _destination(config)
+
+    def destination(targets: Sequence[Target]) -> Sequence[Finding]:
         opened = _destination(config)
         try:
-            return [Finding("destination", True, opened.probe())]
+            return [_lack(error) for error in opened.lacking(targets)] or [Finding("destination", True, opened.probe())]
         except Unavailable:
             if opened.capabilities.reads_while_writing:
                 raise
@@ -143,13 +147,30 @@ def check(config: Config) -> list[Finding]:
         finally:
             opened.close()
 
-    return preflight.check(config, lambda: _admin(config), destination, fold=_destination(config).fold)
+    return preflight.check(config, lambda: _admin(config), destination, fold=warehouse.fold, fits=warehouse.misfit)
+
+
+def _lack(error: CdcError) -> Finding:
+    """The statement alone is the cure, so that it can be pasted."""
+    if not isinstance(error, RightsLacking):
+        return Finding("destination", False, error.message, error.hint)
+    return Finding("destination", False, f"{error.message}; an administrator of the warehouse must run this", error.statement)
 
 
 def plan(config: Config) -> RegistrationPlan:
+    """What registration would do. Tables that cannot be replicated are named in it, and left out of its steps."""
+    warehouse = _destination(config)
     with _parts(config) as p:
-        tables = [t.source for t in p.tables(_destination(config).fold)]
-        return plan_registration(config, tables, p.source, p.connect, p.kafka)
+        catalog = p.source.tables()
+        keyless = {t.table for t in catalog if not t.key}
+        resolved, problems = resolution(config, selectable(config, catalog), warehouse.fold, keyless)
+        targets = {t.source: t.target for t in resolved}
+
+        def refuse(tables: Sequence[SourceTable]) -> Iterator[Finding]:
+            yield from refusals.of_configuration(config, problems)
+            yield from refusals.of_destination(tables, targets, p.source, warehouse.misfit)
+
+        return plan_registration(config, [*targets], p.source, p.connect, p.kafka, refuse=refuse)
 
 
 def register(config: Config, plan: RegistrationPlan, say: Callable[[str], None]) -> Registered:
@@ -195,16 +216,26 @@ def status(config: Config) -> dict[str, Any]:
 
 def act(config: Config, action: str, table: str, **body: Any) -> dict[str, Any]:
     """A person's deed on one table while no service runs; the next run goes on from there."""
+    with _control(config) as (control, tables):
+        return control.act(action, find_table(tables, table), body)
+
+
+def resume_all(config: Config) -> dict[str, Any]:
+    """Lets every table go on that stands still, while no service runs."""
+    with _control(config) as (control, _):
+        return control.resume_all()
+
+
+@contextmanager
+def _control(config: Config) -> Iterator[tuple[Control, list[Table]]]:
     with alone(config.state_dir, config.pipeline), _parts(config) as p, _opened(config) as destination:
         tables = _tables(p, destination, None)
-        found = find_table(tables, table)
-        found.kept = destination.load_state(found.target)
         snapshots = _Snapshots(p)
 
         def begun(table: Table) -> None:
             snapshots.ask(table.source, signal_id(table))
 
-        return Control(tables, found.means, _Horizon(p), begun, lambda: p.kafka.group_offsets(p.names.group)).act(action, found, body)
+        yield Control(tables, tables[0].means, _Horizon(p), begun, lambda: p.kafka.group_offsets(p.names.group)), tables
 
 
 def quarantine(config: Config, action: str, body: Mapping[str, Any]) -> dict[str, Any]:

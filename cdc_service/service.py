@@ -103,6 +103,7 @@ class Service:
             if works.line.resting:
                 works.progress.look()
                 works.control.look()
+                works.control.retry()
             works.line.merge()
             if reached is not None and (ended := reached()) is not None:
                 return ended
@@ -206,6 +207,10 @@ class Service:
         works = self._ready_works()
         found = find_table(works.line.tables, table)
         return _on_line(works, lambda: works.control.act(action, found, body), f"{action} {table}", ACT_SECONDS)
+
+    def resume_all(self) -> dict[str, Any]:
+        works = self._ready_works()
+        return _on_line(works, works.control.resume_all, "resume all tables", ACT_SECONDS)
 
     def quarantine(self, action: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Lists, shows, replays or discards parked records: {table?, key?, code?, id?, ...} (line.quarantine)."""

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from cdc_service.config.models import Config
 from cdc_service.config.patterns import parse_pattern
-from cdc_service.config.resolve import resolve
-from cdc_service.core.errors import CdcError, ConfigError
-from cdc_service.core.types import TableId
-from connectors import wires
+from cdc_service.config.resolve import resolution
+from cdc_service.core.errors import CdcError
+from cdc_service.core.types import TableId, Target
+from connectors import refusals, wires
 from connectors.connect import KafkaConnect, validation_cure
 from connectors.protocol import (
     MESSAGE_BYTES_MAX,
@@ -22,7 +22,9 @@ from connectors.protocol import (
     SourceDialect,
     SourceTable,
     open_dialect,
+    some,
 )
+from connectors.refusals import Fits
 from connectors.register import KafkaAdmin, Topic, chosen, connector_request, secret_options, topics_of
 from connectors.registry import SchemaRegistry
 
@@ -47,11 +49,13 @@ def selectable(config: Config, catalog: Sequence[SourceTable]) -> list[TableId]:
 def check(
     config: Config,
     kafka: Callable[[], KafkaAdmin],
-    destination: Callable[[], Sequence[Finding]],
+    destination: Callable[[Sequence[Target]], Sequence[Finding]],
     *,
     fold: Callable[[str], str] = str,
+    fits: Fits = lambda target, schema: None,
 ) -> list[Finding]:
-    """All findings, in the order source, Kafka, Connect, destination. ``destination`` tells its own; ``fold`` is its folding of names."""
+    """All findings, in the order source, Kafka, Connect, destination. ``destination`` tells its own for the targets; ``fold`` is its
+    folding of names, ``fits`` its ``misfit``."""
     findings: list[Finding] = []
     try:
         dialect = open_dialect(config.source.url.reveal())
@@ -59,7 +63,7 @@ def check(
         return [_failed("source", error)]
     connect = KafkaConnect(config.connect.url.reveal(), retry_seconds=CHECK_RETRY_SECONDS)
     try:
-        asked = _Source(config, dialect, fold)
+        asked = _Source(config, dialect, fold, fits)
         findings += _guarded("source", asked.findings)
         source = asked if asked.catalog else None
         findings += _guarded("kafka", lambda: _kafka(config, kafka(), dialect, source))
@@ -67,29 +71,31 @@ def check(
     finally:
         connect.close()
         dialect.close()
-    findings += _guarded("destination", lambda: iter(destination()))
+    findings += _guarded("destination", lambda: iter(destination([*asked.targets.values()])))
     return [replace(f, cure="") if f.ok else f for f in findings]
 
 
 class _Source:
     """What the source told, for the parts that need it: the catalog and the tables of the configuration."""
 
-    def __init__(self, config: Config, dialect: SourceDialect, fold: Callable[[str], str]) -> None:
-        self._config, self._dialect, self._fold = config, dialect, fold
+    def __init__(self, config: Config, dialect: SourceDialect, fold: Callable[[str], str], fits: Fits) -> None:
+        self._config, self._dialect, self._fold, self._fits = config, dialect, fold, fits
         self.catalog: tuple[SourceTable, ...] = ()
         self.tables: tuple[SourceTable, ...] = ()
+        self.targets: dict[TableId, Target] = {}
 
     def findings(self) -> Iterator[Finding]:
         config = self._config
         self.catalog = self._dialect.tables()
         yield Finding("source", True, f"{config.source.url} answers and has {len(self.catalog)} tables")
-        try:
-            resolved = resolve(config, selectable(config, self.catalog), self._fold, {t.table for t in self.catalog if not t.key})
-        except ConfigError as error:
-            yield _failed("tables", error)
-        else:
-            self.tables = chosen(config, [t.source for t in resolved], self.catalog)
+        keyless = {t.table for t in self.catalog if not t.key}
+        resolved, problems = resolution(config, selectable(config, self.catalog), self._fold, keyless)
+        self.targets = {t.source: t.target for t in resolved}
+        self.tables = chosen(config, [*self.targets], self.catalog)
+        yield from refusals.of_configuration(config, problems)
+        if not problems:
             yield Finding("tables", True, f"the configuration names {len(self.tables)} of them, each with a target of its own")
+        yield from refusals.of_destination(self.tables, self.targets, self._dialect, self._fits)
         yield from self._dialect.check(self.tables, config.names)
 
 
@@ -101,7 +107,8 @@ def _kafka(config: Config, kafka: KafkaAdmin, dialect: SourceDialect, source: _S
     needed = topics_of(config, tables, signals)
     missing = [t.name for t in needed if t.name not in there]
     if missing:
-        yield Finding("topics", False, f"to be created: {', '.join(missing)}", "cdc register creates them", Level.INFO)
+        message = f"{len(missing)} to be created: {some(missing)}"
+        yield Finding("topics", False, message, "cdc register creates them", Level.INFO, tuple(missing))
     for topic in needed:
         if topic.name in there:
             yield from _topic(topic, there[topic.name], kafka.topic_config(topic.name))

@@ -54,8 +54,9 @@ class Hazard:
 
 @dataclass(frozen=True, slots=True)
 class SourceColumn:
-    """A column as the source's catalog has it; ``type`` is the source's own spelling with its modifiers, e.g. ``numeric(10,2)``.
-    ``carried`` is false where the connector's events have no such column."""
+    """A column as the source's catalog has it; ``type`` is the source's own spelling with its modifiers, e.g. ``numeric(10,2)``, and
+    ``json`` is true where its values arrive as JSON, whatever the source calls them. ``carried`` is false where the connector's events
+    have no such column."""
 
     name: str
     type: str
@@ -63,6 +64,7 @@ class SourceColumn:
     generated: bool
     hazard: Hazard | None = None
     carried: bool = True
+    json: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ class SourceTable:
     ``key`` names the primary key's columns in key order (empty: none). ``identity_columns`` are the columns by which the log names the
     old row. ``root`` is the partitioned table that a partition belongs to: its changes arrive under the root's name. ``rows`` is the
     planner's estimate. ``logged`` is false for a table whose changes never reach the log. ``row_security`` is true where policies decide
-    which rows the role sees. ``log`` is true where the configuration takes the table without a key, as a log of its changes.
+    which rows the role sees. ``log`` is true where the configuration takes the table without a key, as a log of its changes. ``alike``
+    are the columns whose names differ by case only, whether the connector leaves them out or not.
     """
 
     table: TableId
@@ -101,6 +104,7 @@ class SourceTable:
     row_security: bool = False
     silent: tuple[SilentPart, ...] = ()
     log: bool = False
+    alike: tuple[str, ...] = ()
 
     @property
     def generated(self) -> tuple[str, ...]:
@@ -122,6 +126,16 @@ def without_columns(tables: Iterable[SourceTable], exclude: str) -> tuple[Source
     return tuple(replace(table, columns=tuple(c for c in table.columns if kept(table, c))) for table in tables)
 
 
+NAMES_SHOWN = 3
+
+
+def some(names: Sequence[str]) -> str:
+    """The names as a sentence takes them: all of a few, of more the first and how many there are besides."""
+    if len(names) <= NAMES_SHOWN + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:NAMES_SHOWN])} and {len(names) - NAMES_SHOWN} more"
+
+
 class Level(StrEnum):
     ERROR = "error"
     WARNING = "warning"
@@ -131,13 +145,14 @@ class Level(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One pre-flight check. ``ok`` is false when something is to be done, ``level`` says how bad that is, ``cure`` is what to do or the
-    text to paste (DDL, a worker setting)."""
+    text to paste (DDL, a worker setting). ``names`` are all that are meant where the message names ``some`` of them only."""
 
     name: str
     ok: bool
     message: str
     cure: str = ""
     level: Level = Level.ERROR
+    names: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -287,6 +302,11 @@ class SourceDialect(Protocol):
     def refusal(self, table: SourceTable) -> Finding | None:
         """Why ``table`` cannot be replicated exactly, or None. A refused table must never be added to what the source publishes: the
         source's own updates could fail."""
+        ...
+
+    def avoid(self, table: SourceTable, column: str) -> str:
+        """What rids the target of a column of this name: another name at the source or, where it is not in the key, the line of the
+        configuration that has the connector leave it out."""
         ...
 
     def snapshot_refusal(self, table: TableId) -> Finding | None:

@@ -39,10 +39,7 @@ WATCH_SECONDS = 3.0
 """So long a connector that had stopped has to read its slot without a break: one that meets the cause again fails within a second."""
 _READ_ANEW = "what was committed since is not sent, so the running service reads every table anew"
 _LEFT_OUT = "\nor leave the table out of the configuration"
-_INITIAL = (
-    "\nor, since an initial snapshot takes it: cdc register --delete; cdc register; then cdc resync of each table that asks for it"
-    + _LEFT_OUT
-)
+_INITIAL = "\nor, since an initial snapshot takes it: cdc register --delete; cdc register; then cdc resync of each table that asks for it"
 _DAY_MS = 24 * 3600 * 1000
 
 
@@ -109,6 +106,7 @@ class RegistrationPlan:
     topic is told so (connectors.notifications). ``initial`` is true when the connector is new and takes its own snapshot of all tables.
     ``skip`` says why the log can only be gone on with at its end (empty: it can be read on); the notification topic is told of that too,
     since the running service has to read every table anew then.
+    ``refused`` says which tables cannot be replicated: the steps are those for the others, and none is done while there is one.
     """
 
     names: Names
@@ -123,10 +121,11 @@ class RegistrationPlan:
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
     """What the configuration itself says of the connector (connect.options)."""
     skip: str = ""
+    refused: tuple[Finding, ...] = ()
 
     @property
     def pending(self) -> bool:
-        return bool(self.steps)
+        return bool(self.steps or self.refused)
 
     @property
     def by_hand(self) -> tuple[Statement, ...]:
@@ -262,15 +261,18 @@ def plan_registration(
     kafka: KafkaAdmin,
     *,
     snapshot: Collection[TableId] = (),
+    refuse: Callable[[Sequence[SourceTable]], Iterable[Finding]] = lambda _: (),
 ) -> RegistrationPlan:
     """What has to be done so that exactly ``tables`` are streamed. ``snapshot`` names tables that shall be snapshotted though the
-    connector captures them already. Changes nothing. Raises ConfigError where a table cannot be replicated, with every reason.
+    connector captures them already; ``refuse`` has reasons against tables beside the source's own. Changes nothing.
     """
     names = config.names
     catalog = dialect.tables()
-    facts = chosen(config, tables, catalog)
-    _refuse(dialect.obstacles(), "")
-    _refuse(dialect.refusal(t) for t in facts)
+    wanted_tables = chosen(config, tables, catalog)
+    refused = [*dialect.obstacles(), *(f for t in wanted_tables if (f := dialect.refusal(t)) is not None), *refuse(wanted_tables)]
+    facts = tuple(t for t in wanted_tables if f"table {t.table}" not in {f.name for f in refused})
+    if refused and not facts:
+        return RegistrationPlan(names, (), (), (), ConnectorPlan(names.connector, "nothing", (), {}), False, False, refused=tuple(refused))
     existing = connect.config(names.connector)
     status = connect.status(names.connector) if existing is not None else None
     offsets = connect.offsets(names.connector)
@@ -287,7 +289,7 @@ def plan_registration(
     connector = connect.plan(wanted_config, secret_options(config))
     added = [] if existing is None or initial else sorted({t.table for t in facts} - dialect.registered(existing))
     wanted = [] if initial else sorted({*added, *snapshot})
-    _refuse((dialect.snapshot_refusal(t) for t in wanted), _INITIAL)
+    refused += [replace(f, cure=f.cure + _INITIAL) for t in wanted if (f := dialect.snapshot_refusal(t)) is not None]
     described = kafka.describe([n for t in added if (n := names.topic(t)) in there]) if added else {}
     returning = [t for t in added if _holds_events(described.get(names.topic(t)))]
     wake = status is not None and status.overall in {"FAILED", "STOPPED", "PAUSED"}
@@ -298,9 +300,11 @@ def plan_registration(
         *([Step("connector", f"let connector {names.connector} go on at the end of the log", f"{skip}; {_READ_ANEW}")] if skip else ()),
         *(_snapshot_step(t, _snapshot_reason(t, added, returning), keyed={f.table for f in facts if f.key}) for t in wanted),
     ]
-    options = connect_options(config)
     return RegistrationPlan(
-        names, tuple(steps), statements, topics, connector, wake, initial, tuple(wanted), tuple(returning), options, skip
+        *(names, tuple(steps), statements, topics, connector, wake, initial, tuple(wanted), tuple(returning)),
+        options=connect_options(config),
+        skip=skip,
+        refused=tuple(refused),
     )
 
 
@@ -320,9 +324,11 @@ def apply_registration(
 ) -> Registered:
     """Carries the plan out and returns when the connector runs; safe to call again after any failure.
 
-    Raises CdcError (needs_ddl) before it changes anything where a person has to run DDL first, CdcError (snapshotting) before it changes
+    Raises ConfigError (table_refused), with every reason, before it changes anything where a table cannot be replicated, CdcError
+    (needs_ddl) before it changes anything where a person has to run DDL first, CdcError (snapshotting) before it changes
     the connector where that is in its initial snapshot, and what the parts raise.
     """
+    _refuse(plan.refused)
     if plan.by_hand:
         ddl = "\n".join(f"{s.sql};" for s in plan.by_hand)
         raise CdcError(f"the source's role may not do what is missing; {plan.by_hand[0].by_whom} runs:", hint=ddl, code="needs_ddl")
@@ -503,8 +509,8 @@ def _await_initial_snapshot(name: str, dialect: SourceDialect, connect: KafkaCon
 def _refuse(findings: Iterable[Finding | None], otherwise: str = _LEFT_OUT) -> None:
     if refused := [f for f in findings if f is not None]:
         raise ConfigError(
-            "; ".join(f"{f.name} {f.message}" for f in refused),
-            hint="\n".join(f.cure for f in refused) + otherwise,
+            "\n".join(f"{f.name}{': ' if f.name == 'tables' else ' '}{f.message}" for f in refused),
+            hint="\n".join(dict.fromkeys(f.cure for f in refused)) + otherwise,
             code="table_refused",
         )
 

@@ -197,6 +197,9 @@ TABLES = (
     *(RECONCILE_RUN, RECONCILE_DIFFERENCE, RECONCILE_BUCKET),
 )
 
+NAMES = (*(table.name for table in TABLES), "migration", "table_status")
+"""All that the meta schema holds."""
+
 
 def migrations(dialect: Dialect, schema: str) -> tuple[tuple[str, ...], ...]:
     """The statements of each version, in order; version n is the n-th. The first makes all tables as they are now, and the later ones

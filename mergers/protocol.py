@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
-from cdc_service.core.errors import CdcError, ConfigError
+from cdc_service.core.errors import CdcError, ConfigError, TableStopped
 from cdc_service.core.evolve import Change
 from cdc_service.core.logical import Kind
 from cdc_service.core.types import Checkpoint, Delta, Headers, LogId, Receipt, TableSchema, Tail, Target
@@ -32,6 +32,24 @@ class UnsentUnknown(CdcError):
         super().__init__("some values were not sent by the source and stand nowhere in the warehouse")
         self.keys = keys
         self.columns = columns
+
+
+class RightsLacking(ConfigError):
+    """The role of the destination lacks a right; ``statement`` gives it. A table that stopped for it tries again by itself."""
+
+    code = "warehouse_rights"
+
+    def __init__(self, message: str, statement: str) -> None:
+        super().__init__(message, hint=f"run as an administrator of the warehouse: {statement}")
+        self.statement = statement
+
+
+class Misfit(TableStopped):
+    """A table that the destination can never hold as it is. ``column`` is the one without which it could (empty: none is)."""
+
+    def __init__(self, message: str, *, hint: str, column: str = "") -> None:
+        super().__init__(message, state="schema_stopped", hint=hint)
+        self.column = column
 
 
 if TYPE_CHECKING:
@@ -138,6 +156,16 @@ class Destination(Protocol):
 
     def probe(self) -> str:
         """A sentence on what would be written to. Changes nothing; raises what ``prepare`` would raise, as far as it can be told."""
+        ...
+
+    def lacking(self, targets: Sequence[Target]) -> Sequence[CdcError]:
+        """What keeps the service from writing to its own tables and to ``targets``, whether they are there yet or not: a sentence each,
+        with the statement to paste that heals it. Changes nothing."""
+        ...
+
+    def misfit(self, target: Target, schema: TableSchema) -> Misfit | None:
+        """Why ``target`` can never hold rows of ``schema`` (names, their number, the key's types), or None. Asks nobody: it is said before
+        the first event, and again by ``evolve``, which raises it."""
         ...
 
     def prepare(self) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from cdc_service.core.errors import ConfigError, Fenced, TableStopped
+from cdc_service.core.errors import CdcError, ConfigError, Fenced, TableStopped
 from cdc_service.core.evolve import AddColumn, Change, CreateTable, DropColumn, RenameColumn, RestoreColumn, WidenType
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Checkpoint, Column, Decision, Delta, LogId, Mode, PartitionCounts, Receipt, TableSchema, Tail, Target
@@ -28,10 +28,11 @@ from mergers.connection import Connection, Mismatch, run
 from mergers.dialect import Dialect, Statement
 from mergers.history import schema_from_json, schema_to_json
 from mergers.meta import SCOPE
-from mergers.protocol import Capabilities, Quarantined, TableState, Totals
+from mergers.protocol import Capabilities, Misfit, Quarantined, TableState, Totals
 from mergers.statements import CHANGE, DELETED, FILLED, METADATA, PARKED, STAGE, High, MergeSql, metadata_columns, stage_table
 
 PRUNE_SECONDS = 3600
+ANOTHER_TARGET = "give the table another target in the configuration"
 
 if TYPE_CHECKING:
     from mergers.view import View
@@ -229,7 +230,8 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
         return self.connection().fetch(sql, s.scope)
 
     def evolve(self, target: Target, changes: Sequence[Change], schema: TableSchema) -> None:
-        self._refuse_clashes(schema)
+        if (misfit := self.misfit(target, schema)) is not None:
+            raise misfit
         s = self._sql(target, schema)
         with self._locked(s) as c:
             self._evolve(c, s, changes, schema)
@@ -256,17 +258,28 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
         row = [*s.scope, newest[0] + 1, change_text, ";\n".join(ran), schema.fingerprint, text]
         c.execute(s.insert(meta.SCHEMA_HISTORY, 1, now="at"), row)
 
-    def _refuse_clashes(self, schema: TableSchema) -> None:
+    def misfit(self, target: Target, schema: TableSchema) -> Misfit | None:
+        if self.fold(target.namespace) == self.fold(self._meta_schema) and self.fold(target.name) in map(self.fold, meta.NAMES):
+            return Misfit(f"{target.source}: {target} is a table of this service's own", hint=ANOTHER_TARGET)
         seen = {self.fold(name): "a column of this service" for name, *_ in (*METADATA, DELETED, *CHANGE)}
         for column in schema.columns:
             folded = self.fold(column.name)
             if folded in seen:
-                raise TableStopped(
-                    f"{schema.table}: the column {column.name} has the same name as {seen[folded]} at the destination",
-                    state="schema_stopped",
-                    hint="rename the column at the source, or leave it out there with Debezium's column.exclude.list",
-                )
+                message = f"{schema.table}: the column {column.name} has the same name as {seen[folded]} at the destination"
+                return Misfit(message, hint="rename the column at the source, or let the connector leave it out", column=column.name)
             seen[folded] = f"the column {column.name}"
+        return None
+
+    def lacking(self, targets: Sequence[Target]) -> Sequence[CdcError]:
+        """Targets that are there and were never this service's: a first load would stop at them."""
+        found: list[CdcError] = []
+        for target in targets:
+            there = self.connection().columns(target.namespace, target.name)
+            if there is not None and self.fold("_cdc_gen") not in {self.fold(name) for name, _ in there}:
+                message = f"{target} is there already and is not the table that {target.source} needs: it has no column _cdc_gen"
+                cure = f"{ANOTHER_TARGET}, or move away what is there"
+                found.append(CdcError(message, hint=cure, code="drift"))
+        return found
 
     def _ddl(self, c: Connection, s: MergeSql, target: Target, change: Change) -> Iterator[str]:
         """What is done already is left out: some databases end the transaction at each of these."""

@@ -1,7 +1,8 @@
 """The statements of one merge, written for any dialect: text and parameters, nothing runs here.
 
 The staged table (``stage_columns``) has names of its own making, so that no column of the source, whatever it is called, meets ours:
-``c<i>`` is column i of the target's own schema, ``u<i>`` says that its value is unsent, ``b<j>`` is key column j of the base row.
+``c<i>`` is column i of the target's own schema, ``unsent`` says by a 1 for which of the columns that have unsent values this one is, and
+``b<j>`` is key column j of the base row.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Delta, LogId, Mode, Op, TableSchema, Target
@@ -85,6 +87,7 @@ def stage_table(delta: Delta, table: TableSchema) -> tuple[pa.Table, list[Logica
     if unsent:
         columns += [
             ("needs", flag, _any(list(unsent.values()), rows)),
+            ("unsent", string, _marks([unsent[name] for name in table.names if name in unsent])),
             ("base_text", string, delta.base_text),
             ("base_move", _LONG, delta.base_move),
             ("base_rec", _LONG, delta.base_record),
@@ -98,8 +101,6 @@ def stage_table(delta: Delta, table: TableSchema) -> tuple[pa.Table, list[Logica
             constant = pa.scalar(None if column.dropped or delta.target.mode is Mode.APPEND else column.default, column.type.arrow)
             values = pa.repeat(constant, rows)
         columns.append((f"c{i}", column.type, values))
-        if column.name in unsent:
-            columns.append((f"u{i}", flag, unsent[column.name]))
     if unsent and delta.base_key is not None:
         columns += [(f"b{j}", table.column(name).type, delta.base_key[name]) for j, name in enumerate(table.key)]
     arrow = pa.table([values for _, _, values in columns], names=[name for name, _, _ in columns])
@@ -109,6 +110,12 @@ def stage_table(delta: Delta, table: TableSchema) -> tuple[pa.Table, list[Logica
 def _instants(numbers: pa.ChunkedArray) -> pa.ChunkedArray:
     type_ = pa.timestamp("us", tz="UTC")
     return pa.chunked_array([chunk.view(type_) for chunk in numbers.chunks], type=type_)
+
+
+def _marks(masks: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
+    """One text a row, with a digit for each mask. A column for each would be more than a table may have where many are unsent."""
+    digits = [pc.if_else(mask, "1", "0") for mask in masks]
+    return digits[0] if len(digits) == 1 else pc.binary_join_element_wise(*digits, "")
 
 
 def _spelled(type_: LogicalType) -> bool:
@@ -276,6 +283,7 @@ WHERE d.gen > s.gen OR (d.gen = s.gen AND (d.record > s.rec OR (d.record = s.rec
         """
         q, last = self.dialect.quote, self.soft
         values, found, params = [], "TRUE", list[object]()
+        marks = {i: f"SUBSTR(s.unsent, {place}, 1) = '1'" for place, i in enumerate(unsent, 1)}
         images = {i: self.dialect.image_value.format(image=f"d.{q('row')}") for i in unsent} if moves else {}
         for i, column in enumerate(self.table.columns):
             value, name = f"s.c{i}", q(column.name)
@@ -285,7 +293,7 @@ WHERE d.gen > s.gen OR (d.gen = s.gen AND (d.record > s.rec OR (d.record = s.rec
                     image = f"CAST({images[i]} AS {self.dialect.column_type(column.type)})"
                     base = f"CASE WHEN s.base_move IS NULL THEN b.{name} ELSE {image} END"
                     params.append(column.name)
-                value = f"CASE WHEN s.u{i} THEN {base} ELSE {value} END"
+                value = f"CASE WHEN {marks[i]} THEN {base} ELSE {value} END"
             if i in kept:
                 value = f"CASE WHEN t.{q('_cdc_gen')} IS NOT NULL{self._alive()} THEN t.{name} ELSE {value} END"
             if last:
@@ -302,7 +310,7 @@ WHERE d.gen > s.gen OR (d.gen = s.gen AND (d.record > s.rec OR (d.record = s.rec
             joins += f""" LEFT JOIN {self.meta(deleted_keys)} AS d ON d.key_hash = md5(s.base_text) AND d.{q("key")} = s.base_text
   AND d.gen = s.gen AND d.record = s.base_move AND s.needs AND d.{q("row")} IS NOT NULL AND {self.deleted_in_scope()}"""
             params += [self.table.columns[i].name for i in unsent] + list(self.scope)
-            here = " AND ".join(f"(NOT s.u{i} OR {has})" for i in unsent)
+            here = " AND ".join(f"(NOT {marks[i]} OR {has})" for i in unsent)
             found = f"(NOT s.needs OR b.{q('_cdc_gen')} IS NOT NULL OR (d.key IS NOT NULL AND {here}))"
         if unsent:
             joins += f""" LEFT JOIN (SELECT DISTINCT key_text FROM {self.meta(quarantine)}

@@ -137,6 +137,7 @@ def build(service: Service, token: str, host: str, calls: Calls) -> Starlette:
             Route("/quarantine", paths.quarantine),
             Route("/quarantine/{action}", paths.decide, methods=["POST"]),
             Route("/quarantine/{id}", paths.parked),
+            Route("/resume", paths.resume_all, methods=["POST"]),
             *(Route(f"/tables/{{table}}/{action}", paths.act, methods=["POST"], name=action) for action in ACTIONS),
         ],
         middleware=[Middleware(_Guard, token=token, host=host)],
@@ -179,6 +180,9 @@ class _Paths:
             raise ConfigError("the table's name in the address is not UTF-8", hint="percent-encode its UTF-8 bytes", code="usage") from None
         body = await _body(request)
         return _json(await self._calls.run(lambda: self._service.act(action, table, body)))
+
+    async def resume_all(self, request: Request) -> Response:
+        return _json(await self._calls.run(self._service.resume_all))
 
     async def reconcile(self, request: Request) -> Response:
         body = await _body(request)
@@ -349,7 +353,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
         return _problem(405, "wrong_method", f"{request.method} is not for this path", f"use {allowed}", headers=error.headers)
-    paths = f"/health, /ready, /status, /metrics, /query, /quarantine, /tables/TABLE/{{{','.join(ACTIONS)}}}"
+    paths = f"/health, /ready, /status, /metrics, /query, /quarantine, /resume, /tables/TABLE/{{{','.join(ACTIONS)}}}"
     return _problem(error.status_code, "no_path", "there is no such path", f"the paths are {paths}; TABLE is percent-encoded")
 
 

@@ -45,6 +45,10 @@ class Service(Protocol):
         """Does ``action`` (pause, resume, resync, adopt) to a table: {table, state, message?}. Its wait is bounded. Raises CdcError."""
         ...
 
+    def resume_all(self) -> dict[str, Any]:
+        """Lets every table go on that stands still."""
+        ...
+
     def quarantine(self, action: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """list, show, replay or discard parked records: {table?, key?, code?, id?, ...}. Its wait is bounded. Raises CdcError."""
         ...

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from cdc_service.cli import exits
-from cdc_service.cli.output import Output, printable
+from cdc_service.cli.output import Output
 from cdc_service.cli.shared import Shared, command
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
         findings = service.check(config)
         failed = [finding for finding in findings if finding.failed]
         if shared.json:
-            shown = [{"name": f.name, "status": _status(f), "message": f.message, "cure": f.cure} for f in findings]
+            shown = [documented(finding) for finding in findings]
             shared.out.document({"version": 1, "pipeline": config.pipeline, "ok": not failed, "findings": shown})
         else:
             _show(shared.out, findings)
@@ -36,16 +36,22 @@ def register(app: typer.Typer) -> None:
 
 
 def _show(out: Output, findings: Sequence[Finding]) -> None:
-    out.table(["status", "check", "result"], [[_status(f), f.name, f.message] for f in findings])
-    cures = [finding for finding in findings if finding.cure and not finding.ok]
-    for finding in cures:
-        out.text(f"\n{_status(finding)}: {printable(finding.name)}\n  cure:")
-        out.text("\n".join(f"    {printable(line)}" for line in finding.cure.splitlines()))
+    show(out, findings)
     failed = sum(finding.failed for finding in findings)
     out.say(f"{len(findings)} checks, {failed} failed" if failed else f"{len(findings)} checks, none failed; next: cdc register")
 
 
-def _status(finding: Finding) -> str:
+def show(out: Output, findings: Sequence[Finding]) -> None:
+    out.findings([(status(f), f.name, f.message, "" if f.ok else f.cure) for f in findings])
+
+
+def documented(finding: Finding) -> dict[str, Any]:
+    """A finding in JSON; ``names`` are all that are meant where the message names some."""
+    shown = {"name": finding.name, "status": status(finding), "message": finding.message, "cure": finding.cure}
+    return {**shown, "names": list(finding.names)} if finding.names else shown
+
+
+def status(finding: Finding) -> str:
     if finding.ok:
         return "ok"
     return "failed" if finding.failed else finding.level.value

@@ -194,7 +194,8 @@ def _table(line: Line, width: int) -> str:
     if not line.refused:
         entry = f"{_scalar(line.key)}: {{}}"
         return f"  {entry:{width + 4}}  # {printable(line.note)}" if line.note else f"  {entry}"
-    reasons = [*line.refused.splitlines(), *(f"cure: {text}" for text in line.cure.splitlines())]
+    first, *rest = line.cure.splitlines() or [""]
+    reasons = [*line.refused.splitlines(), *([f"cure: {first}", *(f"      {text}" for text in rest)] if first else [])]
     return f"  # {_scalar(line.key)}: {{}}  # {printable(line.note)}\n" + "\n".join(f"  #   {printable(text)}" for text in reasons)
 
 

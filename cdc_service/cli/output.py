@@ -8,8 +8,10 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, TextIO
 
 from cdc_service.core.errors import ConfigError
@@ -59,6 +61,34 @@ class Output:
                 return
         self.table(columns, cells, right=numbers)
 
+    def findings(self, found: Sequence[tuple[str, str, str, str]]) -> None:
+        """Status, name and message of each in aligned columns, and its cure right below it. On a terminal messages are folded to its
+        width; a cure never is, since it is there to be copied."""
+        rows = [(status, printable(name), printable(message.replace("\n", "; ")), cure) for status, name, message, cure in found]
+        first = max((len(status) for status, *_ in rows), default=0)
+        second = max((len(name) for _, name, *_ in rows), default=0)
+        console, width = None, None
+        if self.rich:
+            from rich.console import Console
+
+            console = Console(soft_wrap=True, highlight=False)
+            second = min(second, NAME_WIDTH, console.width // 3)
+            width = console.width - first - second - 4
+        for status, name, message, cure in rows:
+            names, messages = folded(name, second if width else None), folded(message, width)
+            for number, (part, text) in enumerate(zip_longest(names, messages, fillvalue="")):
+                shown = "" if number else status
+                rest = f"{'':{first - len(shown)}}  {part:{second}}  {text}".rstrip()
+                if console is None:
+                    print(shown + rest)
+                else:
+                    console.print(shown, style=STATE_STYLES.get(shown, ""), end="", markup=False)
+                    console.print(rest, markup=False)
+            lines = [printable(line) for line in cure.splitlines()]
+            for line in [f"cure: {lines[0]}"] if len(lines) == 1 else ["cure:", *(f"  {line}" for line in lines)] if lines else []:
+                print(f"{'':{first}}  {line}")
+        sys.stdout.flush()
+
     def confirm(self, question: str) -> bool:
         """Asks on the terminal; ``--yes`` answers for it. Raises ConfigError where nobody can be asked."""
         if self.yes:
@@ -68,6 +98,11 @@ class Output:
         sys.stderr.write(f"{question} [y/N] ")
         sys.stderr.flush()
         return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def folded(text: str, width: int | None) -> list[str]:
+    """The text in lines of at most so many characters, broken at blanks where there are any."""
+    return [text] if width is None else textwrap.wrap(text, max(width, 8), break_on_hyphens=False) or [""]
 
 
 def cell(value: Any, *, grouped: bool = False) -> str:
@@ -153,6 +188,8 @@ def _blocks(console: Any, columns: Sequence[str], cells: Sequence[Sequence[str]]
 
 
 FOLD = 16
+NAME_WIDTH = 32
+"""More of a finding's name is folded on a terminal."""
 STYLED = frozenset({"state", "check", "status"})
 STATE_STYLES: Mapping[str, str] = {
     "streaming": "green",

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cdc_service.cli import exits
+from cdc_service.cli.check import documented, show
 from cdc_service.cli.output import Output, printable
 from cdc_service.cli.shared import Shared, command
 
 if TYPE_CHECKING:
     from cdc_service.config import Config
+    from connectors.protocol import Finding
     from connectors.register import Step
 
 DETAILS_MAX = 12
@@ -28,14 +30,19 @@ def register(app: typer.Typer) -> None:
     def plan(shared: Shared) -> int:
         """Show what register would do, and what is left to others.
 
-        Changes nothing. Exit code 1 when something is pending. --json has every setting of the connector.
+        Tables that cannot be replicated come first, each with its cure; the steps are those for the others. Changes nothing. Exit code 1
+        when something is pending or refused. --json has every setting of the connector.
         """
         config = shared.load()
         from cdc_service import app as service
 
-        steps = service.plan(config).steps
-        _show(shared, config, steps)
-        return exits.FINDING if steps else exits.OK
+        plan = service.plan(config)
+        if shared.json:
+            _document(shared, config, plan.steps, refused=plan.refused, applied=False)
+        else:
+            _show_refused(shared.out, plan.refused)
+            show_steps(shared.out, plan.steps, refused=bool(plan.refused))
+        return exits.FINDING if plan.pending else exits.OK
 
     @command(app, "register")
     def register_(shared: Shared, delete: Delete = False) -> int:
@@ -53,7 +60,7 @@ def _register(shared: Shared) -> int:
     from cdc_service.cli.service import find
 
     plan = service.plan(config)
-    if not shared.json:
+    if not shared.json and not plan.refused:
         show_steps(shared.out, plan.steps)
     done = service.register(config, plan, shared.out.say)
     snapshotting = [str(table) for table in done.snapshotting]
@@ -87,16 +94,17 @@ def _delete(shared: Shared) -> int:
     return exits.OK if agreed else exits.FINDING
 
 
-def _show(shared: Shared, config: Config, steps: Sequence[Step]) -> None:
-    if shared.json:
-        _document(shared, config, steps, applied=False)
-    else:
-        show_steps(shared.out, steps)
+def _show_refused(out: Output, refused: Sequence[Finding]) -> None:
+    if refused:
+        show(out, refused)
+        out.text("\nNothing is registered before that is mended, or these are left out of the configuration. The plan for the others:\n")
 
 
-def show_steps(out: Output, steps: Sequence[Step]) -> None:
+def show_steps(out: Output, steps: Sequence[Step], *, refused: bool = False) -> None:
     """Each step with its reason and details, as text for people; what others have to run comes first, ready to be pasted."""
-    if not steps:
+    if not steps and refused:
+        out.text("nothing to do for them")
+    elif not steps:
         out.text("nothing to do: all is in place")
     by_hand = [step for step in steps if step.by_hand]
     for whom in dict.fromkeys(step.by_hand for step in by_hand):
@@ -119,6 +127,10 @@ def _details(out: Output, indent: str, detail: Sequence[str]) -> None:
         out.text(f"{indent}{printable(line.replace(': (not set) -> ', ': '))}")
 
 
-def _document(shared: Shared, config: Config, steps: Sequence[Step], *, applied: bool, **more: Any) -> None:
+def _document(
+    shared: Shared, config: Config, steps: Sequence[Step], *, applied: bool, refused: Sequence[Finding] = (), **more: Any
+) -> None:
     shown = [{"kind": s.kind, "what": s.what, "why": s.why, "detail": list(s.detail), "by_hand": s.by_hand} for s in steps]
-    shared.out.document({"version": 1, "pipeline": config.pipeline, "steps": shown, "pending": bool(steps) and not applied, **more})
+    pending = bool(steps or refused) and not applied
+    told = {"refused": [documented(finding) for finding in refused]}
+    shared.out.document({"version": 1, "pipeline": config.pipeline, "steps": shown, **told, "pending": pending, **more})

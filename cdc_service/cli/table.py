@@ -11,6 +11,8 @@ from cdc_service.cli import exits
 from cdc_service.cli.shared import Shared, command
 
 Table = Annotated[str, typer.Argument(metavar="TABLE", help="schema.table as the source spells it.", show_default=False)]
+OneTable = Annotated[str | None, typer.Argument(metavar="[TABLE]", help="schema.table as the source spells it.", show_default=False)]
+Every = Annotated[bool, typer.Option("--all", help="All tables that were paused or have stopped.")]
 AtOffsets = Annotated[bool, typer.Option("--at-offsets", help="The rows are right: go on at the consumer group's committed offsets.")]
 Empty = Annotated[bool, typer.Option("--empty", help="The rows do not count: read the table anew, as resync does.")]
 
@@ -22,12 +24,16 @@ def register(app: typer.Typer) -> None:
         return _act(shared, "pause", table)
 
     @command(app)
-    def resume(shared: Shared, table: Table) -> int:
+    def resume(shared: Shared, table: OneTable = None, every: Every = False) -> int:
         """Go on with a table that was paused or has stopped.
 
-        It goes on at its checkpoint. Where that cannot be, it says what can.
+        With --all every such table goes on, each at its checkpoint. Where that cannot be, it says what can, and the exit code is 4.
         """
-        return _act(shared, "resume", table)
+        from cdc_service.core.errors import ConfigError
+
+        if (table is None) is not every:
+            raise ConfigError("resume needs a table, or --all", hint="cdc resume TABLE; or cdc resume --all", code="usage")
+        return _resume_all(shared) if table is None else _act(shared, "resume", table)
 
     @command(app)
     def resync(shared: Shared, table: Table) -> int:
@@ -54,6 +60,29 @@ def register(app: typer.Typer) -> None:
             shared.out.say("nothing was done")
             return exits.FINDING
         return _act(shared, "adopt", table, {"how": "empty" if empty else "at_offsets"})
+
+
+def _resume_all(shared: Shared) -> int:
+    """The same for every table that stands still; those that a person has to decide on say so, and the others go on."""
+    from cdc_service.cli.service import served
+
+    config = shared.load()
+
+    def here() -> dict[str, Any]:
+        from cdc_service import app
+
+        return app.resume_all(config)
+
+    result = served(config, "POST", "/resume", {}, read=lambda answer: dict(answer.json()), here=here)
+    if shared.json:
+        shared.out.document(result)
+    elif not result["tables"]:
+        shared.out.say("no table stands still")
+    for table in [] if shared.json else result["tables"]:
+        shared.out.text(f"{table['table']}: {table['state']}")
+        if error := table.get("error"):
+            shared.out.say(f"{table['table']}: {error['message']}" + (f"\n  cure: {error['hint']}" if error["hint"] else ""))
+    return exits.DECISION if any("error" in table for table in result["tables"]) else exits.OK
 
 
 def _act(shared: Shared, action: str, table: str, body: dict[str, Any] | None = None) -> int:

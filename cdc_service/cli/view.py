@@ -123,12 +123,21 @@ def troubles(document: Mapping[str, Any]) -> list[str]:
     if state in ("MISSING", "PAUSED", "STOPPED"):
         why = "does not exist" if state == "MISSING" else f"is {state.lower()}"
         lines += _lines(f"connector {found.get('name')} {why}, so nothing new comes from the source", "cdc register")
+    alike: dict[tuple[str, str], list[str]] = {}
     for table in document["tables"]:
         error = table.get("error")
         if error and error.get("message"):
-            named = str(error["message"]).startswith(f"{table['source']}:")
-            lines += _lines(str(error["message"]) if named else f"{table['source']}: {error['message']}", error.get("hint"))
+            said = str(error["message"]).removeprefix(f"{table['source']}: ")
+            alike.setdefault((said, error.get("hint") or ""), []).append(str(table["source"]))
+    for (said, hint), names in alike.items():
+        lines += _lines(f"{_some(names)}: {said}", hint)
+    if sum(table["state"] == "error" for table in document["tables"]) > 1:
+        lines.append("when what stopped them is mended, one command lets all go on: cdc resume --all")
     return lines
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _lines(message: str, hint: str | None) -> list[str]:

@@ -51,6 +51,16 @@ def resolve(
     ``keyless`` are tables known to have no key.
     Raises InvalidConfig with every problem: a key that matches nothing, two patterns on one table, two tables with one target or topic.
     """
+    tables, problems = resolution(config, source_tables, fold, keyless)
+    if problems:
+        raise InvalidConfig(config.file, problems, hint="change the keys of 'tables', or the tables of the source")
+    return tables
+
+
+def resolution(
+    config: Config, source_tables: Iterable[TableId], fold: Callable[[str], str] = str, keyless: Collection[TableId] = ()
+) -> tuple[list[TableConfig], list[Problem]]:
+    """The same with the problems beside the tables, for those who say what is wrong and go on."""
     known = sorted(source_tables)
     patterns = [parse_pattern(key) for key in config.tables]
     problems: list[Problem] = []
@@ -60,10 +70,7 @@ def resolve(
         config, tables, "target", lambda t: f"{fold(t.target.namespace)}.{fold(t.target.name)}", lambda t: str(t.target)
     )
     problems += _collisions(config, tables, "topic", lambda t: t.topic.replace(".", "_"), lambda t: t.topic)
-    tables = [t.without_key() if t.source in keyless else t for t in tables]
-    if problems:
-        raise InvalidConfig(config.file, problems, hint="change the keys of 'tables', or the tables of the source")
-    return tables
+    return [t.without_key() if t.source in keyless else t for t in tables], sorted(set(problems))
 
 
 def _choose(config: Config, patterns: Sequence[Pattern], known: Sequence[TableId], problems: list[Problem]) -> dict[TableId, Pattern]:

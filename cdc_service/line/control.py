@@ -89,6 +89,34 @@ class Control:
         table.backoff.succeeded()
         return "it goes on at its checkpoint"
 
+    def resume_all(self) -> dict[str, Any]:
+        """Lets every table go on that stands still; ``tables`` says of each what became of it. One that cannot go on says why and hinders
+        no other."""
+        done: list[dict[str, Any]] = []
+        for table in self._tables:
+            table.follow(self._means.destination.load_state(table.target))
+            if not table.stopped:
+                continue
+            try:
+                done.append(self.act("resume", table, {}))
+            except CdcError as error:
+                told = {"code": error.code, "message": error.message, "hint": error.hint}
+                done.append({"table": str(table.source), "state": table.state, "message": error.message, "error": told})
+        return {"tables": done}
+
+    def retry(self) -> None:
+        """Lets tables try again that stopped for a right that the destination's role lacked, with growing pauses: whoever gives it has done
+        all that there is to do."""
+        for table in self._tables:
+            if table.lacks_right and table.leads and not table.backoff.waiting:
+                try:
+                    table.follow(self._means.destination.load_state(table.target))
+                    if not table.lacks_right:
+                        continue  # Somebody else was first.
+                    table.keep(state=flowing(table.kept), error_code="", error_message="", error_hint="", error_at=None)
+                except CdcError:
+                    table.backoff.failed()
+
     def resync(self, table: Table) -> str:
         """Reads the table anew beside the stream: a new generation, whose end removes the rows that were not seen in it."""
         kept = table.kept

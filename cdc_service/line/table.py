@@ -30,7 +30,7 @@ from cdc_service.line.complete import Unreadable, completed
 from cdc_service.line.means import Means
 from cdc_service.line.stops import drifted, scattered, snapshotted_anew
 from cdc_service.line.versions import Versions
-from mergers.protocol import TableState, Totals, UnsentUnknown
+from mergers.protocol import RightsLacking, TableState, Totals, UnsentUnknown
 
 HELD = frozenset({"paused", "quarantine_stopped", "needs_resync"})
 """States that outlive a restart: a person put the table there, or has to take it out. So do those of core.identity.HINDRANCES."""
@@ -136,6 +136,11 @@ class Table:
     @property
     def stopped(self) -> bool:
         return self.kept.state in STOPPED
+
+    @property
+    def lacks_right(self) -> bool:
+        """Whether it stopped for a right that the destination's role lacks."""
+        return self.state == "error" and self.kept.error_code == RightsLacking.code
 
     @property
     def flows(self) -> bool:
@@ -534,6 +539,8 @@ class Table:
         """Puts the table into the state that the error names; its partitions stand still until somebody acts."""
         self.drop()
         self.trouble = error
+        if error.code == RightsLacking.code:
+            self.backoff.failed()
         self.kept = replace(
             self.kept,
             state=error.state if isinstance(error, TableStopped) else "error",

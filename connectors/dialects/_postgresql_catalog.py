@@ -4,6 +4,8 @@ and the text forms in which events carry values."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +26,25 @@ def quoted(*parts: str) -> str:
 
 def qualified(table: TableId) -> str:
     return quoted(table.schema, table.name)
+
+
+def pattern(table: TableId, column: str | None = None) -> str:
+    """The Java regular expression that matches this name, and others only where they differ by case. A dot within a name is ``[.]``, so
+    that ``\\.`` only ever stands between names, and a blank is ``[ ]``, since Debezium cuts them off an expression's ends."""
+    parts = [table.schema, table.name] if column is None else [table.schema, table.name, column]
+    return r"\.".join(re.sub(r"[.\s]", r"[\g<0>]", re.sub(r"[^\w\s.]", r"\\\g<0>", part)) for part in parts)
+
+
+def column_alone(table: TableId, column: str) -> str:
+    """The expression that matches this column and none that differs by case, for Java and for Python, which reads them too."""
+    return f"(?-i:{pattern(table, column)})"
+
+
+def leave_out(table: TableId, column: str) -> str:
+    """Where in the configuration the connector is told to leave the column out, and the line that says it."""
+    text = column_alone(table, column)
+    value = "'" + text.replace("'", "''") + "'" if text.isprintable() else json.dumps(text)
+    return f"leave the column out, below connect: options: (behind what stands there, with a comma):\ncolumn.exclude.list: {value}"
 
 
 _SYSTEM = "n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp_)'"
@@ -78,7 +99,8 @@ _TYPE_JOIN = """JOIN pg_type t ON t.oid = a.atttypid JOIN pg_type b ON b.oid = C
 
 COLUMNS = f"""
 SELECT c.oid, a.attname AS name, NOT a.attnotnull AS nullable,
-       a.attgenerated <> '' AS generated, t.typtype = 'd' AS domain, a.attstorage <> 'p' AS may_be_unsent, {_TYPE}
+       a.attgenerated <> '' AS generated, t.typtype = 'd' AS domain, a.attstorage <> 'p' AS may_be_unsent,
+       CASE WHEN t.typtype <> 'd' THEN a.atttypmod WHEN t.typbasetype = b.oid THEN t.typtypmod ELSE -1 END AS modifier, {_TYPE}
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -197,6 +219,10 @@ _ARRAYS_NEVER_SENT = {"interval", "money", "name", "point", "refcursor", "xml"}
 _ARRAYS_FAIL = {"bit", "varbit"}
 _ARRAYS_FAIL_ON_NULL = {"enum", "ltree"}
 _ARRAYS_UNSENT_AS_PLACEHOLDER = {"text", "varchar", "jsonb", "bytea", "int4", "int8", "date", "uuid"}
+_JSON = {"json", "jsonb", "hstore"}
+BITS_ALWAYS_SENT = 152
+"""The longest bit string that never lies out of line, however large its row: PostgreSQL moves a value away only if it has more than the 24
+bytes of an aligned TOAST pointer (heaptoast.c, toast_helper.c); this one has 1 for its header, 4 for its length and 19 for its bits."""
 
 
 def never_sent(column: Mapping[Any, Any]) -> bool:
@@ -204,31 +230,43 @@ def never_sent(column: Mapping[Any, Any]) -> bool:
     return bool(column["generated"] or (column["category"] == "A" and column["base"] in _ARRAYS_NEVER_SENT))
 
 
-def hazard(column: Mapping[Any, Any], *, full_identity: bool) -> Hazard | None:
-    """What the connector cannot carry of a column (a row of COLUMNS), by its type."""
+def is_json(column: Mapping[Any, Any]) -> bool:
+    """Whether a column (a row of COLUMNS) holds one JSON document, as events give it."""
+    return column["base"] in _JSON and column["category"] != "A"
+
+
+def _may_be_unsent(column: Mapping[Any, Any]) -> bool:
+    """Whether an UPDATE can leave the column's value out of its event."""
+    bits = column["modifier"] if column["base"] in ("bit", "varbit") and column["category"] != "A" else -1
+    if column["base"] == "bit" and bits < 0 and column["category"] != "A" and not column["domain"]:
+        bits = 1
+    return column["may_be_unsent"] and not 0 <= bits <= BITS_ALWAYS_SENT
+
+
+def hazard(column: Mapping[Any, Any], table: TableId, *, full_identity: bool) -> Hazard | None:
+    """What the connector cannot carry of a column (a row of COLUMNS) of ``table``, by its type."""
     name, base, array = column["name"], column["base"], column["category"] == "A"
-    leave_out = f'leave it out: connect.options: {{column.exclude.list: "schema\\\\.table\\\\.{name}"}}'
+    left_out = leave_out(table, name)
     if array and base in _ARRAYS_NEVER_SENT:
         return Hazard(
             f"column {name} ({column['type']}) is not part of the connector's events", "the target will not have it", blocking=False
         )
     if array and base in _ARRAYS_FAIL:
         return Hazard(
-            f"column {name} ({column['type']}): the connector cannot convert it and stops at the first value", leave_out, blocking=True
+            f"column {name} ({column['type']}): the connector cannot convert it and stops at the first value", left_out, blocking=True
         )
     if base == "varbit" and column["domain"]:
-        return Hazard(
-            f"column {name} ({column['type']}): events carry it as if all its values were of one length", leave_out, blocking=True
-        )
-    unsent_lost = base == "varbit" or (array and base not in _ARRAYS_UNSENT_AS_PLACEHOLDER)
-    if unsent_lost and column["may_be_unsent"] and not full_identity:
+        return Hazard(f"column {name} ({column['type']}): events carry it as if all its values were of one length", left_out, blocking=True)
+    unsent_lost = base in ("bit", "varbit") or (array and base not in _ARRAYS_UNSENT_AS_PLACEHOLDER)
+    if unsent_lost and _may_be_unsent(column) and not full_identity:
         message = f"column {name} ({column['type']}): a large value that an UPDATE leaves as it is cannot be told from NULL"
-        return Hazard(message, f"ALTER TABLE ... REPLICA IDENTITY FULL;  -- or {leave_out}", blocking=True)
+        cure = f"ALTER TABLE {qualified(table)} REPLICA IDENTITY FULL;  -- or {left_out}"
+        return Hazard(message, cure, blocking=True)
     if base == "varbit":
-        return Hazard(f"column {name} ({column['type']}): events do not say how long the bit string is", leave_out, blocking=False)
+        return Hazard(f"column {name} ({column['type']}): events do not say how long the bit string is", left_out, blocking=False)
     if array and base in _ARRAYS_FAIL_ON_NULL:
         message = f"column {name} ({column['type']}): the connector stops at an array with a NULL in it"
-        return Hazard(message, f"keep NULL out of these arrays, or {leave_out}", blocking=False)
+        return Hazard(message, f"keep NULL out of these arrays, or {left_out}", blocking=False)
     return None
 
 

@@ -12,7 +12,7 @@ from cdc_service.core.errors import CdcError
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
 from connectors.dialects._postgresql_catalog import qualified, quoted
-from connectors.protocol import Finding, Level, SourceTable
+from connectors.protocol import Finding, Identity, Level, SourceTable
 
 OLD_DATES_ROWS_MAX = 1_000_000
 
@@ -70,6 +70,7 @@ def role_rights(facts: RowMapping, tables: Sequence[SourceTable]) -> list[Findin
             not lacks,
             f"role {facts['role']} {', and '.join(lacks) or 'may read every table'}",
             "\n".join([*grants([t.table for t in unreadable], facts["role"]), *([f"ALTER ROLE {role} BYPASSRLS;"] if narrowed else [])]),
+            names=tuple(str(t.table) for t in (*unreadable, *narrowed)),
         ),
         Finding(
             "heartbeat",
@@ -144,14 +145,28 @@ def snapshot_refusal(table: TableId, key: Sequence[RowMapping]) -> Finding | Non
     return Finding(place, False, message, mend, Level.WARNING)
 
 
-def notes(table: SourceTable) -> Iterator[Finding]:
+def keyless_cure(table: SourceTable) -> str:
+    """Both ways on for a table without a key; the second one has all that it takes."""
+    name = qualified(table.table)
+    log = f"in the configuration: tables: {table.table}: {{keyless: append}}"
+    if table.identity is not Identity.FULL:
+        log += f", and at the source:\nALTER TABLE {name} REPLICA IDENTITY FULL;"
+    return f"ALTER TABLE {name} ADD PRIMARY KEY (...);\n-- or keep it as a log of its changes: {log}"
+
+
+def of_table(table: SourceTable, refusal: Finding | None) -> Iterator[Finding]:
+    """All there is to say of a table, its ``refusal`` first."""
     place = f"table {table.table}"
+    if refusal is not None:
+        yield refusal
+    hazards = [column.hazard for column in table.columns if column.hazard is not None]
+    for hazard in hazards:
+        message = f"has a {hazard.message}" if hazard.blocking else hazard.message
+        if refusal is None or message != refusal.message:
+            yield Finding(place, False, message, hazard.cure, Level.ERROR if hazard.blocking else Level.WARNING)
     if table.generated:
         columns = ", ".join(table.generated)
         yield Finding(place, True, f"generated columns are left out, since the log does not carry them: {columns}", level=Level.INFO)
-    for column in table.columns:
-        if column.hazard is not None and not column.hazard.blocking:
-            yield Finding(place, False, column.hazard.message, column.hazard.cure, Level.WARNING)
 
 
 def old_dates(table: SourceTable) -> tuple[str, Finding] | None:

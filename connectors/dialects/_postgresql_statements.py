@@ -9,7 +9,7 @@ from sqlalchemy.engine import RowMapping
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
 from connectors.dialects._postgresql_catalog import qualified, quoted
-from connectors.protocol import SourceTable, Statement
+from connectors.protocol import SourceTable, Statement, some
 
 _OPERATIONS = {"insert", "update", "delete", "truncate"}
 _WITH = "(publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
@@ -21,7 +21,8 @@ def signal_table(table: TableId, role: str, *, allowed: bool) -> list[Statement]
     made = [Statement("signals", create, why, allowed, "" if allowed else "the owner of the schema")]
     if not allowed:
         grant = f"GRANT SELECT, INSERT, DELETE ON {name} TO {quoted(role)}"
-        made.append(Statement("signals", grant, why, allowed, "the owner of the schema"))
+        may = f"the right of {role} to ask for snapshots through it"
+        made.append(Statement("signals", grant, may, allowed, "the owner of the schema"))
     return made
 
 
@@ -64,7 +65,7 @@ def publication_statements(
         yield statement(f"ALTER PUBLICATION {name} SET {_WITH}", why, (), entitled=head["owned"])
     added = [t for t in entries if t not in published]
     if added and not head["puballtables"]:
-        why = f"publication {names.publication} lacks {', '.join(map(str, added))}"
+        why = f"publication {names.publication} lacks {some([str(t) for t in added])}"
         body = f"ALTER PUBLICATION {name} ADD TABLE {', '.join(map(qualified, added))}"
         yield statement(body, why, added, entitled=head["owned"])
     for table in (t for t in entries if published.get(t)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -28,7 +29,7 @@ from connectors.dialects import _postgresql_findings as findings_of
 from connectors.dialects import _postgresql_identity as identity
 from connectors.dialects import _postgresql_schema as learned
 from connectors.dialects import _postgresql_slot as slots
-from connectors.dialects._postgresql_catalog import qualified, quoted
+from connectors.dialects._postgresql_catalog import column_alone, leave_out, pattern, qualified, quoted
 from connectors.dialects._postgresql_settings import PINNED, SETTINGS, keyless_settings, signal_settings
 from connectors.dialects._postgresql_settle import settle
 from connectors.dialects._postgresql_statements import grants, publication_statements, signal_table
@@ -50,6 +51,7 @@ from connectors.protocol import (
     SourceDialect,
     SourceTable,
     Statement,
+    some,
 )
 
 CONNECT_TIMEOUT_SECONDS = 10
@@ -208,6 +210,9 @@ class PostgresDialect:
         if '"' in table.table.schema + table.table.name:
             message = "has a double quote in its name, at which the connector fails for good with the first change"
             return refuse(message, f"ALTER TABLE {name} RENAME TO ...;")
+        if table.alike:
+            message = f"has columns whose names differ by case only ({', '.join(table.alike)}): the connector ends at it, for all tables"
+            return refuse(message, f"ALTER TABLE {name} RENAME COLUMN {quoted(table.alike[-1])} TO ...;")
         if not table.logged:
             return refuse("is unlogged or temporary: its changes never reach the log", f"ALTER TABLE {name} SET LOGGED;")
         if table.silent:
@@ -218,12 +223,11 @@ class PostgresDialect:
             return refuse(f"may not be read by role {self._role}", "\n".join(findings_of.grants([table.table], self._role)))
         if table.row_security:
             return refuse(*findings_of.row_security(table.table, self._role))
-        if not table.key and not table.log:
-            cure = f"ALTER TABLE {name} ADD PRIMARY KEY (...);  -- or keep it as a log of its changes: keyless: append"
-            return refuse("has no primary key, so a change cannot be tied to a row", cure)
         if not table.key and table.partitioned:
             message = "is partitioned and has no primary key: each partition, new ones too, would need REPLICA IDENTITY FULL by itself"
             return refuse(message, f"ALTER TABLE {name} ADD PRIMARY KEY (...);")
+        if not table.key and not table.log:
+            return refuse("has no primary key, so a change cannot be tied to a row", findings_of.keyless_cure(table))
         if not table.key and table.identity is not Identity.FULL:
             message = "has no primary key and no REPLICA IDENTITY FULL: its own UPDATE and DELETE would fail once it is published"
             return refuse(message, f"ALTER TABLE {name} REPLICA IDENTITY FULL;")
@@ -233,11 +237,6 @@ class PostgresDialect:
                 "has a deferrable primary key: within a transaction two rows may share it, so the order of its changes is not known,"
                 " and PostgreSQL refuses its updates once it is published",
                 f"ALTER TABLE {name} DROP CONSTRAINT {quoted(table.key_name)}, ADD PRIMARY KEY ({key});",
-            )
-        if twins := _twins(column.name for column in table.columns):
-            return refuse(
-                f"has columns whose names differ only by case ({', '.join(twins)}), at which the connector stops for all tables",
-                f"ALTER TABLE {name} RENAME COLUMN {quoted(twins[-1])} TO ...;",
             )
         if set(table.key) & set(table.generated):
             return refuse("has a generated column in its primary key, which the log does not carry", "choose another primary key")
@@ -249,8 +248,12 @@ class PostgresDialect:
             return refuse(message, f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT;")
         for column in table.columns:
             if column.hazard is not None and column.hazard.blocking and not column.generated:
-                return refuse(f"has a {column.hazard.message}", column.hazard.cure.replace("TABLE ...", f"TABLE {name}"))
+                return refuse(f"has a {column.hazard.message}", column.hazard.cure)
         return None
+
+    def avoid(self, table: SourceTable, column: str) -> str:
+        renamed = f"ALTER TABLE {qualified(table.table)} RENAME COLUMN {quoted(column)} TO ...;"
+        return renamed if column in table.key else f"{renamed}  -- or {leave_out(table.table, column)}"
 
     def snapshot_refusal(self, table: TableId) -> Finding | None:
         with self._connected() as connection:
@@ -273,7 +276,7 @@ class PostgresDialect:
             ]
             old = [finding for statement, finding in asked if _row(connection, statement)["found"]]
         findings = [*findings_of.server(facts, has_slot=slot["slot_name"] is not None), *findings_of.role_rights(facts, tables)]
-        findings += [finding for table in tables for finding in (self.refusal(table), *findings_of.notes(table)) if finding is not None]
+        findings += [finding for table in tables for finding in findings_of.of_table(table, self.refusal(table))]
         findings += old
         findings += [refused for table in tables if (refused := self.snapshot_refusal(table.table)) is not None]
         findings += unreadable
@@ -297,8 +300,9 @@ class PostgresDialect:
                 Finding(
                     "publication filters",
                     ok=False,
-                    message=f"{names.publication} has a row filter or a column list on {', '.join(narrowed)}: rows would be missing",
+                    message=f"{names.publication} has a row filter or a column list on {some(narrowed)}: rows would be missing",
                     cure="\n".join(f"{s.sql};" for s in needed if s.subject == "publication"),
+                    names=tuple(narrowed),
                 )
             )
         if preparation.signals is None:
@@ -382,7 +386,7 @@ class PostgresDialect:
                 hint="remove it from connect.options",
             )
         names, url = request.names, self._url
-        exclusions = {_pattern(t.table, column) for t in request.tables for column in t.generated}
+        exclusions = set(_generated(request.tables))
         if "column.exclude.list" in request.options:
             exclusions.add(request.options["column.exclude.list"])
         placeholder = (request.existing or {}).get("unavailable.value.placeholder") or f"__cdc_unsent_{secrets.token_hex(12)}"
@@ -398,7 +402,7 @@ class PostgresDialect:
             "topic.prefix": names.topic_prefix,
             "slot.name": names.slot,
             "publication.name": names.publication,
-            "table.include.list": ",".join(sorted(_pattern(t.table, siblings=request.siblings) for t in request.tables)),
+            "table.include.list": ",".join(sorted(_table_pattern(t.table, request.siblings) for t in request.tables)),
             "unavailable.value.placeholder": placeholder,
             "notification.sink.topic.name": names.notification_topic,
         }
@@ -537,27 +541,25 @@ def _in_snapshot(offset: Mapping[str, object]) -> bool:
     return "snapshot" in offset and offset["snapshot"] != "INCREMENTAL" and offset.get("snapshot_completed") is not True
 
 
-def _twins(names: Iterable[str]) -> list[str]:
-    """Names that are equal without case."""
-    by_name: dict[str, list[str]] = {}
-    for name in names:
-        by_name.setdefault(name.lower(), []).append(name)
-    return next((found for found in by_name.values() if len(found) > 1), [])
-
-
-def _pattern(table: TableId, column: str | None = None, siblings: Iterable[TableId] = ()) -> str:
-    """The Java regular expression that matches this name alone. A dot within a name is ``[.]``, so that ``\\.`` only ever stands between
-    names, and a blank is ``[ ]``, since Debezium cuts them off an expression's ends. It compares without case unless told otherwise."""
-    parts = [table.schema, table.name] if column is None else [table.schema, table.name, column]
-    body = r"\.".join(re.sub(r"[.\s]", r"[\g<0>]", re.sub(r"[^\w\s.]", r"\\\g<0>", part)) for part in parts)
+def _table_pattern(table: TableId, siblings: Iterable[TableId]) -> str:
+    """Debezium compares without case unless it is told otherwise, which it is where another table's name only differs so."""
     folded = str(table).casefold()
-    return f"(?-i){body}" if any(s != table and str(s).casefold() == folded for s in siblings) else body
+    return f"(?-i){pattern(table)}" if any(s != table and str(s).casefold() == folded for s in siblings) else pattern(table)
+
+
+def _generated(tables: Sequence[SourceTable]) -> Iterator[str]:
+    """The expressions of the generated columns; they match no column that only differs by case."""
+    columns = [(t.table, c.name, c.generated) for t in tables for c in t.columns]
+    alike = Counter(f"{table}.{name}".casefold() for table, name, _ in columns)
+    for table, name, generated in columns:
+        if generated:
+            yield pattern(table, name) if alike[f"{table}.{name}".casefold()] == 1 else column_alone(table, name)
 
 
 def _collection(table: TableId) -> str:
     """The table as a signal names it: an expression, of which Debezium then reads the matching name as if it were SQL, and so loses one
     with a blank or a dot in it. A quoted name matches nothing, and is read as it stands."""
-    return qualified(table) if re.search(r"[.\s]", table.schema + table.name) else f"(?-i){_pattern(table)}"
+    return qualified(table) if re.search(r"[.\s]", table.schema + table.name) else f"(?-i){pattern(table)}"
 
 
 def _plain(pattern: str) -> str:
@@ -568,10 +570,16 @@ def _table(row: RowMapping, found: Sequence[RowMapping]) -> SourceTable:
     key = tuple(row["key"])
     identity = {"d": Identity.KEY, "f": Identity.FULL, "i": Identity.INDEX, "n": Identity.NOTHING}[row["identity"]]
     full = identity is Identity.FULL
+    name = TableId(row["schema"], row["name"])
     columns = tuple(
-        SourceColumn(c["name"], c["type"], c["nullable"], c["generated"], sql.hazard(c, full_identity=full), not sql.never_sent(c))
+        SourceColumn(
+            *(c["name"], c["type"], c["nullable"], c["generated"], sql.hazard(c, name, full_identity=full)),
+            carried=not sql.never_sent(c),
+            json=sql.is_json(c),
+        )
         for c in found
     )
+    folded = Counter(c.name.lower() for c in columns)
     by = {
         # A deferrable key is no replica identity.
         Identity.KEY: () if row["key_deferrable"] else key,
@@ -580,7 +588,7 @@ def _table(row: RowMapping, found: Sequence[RowMapping]) -> SourceTable:
         Identity.NOTHING: (),
     }
     return SourceTable(
-        TableId(row["schema"], row["name"]),
+        name,
         columns,
         key=key,
         key_name=row["key_name"],
@@ -595,6 +603,7 @@ def _table(row: RowMapping, found: Sequence[RowMapping]) -> SourceTable:
         owned=row["owned"],
         row_security=row["row_security"],
         silent=tuple(_silent(kind, TableId(*names[:2]), TableId(*names[2:])) for kind, *names in row["silent"] or ()),
+        alike=tuple(c.name for c in columns if folded[c.name.lower()] > 1),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cdc_service.core.errors import CdcError, ConfigError, Fenced, Unavailable
 from mergers.connection import Mismatch
+from mergers.protocol import RightsLacking
 
 LOCK_TIMEOUT = "55P03"
 
@@ -32,7 +33,11 @@ def translated(state: str, sentence: str, *, catalog: bool, holders: str) -> Cdc
                 hint="wait for it, or end it as its role or an administrator: SELECT pg_terminate_backend(PID)",
             )
         case "42501":
-            return ConfigError(f"the warehouse refuses: {sentence}", hint="grant the right to the role of destination.url: cdc check")
+            return ConfigError(
+                f"the warehouse refuses: {sentence}",
+                hint="cdc check has the statement that gives the right; then it goes on by itself",
+                code=RightsLacking.code,
+            )
         case "25006":
             return Unavailable(
                 "the warehouse can only be read now: it is a standby, or default_transaction_read_only is on",

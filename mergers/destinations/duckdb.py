@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,8 +26,8 @@ from cdc_service.core.logical import Kind
 from cdc_service.core.types import Column, TableSchema, Target
 from mergers.connection import Mismatch
 from mergers.dialect import Dialect, Statement
-from mergers.protocol import Capabilities
-from mergers.sql import SqlDestination
+from mergers.protocol import Capabilities, Misfit, RightsLacking
+from mergers.sql import ANOTHER_TARGET, SqlDestination
 from mergers.statements import STAGE, MergeSql
 from mergers.view import View
 
@@ -110,6 +111,8 @@ SCAN_BYTES = 8 * 2**20
 _SETTINGS = {"memory_limit": "256MB", "preserve_insertion_order": "false", "checkpoint_threshold": "128MB"}
 _LOCKED = {"enable_external_access": "false", "lock_configuration": "true"}
 _UPPER = {i: i + 32 for i in range(ord("A"), ord("Z") + 1)}
+_DATABASES = frozenset({"temp", "system"})
+_SYSTEM = frozenset({"information_schema", "pg_catalog"})
 _READS = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 
 
@@ -120,6 +123,9 @@ def open(url: str, *, pipeline: str, meta_schema: str, options: Mapping[str, Any
         raise ConfigError("destination.url names no file", hint="write it as duckdb:///warehouse.duckdb")
     if locked := sorted(set(options) & set(_LOCKED)):
         raise ConfigError(f"destination.options cannot set {', '.join(locked)}", hint="remove it: queries must not reach other files")
+    if meta_schema.translate(_UPPER) in _taken(database):
+        cure = "name another file in destination.url, or another destination.meta_schema"
+        raise ConfigError(f"DuckDB cannot tell the schema {meta_schema} from the database {Path(database).name}", hint=cure)
     settings = {**_SETTINGS, **{name: str(value) for name, value in options.items()}, **_LOCKED}
     return DuckDb(database, settings, pipeline=pipeline, meta_schema=meta_schema)
 
@@ -144,14 +150,46 @@ class DuckDb(SqlDestination):
 
     def probe(self) -> str:
         path = Path(self._database)
+        if found := self.lacking(()):
+            raise found[0]
         if self._database == ":memory:" or path.exists():
             self.connection().fetch("SELECT 1")
             self.release()
             return f"{path.name} can be opened and written"
-        folder = next(p for p in path.absolute().parents if p.exists())
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise ConfigError(f"{folder} cannot be written, so {path.name} cannot be made in it", hint="grant the rights, or name another")
         return f"{path.name} will be made with the first run"
+
+    def lacking(self, targets: Sequence[Target]) -> Sequence[CdcError]:
+        """The file, what DuckDB writes beside it, and the folder that these are made in; then what is in it."""
+        if self._database == ":memory:":
+            return super().lacking(targets)
+        path = Path(self._database).absolute()
+        folder = next(p for p in path.parents if p.exists())
+        if path.is_dir() or not folder.is_dir():
+            wrong, what = (path, "is a folder") if path.is_dir() else (folder, "is no folder")
+            return [ConfigError(f"{wrong} {what}, so it cannot hold the warehouse", hint="name another file in destination.url")]
+        places = [(folder, os.W_OK | os.X_OK, "wx"), *((p, os.R_OK | os.W_OK, "rw") for p in (path, Path(f"{path}.wal")) if p.exists())]
+        barred = [(place, mode) for place, wanted, mode in places if not os.access(place, wanted)]
+        if not barred and path.exists() and targets:
+            try:
+                return super().lacking(targets)
+            finally:
+                self.release()
+        why = f"cannot be written by the user that runs this, so the warehouse {path.name} cannot be"
+        return [RightsLacking(f"{place} {why}", _given(place, mode)) for place, mode in barred]
+
+    def misfit(self, target: Target, schema: TableSchema) -> Misfit | None:
+        namespace = target.namespace.translate(_UPPER)
+        if namespace in _SYSTEM:
+            return Misfit(f"{target.source}: the schema {target.namespace} is DuckDB's own", hint=ANOTHER_TARGET)
+        if namespace in _taken(self._database):
+            file = Path(self._database).name
+            message = (
+                f"{target.source}: DuckDB cannot tell the schema {target.namespace} from a database, which it names after the file {file}"
+            )
+            if namespace in _DATABASES:
+                message = f"{target.source}: DuckDB cannot tell the schema {target.namespace} from a database of its own"
+            return Misfit(message, hint=f"{ANOTHER_TARGET}, or name another file in destination.url")
+        return super().misfit(target, schema)
 
     def connection(self) -> DuckDbConnection:
         with self._lock:
@@ -203,6 +241,18 @@ class DuckDb(SqlDestination):
             if self._main is not None:
                 self._main.close()
                 self._main = None
+
+
+def _taken(database: str) -> frozenset[str]:
+    """The names, folded, that a schema cannot have beside the databases of a session: that of the file is its name up to the first dot."""
+    base = "memory" if database == ":memory:" else next(iter(Path(database).name.translate(_UPPER).strip(".").split(".")), "")
+    return _DATABASES | {f"{base}_db" if base in {"main", *_DATABASES} else base}
+
+
+def _given(place: Path, mode: str) -> str:
+    """The command that lets this user write a file or a folder."""
+    name, user = shlex.quote(str(place)), os.geteuid()
+    return f"chmod u+{mode} {name}" if place.stat().st_uid == user else f"chown {user} {name} && chmod u+{mode} {name}  # as root"
 
 
 def _connect(database: str, settings: Mapping[str, str]) -> duckdb.DuckDBPyConnection:

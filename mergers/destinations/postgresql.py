@@ -23,24 +23,28 @@ import pyarrow.compute as pc
 from psycopg.pq import TransactionStatus
 from sqlalchemy.engine import URL, make_url
 
-from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, TableStopped, Unavailable
+from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Unavailable
 from cdc_service.core.evolve import Change, CreateTable
 from cdc_service.core.logical import Kind, LogicalType
-from cdc_service.core.types import Mode, TableId, TableSchema, Target
+from cdc_service.core.types import Mode, TableSchema, Target
 from mergers.connection import Connection
 from mergers.destinations._postgresql_binary import binary_blocks
 from mergers.destinations._postgresql_copy import csv_blocks
 from mergers.destinations._postgresql_errors import LOCK_TIMEOUT, translated
 from mergers.destinations._postgresql_results import arrow_column
+from mergers.destinations._postgresql_rights import lacking, namespace_rights
 from mergers.destinations._postgresql_view import PostgreSqlView
 from mergers.dialect import Dialect
-from mergers.protocol import Capabilities
-from mergers.sql import SqlDestination
-from mergers.statements import MergeSql
+from mergers.protocol import Capabilities, Misfit
+from mergers.sql import ANOTHER_TARGET, SqlDestination
+from mergers.statements import MergeSql, metadata_columns
 
 NAME_BYTES = 63
 OWN_COLUMNS = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})
 """Each table of PostgreSQL has them already."""
+COLUMNS_MAX = 1600
+STAGED_BESIDE = 16
+"""Columns of a staged batch beside the table's own and, once more, its key's: what orders a change, and what completes it."""
 SHAPES_MAX = 64
 """Temporary tables kept in the session; each costs a look at every commit."""
 
@@ -201,31 +205,53 @@ class PostgreSql(SqlDestination):
     # Rights
 
     def probe(self) -> str:
-        c = self.connection()
-        version, database, user, temporary, standby, superuser = c.fetch(
+        version, database, user, standby, superuser = self.connection().fetch(
             """SELECT current_setting('server_version'), current_database(), current_user,
-  has_database_privilege(current_database(), 'TEMPORARY'), current_setting('transaction_read_only'), current_setting('is_superuser')"""
+  current_setting('transaction_read_only'), current_setting('is_superuser')"""
         )[0]
         if standby == "on":
             raise translated("25006", "", catalog=False, holders="")
-        if not temporary:
-            raise _missing(user, f"make temporary tables in {database}", f"GRANT TEMPORARY ON DATABASE {_q(database)} TO {_q(user)};")
-        self._make_namespace(self._meta_schema)
+        if found := self.lacking(()):
+            raise found[0]
         more = "; cdc query will not run as a superuser" if superuser == "on" else ""
         return f"PostgreSQL {version.split()[0]}, database {database}, can be written as {user}{more}"
 
+    def lacking(self, targets: Sequence[Target]) -> Sequence[CdcError]:
+        return lacking(self.connection().fetch, _q, self._meta_schema, targets) or super().lacking(targets)
+
+    def misfit(self, target: Target, schema: TableSchema) -> Misfit | None:
+        source, namespace = target.source, target.namespace
+        if namespace == "information_schema" or namespace.startswith("pg_"):
+            return Misfit(f"{source}: the schema {namespace} is PostgreSQL's own", hint=ANOTHER_TARGET)
+        for name in (namespace, target.name, *schema.names):
+            if (size := len(name.encode())) > NAME_BYTES:
+                column = name if name in schema.names else ""
+                cure = "rename the column at the source, or let the connector leave it out" if column else ANOTHER_TARGET
+                what = f"cuts names after {NAME_BYTES} bytes, and {name} has {size}"
+                return Misfit(f"{source}: PostgreSQL {what}", hint=cure, column=column)
+        for name in schema.names:
+            if name in OWN_COLUMNS:
+                what = f"has a column {name} of its own in each table"
+                return Misfit(f"{source}: PostgreSQL {what}", hint="rename the column at the source", column=name)
+        for name in schema.key:
+            if "json" in self.dialect.column_type(schema.column(name).type):
+                what = f"does not compare JSON, of which the key column {name} is"
+                return Misfit(f"{source}: PostgreSQL {what}", hint="give it another key at the source")
+        own = max(len(metadata_columns(target)), STAGED_BESIDE + len(schema.key))
+        if len(schema.columns) + own > COLUMNS_MAX:
+            what = f"has at most {COLUMNS_MAX} columns in a table; {len(schema.columns)} and {own} of this service's are more"
+            return Misfit(
+                f"{source}: PostgreSQL {what}", hint=f"let the connector leave out {len(schema.columns) + own - COLUMNS_MAX} columns"
+            )
+        return super().misfit(target, schema)
+
     def _make_namespace(self, namespace: str) -> Sequence[str]:
         """CREATE SCHEMA IF NOT EXISTS asks for CREATE on the database even where the schema is there, so that is looked up first."""
-        sql = f"""SELECT current_user, current_database(), has_database_privilege(current_database(), 'CREATE'), n.oid IS NOT NULL,
-  COALESCE(has_schema_privilege(n.oid, 'USAGE') AND has_schema_privilege(n.oid, 'CREATE'), FALSE)
-FROM (SELECT) AS one LEFT JOIN pg_namespace AS n ON n.nspname = {_MARK}"""
-        user, database, may_create, there, usable = self.connection().fetch(sql, [namespace])[0]
-        if there and usable:
-            return ()
+        there, error = namespace_rights(self.connection().fetch, _q, namespace)
+        if error is not None:
+            raise error
         if there:
-            raise _missing(user, f"write into the schema {namespace}", f"GRANT USAGE, CREATE ON SCHEMA {_q(namespace)} TO {_q(user)};")
-        if not may_create:
-            raise _missing(user, f"make the schema {namespace} in {database}", f"CREATE SCHEMA {_q(namespace)} AUTHORIZATION {_q(user)};")
+            return ()
         return super()._make_namespace(namespace)
 
     # What is made
@@ -237,20 +263,6 @@ FROM (SELECT) AS one LEFT JOIN pg_namespace AS n ON n.nspname = {_MARK}"""
         index = "deleted_keys_key_hash"
         if not c.fetch(f"SELECT 1 FROM pg_indexes WHERE schemaname = {_MARK} AND indexname = {_MARK}", [self._meta_schema, index]):
             c.execute(f"CREATE INDEX {_q(index)} ON {_q(self._meta_schema, 'deleted_keys')} (key_hash)")
-
-    def evolve(self, target: Target, changes: Sequence[Change], schema: TableSchema) -> None:
-        source, names = target.source, [target.namespace, target.name, *schema.names]
-        for name in names:
-            if len(name.encode()) > NAME_BYTES:
-                what = f"cuts names after {NAME_BYTES} bytes, and {name} has {len(name.encode())}"
-                raise _stopped(source, what, "give the table a shorter target in the configuration; a column is renamed at the source")
-        for name in schema.names:
-            if name in OWN_COLUMNS:
-                raise _stopped(source, f"has a column {name} of its own in each table", "rename the column at the source")
-        for name in schema.key:
-            if "json" in self.dialect.column_type(schema.column(name).type):
-                raise _stopped(source, f"does not compare JSON, of which the key column {name} is", "give it another key at the source")
-        super().evolve(target, changes, schema)
 
     def _ddl(self, c: Connection, s: MergeSql, target: Target, change: Change) -> Iterator[str]:
         yield from super()._ddl(c, s, target, change)
@@ -300,14 +312,6 @@ def _has_key(target: Target, schema: TableSchema) -> bool:
 
 def _q(*path: str) -> str:
     return DIALECT.quote(*path)
-
-
-def _stopped(source: TableId, what: str, cure: str) -> TableStopped:
-    return TableStopped(f"{source}: PostgreSQL {what}", state="schema_stopped", hint=cure)
-
-
-def _missing(user: str, what: str, sql: str) -> ConfigError:
-    return ConfigError(f"the role {user} may not {what}", hint=f"run as an administrator of the warehouse: {sql}")
 
 
 class _Session(psycopg.Connection[Any]):

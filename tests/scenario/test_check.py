@@ -36,7 +36,7 @@ def owner(stack: Stack, pg_database: PgDatabase, tmp_path: Path) -> Iterator[Pip
         yield made
 
 
-def findings(on: Pipeline, config: Config | None = None, destination: Callable[[], Sequence[Finding]] = tuple) -> list[Finding]:
+def findings(on: Pipeline, config: Config | None = None, destination: Callable[[Any], Sequence[Finding]] = lambda _: ()) -> list[Finding]:
     return check(config or on.config, lambda: on.kafka, destination)
 
 
@@ -122,18 +122,18 @@ def test_what_cannot_be_reached_is_said_with_a_cure(
 
 def test_kafka_that_does_not_answer_is_said_and_connect_is_asked_all_the_same(reader: Pipeline) -> None:
     nobody = Admin(f"{HOST}:{free_ports(['nobody'])['nobody']}", {})
-    found = check(reader.config, lambda: nobody, tuple)
+    found = check(reader.config, lambda: nobody, lambda _: ())
     assert "does not answer" in the(found, "kafka").message
     assert the(found, "plugin", ok=True)
 
 
 def test_the_destination_tells_its_own_and_its_errors_are_findings(reader: Pipeline) -> None:
-    def fails() -> Sequence[Finding]:
+    def fails(_: object) -> Sequence[Finding]:
         raise Unavailable("the warehouse sleeps", hint="wake it")
 
     assert the(findings(reader, destination=fails), "destination") == Finding("destination", False, "the warehouse sleeps", "wake it")
     told = Finding("destination rights", True, "may write")
-    assert told in findings(reader, destination=lambda: [told])
+    assert told in findings(reader, destination=lambda _: [told])
 
 
 @pytest.mark.parametrize(

@@ -335,11 +335,14 @@ def test_a_slot_left_by_an_earlier_connector_is_not_taken_over(owner: Pipeline, 
 )
 def test_a_table_that_cannot_be_exact_is_refused_and_its_cure_cures(owner: Pipeline, table: str, reason: str) -> None:
     owner.execute(table)
+    assert reason in owner.plan("a").refused[0].message
     with pytest.raises(ConfigError, match=reason) as caught:
-        owner.plan("a")
+        owner.register("a")
     cure = caught.value.hint.splitlines()[0].split("  -- or")[0].replace("(...)", "(id)")
     owner.execute(cure)
-    assert owner.plan("a").pending
+    plan = owner.plan("a")
+    assert plan.pending
+    assert not plan.refused
 
 
 def test_a_table_whose_snapshot_beside_the_stream_would_end_the_connector_is_taken_at_its_beginning_alone(owner: Pipeline) -> None:
@@ -348,7 +351,7 @@ def test_a_table_whose_snapshot_beside_the_stream_would_end_the_connector_is_tak
     )
     owner.register("a")
     with pytest.raises(ConfigError, match="order items has a blank within its name") as caught:
-        owner.plan("a", "order items")
+        owner.register("a", "order items")
     assert "RENAME TO" in caught.value.hint
     unregister(owner.config, owner.dialect, owner.connect)
     owner.register("a", "order items")

@@ -81,6 +81,11 @@ class Service:
         self.acted.append((action, table, body))
         return {"table": table, "state": action}
 
+    def resume_all(self) -> dict[str, Any]:
+        if self.raises:
+            raise self.raises
+        return {"tables": [{"table": "public.a", "state": "streaming", "message": ""}]}
+
     def quarantine(self, action: str, body: Mapping[str, Any]) -> dict[str, Any]:
         self.acted.append((action, "quarantine", body))
         return {"action": action}
@@ -294,6 +299,11 @@ def test_a_table_arrives_as_it_was_named(action: str, table: str, service: Servi
 def test_an_action_needs_no_body(service: Service, client: httpx.Client) -> None:
     assert client.post("/tables/a.b/pause").status_code == 200
     assert service.acted == [("pause", "a.b", {})]
+
+
+def test_all_tables_that_stand_still_are_resumed_by_one_request(client: httpx.Client) -> None:
+    assert client.post("/resume").json()["tables"] == [{"table": "public.a", "state": "streaming", "message": ""}]
+    assert client.get("/resume").status_code == 405
 
 
 @pytest.mark.parametrize(

@@ -7,20 +7,27 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cdc_service
 from cdc_service import __version__
 from cdc_service.cli import exits
+from cdc_service.cli.check import documented, show
 from cdc_service.cli.main import run
 from cdc_service.cli.output import Output, cell, plain_table
 from cdc_service.cli.register import DETAILS_MAX, show_steps
 from cdc_service.config import load
 from cdc_service.core import errors
-from connectors.register import Step
+from cdc_service.core.names import Names
+from connectors.connect import ConnectorPlan
+from connectors.protocol import Finding, Level
+from connectors.register import RegistrationPlan, Step
+from tests.unit.test_config import MINIMAL
 
 HEAVY = ("pyarrow", "pydantic", "sqlalchemy", "httpx", "rich", "duckdb", "confluent_kafka", "yaml", "numpy", "structlog")
 COMMANDS = [
@@ -82,6 +89,8 @@ def test_every_command_says_what_it_does_and_takes_the_shared_options(capsys: py
         (["status", "-c", "nowhere/cdc.yaml"], "there is no configuration file nowhere/cdc.yaml"),
         (["-c", "nowhere/cdc.yaml", "status"], "there is no configuration file nowhere/cdc.yaml"),
         (["init"], "init needs to know the source"),
+        (["resume"], "resume needs a table, or --all"),
+        (["resume", "public.a", "--all"], "resume needs a table, or --all"),
     ],
 )
 def test_a_wrong_command_line_exits_3_with_a_sentence_and_its_cure(
@@ -223,6 +232,68 @@ def test_a_plan_shows_first_what_others_have_to_run_whole_and_in_order(capsys: p
     assert [line.partition("  (")[0] for line in numbered] == ["1. create topic t", "2. create connector c", "3. change connector c"]
     assert f"     {len(settings)} settings; cdc plan --json shows them" in said
     assert said[-1] == "     setting0: 0"
+
+
+FINDINGS = [
+    Finding("server", True, "PostgreSQL 16"),
+    Finding(
+        "table public.a_name_that_is_longer_than_a_line_of_such_a_terminal_has_room_for",
+        False,
+        "no key\nat all " * 12,
+        "ALTER x;\nALTER y;",
+    ),
+    Finding("topics", False, "70 to be created: a, b, c and 67 more", "cdc register", Level.INFO, tuple(f"t{n}" for n in range(70))),
+]
+
+
+@pytest.mark.parametrize("width", [None, 80, 120])
+def test_findings_are_aligned_and_each_cure_stands_whole_under_its_finding(
+    width: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if width:
+        monkeypatch.setattr(Output, "rich", property(lambda _: True))
+        monkeypatch.setenv("COLUMNS", str(width))
+    statement = f"CREATE PUBLICATION p FOR TABLE {', '.join(f'table_{n}' for n in range(40))};"
+    show(Output(), [*FINDINGS, Finding("publication", False, "it does not exist", statement)])
+    lines = capsys.readouterr().out.splitlines()
+    column = next(line.index("PostgreSQL 16") for line in lines)
+    heads = [n for n, line in enumerate(lines) if line[:1] != " "]
+    assert [lines[n].split()[0] for n in heads] == ["ok", "failed", "info", "failed"]
+    assert all(lines[n][column - 1] == " " and lines[n][column] != " " for n in heads)
+    assert lines[heads[2] - 3 : heads[2]] == ["        cure:", "          ALTER x;", "          ALTER y;"]
+    assert lines[heads[2] + 1] == "        cure: cdc register"
+    assert lines[-1] == f"        cure: {statement}", "what is to be pasted is never folded"
+    assert width is None or max(len(line) for line in lines[:-1]) <= width
+    assert "".join(lines).isprintable()
+
+
+def test_json_has_all_the_names_and_every_cure(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = documented(FINDINGS[2])
+    assert (shown["status"], shown["cure"], len(shown["names"])) == ("info", "cdc register", 70)
+    assert documented(FINDINGS[1])["status"] == "failed"
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_plan_with_refused_tables_shows_the_rest_of_it(
+    refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cdc.yaml").write_text(MINIMAL)
+    monkeypatch.chdir(tmp_path)
+    plan = RegistrationPlan(
+        *(Names("shop", "shop"), (Step("topic", "create topic t", "events of t"),), (), (), ConnectorPlan("c", "nothing", (), {})),
+        wake=False, initial=False, refused=tuple(FINDINGS[1:2]) if refused else (),
+    )  # fmt: skip
+    made = types.ModuleType("cdc_service.app")
+    made.plan = lambda config: plan  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cdc_service.app", made)
+    monkeypatch.setattr(cdc_service, "app", made, raising=False)
+    assert run(["plan"]) == exits.FINDING
+    said = capsys.readouterr().out
+    assert ("ALTER x;" in said) is refused
+    assert "1. create topic t" in said
+    assert run(["plan", "--json"]) == exits.FINDING
+    shown = json.loads(capsys.readouterr().out)
+    assert (len(shown["refused"]), len(shown["steps"]), shown["pending"]) == (int(refused), 1, True)
 
 
 @given(st.lists(st.tuples(st.text(max_size=6), st.integers(), st.one_of(st.none(), st.text(max_size=4))), max_size=4))

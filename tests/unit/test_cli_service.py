@@ -168,6 +168,37 @@ def test_on_a_terminal_a_table_is_as_wide_as_the_terminal_and_keeps_what_matters
     assert max(map(len, lines)) <= width
 
 
+def test_what_stopped_several_tables_is_said_once_and_with_the_command_for_all() -> None:
+    error = {"code": "warehouse_rights", "message": "the role may not", "hint": "GRANT it"}
+    names = [f"public.t{n}" for n in range(5)]
+    tables = [{**STATUS["tables"][0], "source": name, "state": "error", "error": error} for name in names]
+    assert view.troubles({**STATUS, "tables": tables}) == [
+        "public.t0, public.t1, public.t2 and 2 more: the role may not",
+        "  cure: GRANT it",
+        "when what stopped them is mended, one command lets all go on: cdc resume --all",
+    ]
+    assert "resume --all" not in "".join(view.troubles({**STATUS, "tables": tables[:1]}))
+
+
+def test_all_tables_are_resumed_through_the_service_and_one_that_cannot_is_a_decision(
+    api: type[Api], capsys: pytest.CaptureFixture[str]
+) -> None:
+    going = {"table": "public.a", "state": "streaming", "message": "it goes on"}
+    error = {"code": "needs_resync", "message": "it cannot simply go on", "hint": "cdc resync public.b"}
+    for tables, code in (
+        ([], exits.OK),
+        ([going], exits.OK),
+        ([going, {"table": "public.b", "state": "x", "error": error}], exits.DECISION),
+    ):
+        api.answers["POST", "/resume"] = good({"tables": tables})
+        assert run(["resume", "--all", "--json"]) == code
+        assert json.loads(capsys.readouterr().out) == {"tables": tables}
+        assert run(["resume", "--all"]) == code
+        said = capsys.readouterr()
+        assert said.out.count("\n") == len(tables)
+        assert ("cdc resync public.b" in said.err) == (code == exits.DECISION)
+
+
 def test_watching_is_for_a_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["status", "--watch"]) == exits.USAGE
     assert "needs a terminal" in capsys.readouterr().err
