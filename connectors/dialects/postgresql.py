@@ -24,6 +24,7 @@ from cdc_service.core.side import Scan
 from cdc_service.core.types import TableId, TableSchema
 from connectors.dialects import _postgresql_catalog as sql
 from connectors.dialects import _postgresql_findings as findings_of
+from connectors.dialects import _postgresql_reading as reading
 from connectors.dialects import _postgresql_schema as learned
 from connectors.dialects._postgresql_catalog import qualified, quoted
 from connectors.dialects._postgresql_settings import PINNED, SETTINGS, keyless_settings, signal_settings
@@ -140,24 +141,22 @@ class PostgresDialect:
                     hint=f"load the table anew: cdc resync {table}",
                     code="reread_failed",
                 )
-            nothing = "CAST(NULL AS text)"
-            forms = {name: nothing for name in columns if name not in types} | {
-                name: sql.event_text(types[name]["base"], types[name]["category"], f"t.{quoted(name)}", types[name]["type_schema"])
-                for name in columns
-                if name in types
-            }
-            statement = sql.reread(
-                qualified(table),
-                [(quoted(name), types[name]["type"]) for name in keys.column_names],
-                [forms[name] or nothing for name in columns],
-            )
+            forms = {name: reading.form(types.get(name), f"t.{quoted(name)}") for name in columns}
+            key = [(quoted(name), types[name]["type"]) for name in keys.column_names]
+            statement = sql.reread(qualified(table), key, [forms[name] for name in columns])
             values = {f"k{i}": sql.key_parameter(keys.column(i)) for i in range(keys.num_columns)}
             position = settle(connection, table)
             rows = [tuple(row) for row in connection.execute(text(statement), values)]
         arrays = [pa.array([row[2 + i] for row in rows], pa.string()) for i in range(len(columns))]
         found = pa.array([bool(row[1]) for row in rows], pa.bool_())
-        unreadable = tuple(name for name, form in forms.items() if form is None)
-        return Reread(pa.table(arrays, names=list(columns)), found, position, unreadable)
+        return reading.told(types, pa.table(arrays, names=list(columns)), found, position)
+
+    def misread(self, table: TableId, key: Sequence[str], rows: pa.Table) -> pa.Int8Array | None:
+        if not any(pa.types.is_date(field.type) for field in rows.schema):
+            return None
+        with self._connected() as connection:
+            types = {row["name"]: row for row in _rows(connection, sql.COLUMN_TYPES, schema=table.schema, table=table.name)}
+            return reading.misread(connection, table, types, key, rows)
 
     # -- whole tables, for reconciliation
 
