@@ -57,7 +57,7 @@ def _value(kind: pa.DataType, text: str) -> Any:
     if pa.types.is_nested(kind):
         return exact(kind, parse(text.encode()))
     if pa.types.is_boolean(kind):
-        return {"true": True, "false": False}[text]
+        return {"true": True, "false": False, "1": True, "0": False}[text]  # bit(1) is a boolean in events.
     if pa.types.is_integer(kind):
         return exact(kind, int(text))
     return float(text) if pa.types.is_floating(kind) else text

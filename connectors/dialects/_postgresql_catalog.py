@@ -241,7 +241,7 @@ _FORMS = {
     "time": "CAST(trunc(extract(epoch FROM {0}) * 1000000) AS text)",
     # In UTC, as ISO 8601; 24:00 is 00:00 there.
     "timetz": "replace(replace(CAST({0} AT TIME ZONE 'UTC' AS text), '24:00:00', '00:00:00'), '+00', 'Z')",
-    "point": "CAST(json_build_object('x', ({0})[0], 'y', ({0})[1]) AS text)",
+    "point": "CASE WHEN {0} IS NOT NULL THEN CAST(json_build_object('x', ({0})[0], 'y', ({0})[1]) AS text) END",
     # Infinite values as the connector writes them (docs/debezium-postgresql.md).
     "date": """CASE {0} WHEN 'infinity' THEN '-2147472692' WHEN '-infinity' THEN '-2147472691'
         ELSE CAST({0} - DATE '1970-01-01' AS text) END""",

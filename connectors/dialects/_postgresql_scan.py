@@ -25,7 +25,7 @@ from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.logical import Kind
 from cdc_service.core.postgresql import CANONICAL, unwrapped
 from cdc_service.core.types import Column, TableId
-from connectors.dialects._postgresql_catalog import event_text, key_parameter, qualified, quoted
+from connectors.dialects._postgresql_catalog import COMPARABLE_ELEMENTS, event_text, key_parameter, qualified, quoted
 
 Types = Mapping[str, Mapping[Any, Any]]
 """Rows of the catalog's COLUMN_TYPES by column."""
@@ -63,7 +63,7 @@ def form(column: Column, type_: Mapping[Any, Any], value: str) -> str | None:
         return f"CAST({value} AS int8)"
     if kind in (Kind.NUMERIC, Kind.DECIMAL) and base == "numeric":  # The driver would make text of it too, at twice the price.
         return f"CAST({value} AS text)"
-    if (kind is Kind.ARRAY) != array or kind not in _AS_TEXT:
+    if (kind is Kind.ARRAY) != array or kind not in _AS_TEXT or (array and base not in COMPARABLE_ELEMENTS):
         return None
     return event_text(base, type_["category"], value, type_["type_schema"])
 
