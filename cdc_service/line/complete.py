@@ -78,21 +78,24 @@ def doubted(delta: Delta, source: Rereads) -> pa.Table | None:
     if len(read) and schema.key and any(column.type.kind is Kind.DATE for column in schema.columns):
         found = source.misread(schema.table, schema.key, delta.data.take(pa.array(read)))
         seen = np.zeros(len(read), np.int8) if found is None else np.array(found)
-        _refuse(meta, read[seen == Seen.KEY], _CHANGED_KEY)
+        _refuse(meta, read[seen == Seen.KEY], _snapshot_value(_CHANGED_KEY, schema.table))
         if log:
-            _refuse(meta, read[seen == Seen.CHANGED], _CHANGED)
+            _refuse(meta, read[seen == Seen.CHANGED], _snapshot_value(_CHANGED, schema.table))
         else:
             wanted[read[seen != Seen.SAME]] = True
     wanted &= op < Op.DELETE
     return delta.data.select(schema.key).filter(pa.array(wanted)) if wanted.any() else None
 
 
-_MADE = "before Christ, or of 1582-10-05..14, which the connector's snapshots turn into another"
-_CHANGED = ("snapshot_value", f"a snapshot's row of a log, and the source has a date in it {_MADE}; UPDATE the row, then discard this")
-_CHANGED_KEY = (
-    "snapshot_value",
-    f"the source has a row with a date in its key {_MADE}, and this may be it; UPDATE the row, then discard this",
-)
+_MADE = "before Christ, or of 1582-10-05..14, which the connector's snapshots turn into another; UPDATE that row, then: "
+_CHANGED = f"a snapshot's row of a log, where the source has a date {_MADE}"
+_CHANGED_KEY = f"a snapshot's row that may be another's, since the source has one whose key holds a date {_MADE}"
+
+
+def _snapshot_value(message: str, table: TableId) -> Why:
+    return "snapshot_value", f"{message}cdc quarantine discard {table} --code snapshot_value --and-replay-rest"
+
+
 _UNREADABLE = (
     "a value was not sent and stands nowhere in the warehouse, or the event does not tell what it is, and what the source holds now of "
     "{columns} cannot be read in the form of an event"
