@@ -27,7 +27,7 @@ from connectors.dialects import _postgresql_findings as findings_of
 from connectors.dialects import _postgresql_reading as reading
 from connectors.dialects import _postgresql_schema as learned
 from connectors.dialects._postgresql_catalog import qualified, quoted
-from connectors.dialects._postgresql_settings import PINNED, SETTINGS, keyless_settings, signal_settings
+from connectors.dialects._postgresql_settings import PINNED, SETTINGS, keyless_settings, session_options, signal_settings
 from connectors.dialects._postgresql_settle import settle
 from connectors.dialects._postgresql_statements import publication_statements, signal_table
 from connectors.protocol import (
@@ -66,7 +66,7 @@ class PostgresDialect:
 
     def __init__(self, url: URL) -> None:
         self._url = url
-        options = f"{url.query.get('options', '')} -c statement_timeout={STATEMENT_TIMEOUT_SECONDS * 1000}"
+        options = session_options(str(url.query.get("options", "")), f"statement_timeout={STATEMENT_TIMEOUT_SECONDS * 1000}")
         self._engine = create_engine(
             url.set(drivername="postgresql+psycopg"),
             poolclass=NullPool,
