@@ -49,13 +49,15 @@ class Hazard:
 
 @dataclass(frozen=True, slots=True)
 class SourceColumn:
-    """A column as the source's catalog has it; ``type`` is the source's own spelling with its modifiers, e.g. ``numeric(10,2)``."""
+    """A column as the source's catalog has it; ``type`` is the source's own spelling with its modifiers, e.g. ``numeric(10,2)``. ``base``
+    is the type beneath domains by its bare name, with ``[]`` where it is an array of it."""
 
     name: str
     type: str
     nullable: bool
     generated: bool
     hazard: Hazard | None = None
+    base: str = ""
 
 
 @dataclass(frozen=True, slots=True)

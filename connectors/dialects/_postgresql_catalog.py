@@ -22,6 +22,11 @@ def quoted(*parts: str) -> str:
     return ".".join('"' + part.replace('"', '""') + '"' for part in parts)
 
 
+def written(*parts: str) -> str:
+    """``quoted`` within a statement that has parameters: SQLAlchemy takes a name for one that begins with a colon."""
+    return quoted(*parts).replace(":", r"\:")
+
+
 def qualified(table: TableId) -> str:
     return quoted(table.schema, table.name)
 
@@ -66,7 +71,8 @@ _TYPE_JOIN = """JOIN pg_type t ON t.oid = a.atttypid JOIN pg_type b ON b.oid = C
 
 COLUMNS = f"""
 SELECT c.oid, a.attname AS name, NOT a.attnotnull AS nullable,
-       a.attgenerated <> '' AS generated, t.typtype = 'd' AS domain, a.attstorage <> 'p' AS may_be_unsent, {_TYPE}
+       a.attgenerated <> '' AS generated, t.typtype = 'd' AS domain, a.attstorage <> 'p' AS may_be_unsent,
+       scale(CAST(CAST(0 AS money) AS numeric)) AS money_digits, {_TYPE}
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -158,8 +164,26 @@ FROM pg_publication_tables t WHERE t.pubname = :name
 # What Debezium 3.6 does to values of these types was seen on a real stream; see the table of types in docs/.
 _ARRAYS_NEVER_SENT = {"interval", "money", "name", "point", "refcursor", "xml"}
 _ARRAYS_FAIL = {"bit", "varbit"}
-_ARRAYS_FAIL_ON_NULL = {"enum", "ltree"}
+_ARRAYS_TAKE_NULL = {
+    *("int2", "int4", "int8", "oid", "float4", "float8", "numeric", "bool", "text", "varchar", "bpchar", "char", "citext", "bytea", "uuid"),
+    *("date", "time", "timetz", "timestamp", "timestamptz", "json", "jsonb", "hstore", "inet", "cidr", "macaddr", "macaddr8"),
+    *("int4range", "int8range", "numrange", "tsrange", "tstzrange", "daterange"),
+}
 _ARRAYS_UNSENT_AS_PLACEHOLDER = {"text", "varchar", "jsonb", "bytea", "int4", "int8", "date", "uuid"}
+
+
+OLD = "((isfinite({0}) AND {0} < '0001-01-01') OR {0} BETWEEN '1582-10-05' AND '1582-10-14')"
+"""Whether a date is one that the connector's snapshots change."""
+
+
+def base_of(column: Mapping[Any, Any]) -> str:
+    """SourceColumn.base of a row of COLUMNS."""
+    return f"{column['base']}[]" if column["category"] == "A" else str(column["base"])
+
+
+def takes_null(base: str) -> bool:
+    """Whether the connector can send arrays of the type with a NULL in them."""
+    return base in _ARRAYS_TAKE_NULL
 
 
 def hazard(column: Mapping[Any, Any], *, full_identity: bool) -> Hazard | None:
@@ -184,9 +208,15 @@ def hazard(column: Mapping[Any, Any], *, full_identity: bool) -> Hazard | None:
         return Hazard(message, f"ALTER TABLE ... REPLICA IDENTITY FULL;  -- or {leave_out}", blocking=True)
     if base == "varbit":
         return Hazard(f"column {name} ({column['type']}): events do not say how long the bit string is", leave_out, blocking=False)
-    if array and base in _ARRAYS_FAIL_ON_NULL:
+    if array and not takes_null(base):
         message = f"column {name} ({column['type']}): the connector stops at an array with a NULL in it"
         return Hazard(message, f"keep NULL out of these arrays, or {leave_out}", blocking=False)
+    if array and base == "numeric":
+        message = f"column {name} ({column['type']}): the connector stops at an array with NaN or an infinity in it"
+        return Hazard(message, f"keep these out of the arrays, or {leave_out}", blocking=False)
+    if base == "money" and column.get("money_digits", 2) != 2:
+        message = f"column {name} ({column['type']}): its values have {column['money_digits']} digits behind the point here, events two"
+        return Hazard(message, f"ALTER TABLE ... ALTER COLUMN {quoted(name)} TYPE numeric;  -- or {leave_out}", blocking=True)
     return None
 
 

@@ -19,15 +19,13 @@ from sqlalchemy import Connection, text
 
 from cdc_service.core.order import Seen
 from cdc_service.core.types import TableId
-from connectors.dialects._postgresql_catalog import MISSHAPEN, event_text, key_parameter, qualified, quoted
+from connectors.dialects._postgresql_catalog import MISSHAPEN, OLD, event_text, key_parameter, written
 from connectors.protocol import Reread
 
 Types = Mapping[str, Mapping[Any, Any]]
 """Rows of the catalog's COLUMN_TYPES by column."""
 
 ROWS_AT_ONCE = 20_000
-OLD = "((isfinite({0}) AND {0} < '0001-01-01') OR {0} BETWEEN '1582-10-05' AND '1582-10-14')"
-"""Whether a date is one that a snapshot changes."""
 
 
 def form(type_: Mapping[Any, Any] | None, value: str) -> str:
@@ -72,7 +70,7 @@ def misread(connection: Connection, table: TableId, types: Types, key: Sequence[
             seen[here[place]] = verdict
         for twins, of in _twins(asked, [name for name in key if name in dates]):
             # Rows under the keys that a snapshot turns into these, whatever else they hold.
-            there = _compared(connection, table, types, key, twins.select(list(key)), f"t.{quoted(key[0])} IS NOT NULL")
+            there = _compared(connection, table, types, key, twins.select(list(key)), f"t.{written(key[0])} IS NOT NULL")
             for place, _ in there:
                 seen[here[of[place]]] = Seen.KEY
     return pa.array(seen)
@@ -87,12 +85,12 @@ def _compared(
     arrays = ", ".join(f"CAST(:k{i} AS text[])" for i in range(len(names)))
     came = {name: f"CAST(k.k{i} AS {types[name]['type']})" for i, name in enumerate(names)}
     others = [name for name in names if name not in key]
-    same = " AND ".join([f"t.{quoted(key[0])} IS NOT NULL", *(f"t.{quoted(n)} IS NOT DISTINCT FROM {came[n]}" for n in others)])
-    old = " OR ".join(OLD.format(f"t.{quoted(name)}") for name in others) or "false"
+    same = " AND ".join([f"t.{written(key[0])} IS NOT NULL", *(f"t.{written(n)} IS NOT DISTINCT FROM {came[n]}" for n in others)])
+    old = " OR ".join(OLD.format(f"t.{written(name)}") for name in others) or "false"
     statement = (
         f"SELECT k.place - 1, CASE WHEN {old} THEN {int(Seen.CHANGED)} ELSE {int(Seen.OTHER)} END"
         f" FROM unnest({arrays}) WITH ORDINALITY AS k({', '.join(f'k{i}' for i in range(len(names)))}, place)"
-        f" LEFT JOIN {qualified(table)} AS t ON {' AND '.join(f't.{quoted(n)} = {came[n]}' for n in key)}"
+        f" LEFT JOIN {written(table.schema, table.name)} AS t ON {' AND '.join(f't.{written(n)} = {came[n]}' for n in key)}"
         f" WHERE {where or f'NOT ({same})'}"
     )
     for place, verdict in connection.execute(text(statement), parameters):

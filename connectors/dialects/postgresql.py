@@ -141,9 +141,9 @@ class PostgresDialect:
                     hint=f"load the table anew: cdc resync {table}",
                     code="reread_failed",
                 )
-            forms = {name: reading.form(types.get(name), f"t.{quoted(name)}") for name in columns}
-            key = [(quoted(name), types[name]["type"]) for name in keys.column_names]
-            statement = sql.reread(qualified(table), key, [forms[name] for name in columns])
+            forms = {name: reading.form(types.get(name), f"t.{sql.written(name)}") for name in columns}
+            key = [(sql.written(name), types[name]["type"]) for name in keys.column_names]
+            statement = sql.reread(sql.written(table.schema, table.name), key, [forms[name] for name in columns])
             values = {f"k{i}": sql.key_parameter(keys.column(i)) for i in range(keys.num_columns)}
             position = settle(connection, table)
             rows = [tuple(row) for row in connection.execute(text(statement), values)]
@@ -229,11 +229,11 @@ class PostgresDialect:
             slot = _row(connection, sql.SLOT, slot=names.slot)
             published = _published(connection, names, facts["version_number"])
             empty_enums = [row["name"] for row in _rows(connection, sql.EMPTY_ENUMS)]
-            asked = [question for table in tables if table.readable and (question := findings_of.old_dates(table)) is not None]
-            old = [finding for statement, finding in asked if _row(connection, statement)["found"]]
+            asked = [question for table in tables if table.readable for question in findings_of.of_values(table)]
+            held = [finding for statement, finding in asked if _row(connection, statement)["found"]]
         findings = [*findings_of.server(facts, has_slot=slot["slot_name"] is not None), *findings_of.role_rights(facts, tables)]
         findings += [finding for table in tables for finding in (self.refusal(table), *findings_of.notes(table)) if finding is not None]
-        findings += old
+        findings += held
         if empty_enums:
             message = f"enums without a label stop the connector at its start: {', '.join(empty_enums)}"
             findings.append(
@@ -476,7 +476,9 @@ def _table(row: RowMapping, found: Sequence[RowMapping]) -> SourceTable:
     key = tuple(row["key"])
     identity = {"d": Identity.KEY, "f": Identity.FULL, "i": Identity.INDEX, "n": Identity.NOTHING}[row["identity"]]
     full = identity is Identity.FULL
-    columns = tuple(SourceColumn(c["name"], c["type"], c["nullable"], c["generated"], sql.hazard(c, full_identity=full)) for c in found)
+    columns = tuple(
+        SourceColumn(c["name"], c["type"], c["nullable"], c["generated"], sql.hazard(c, full_identity=full), sql.base_of(c)) for c in found
+    )
     by = {
         # A deferrable key is no replica identity.
         Identity.KEY: () if row["key_deferrable"] else key,

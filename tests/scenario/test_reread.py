@@ -278,7 +278,8 @@ DAY = pa.date32()
 
 
 def test_a_snapshot_s_row_is_believed_where_the_source_holds_its_dates_now(dialect: SourceDialect, owner: psycopg.Connection) -> None:
-    owner.execute("CREATE DOMAIN day AS date; CREATE TABLE d(id int PRIMARY KEY, d date, o day, n int); GRANT SELECT ON d TO cdc")
+    owner.execute('CREATE DOMAIN day AS date; CREATE TABLE d(id int PRIMARY KEY, d date, o day, n int, ":{c" date)')
+    owner.execute("GRANT SELECT ON d TO cdc")
     owner.execute(
         "INSERT INTO d VALUES (1, '2020-01-01', NULL, 1), (2, NULL, NULL, 1), (3, '0044-03-15 BC', NULL, 1), (4, '1582-10-05', NULL, 1),"
         " (5, '2020-01-01', '4714-11-24 BC', 1), (6, 'infinity', '-infinity', 1), (7, '2020-01-02', NULL, 1), (9, '1582-10-15', NULL, 1)"
@@ -293,6 +294,9 @@ def test_a_snapshot_s_row_is_believed_where_the_source_holds_its_dates_now(diale
     )  # fmt: skip
     assert found == [Seen.SAME, Seen.SAME, Seen.CHANGED, Seen.CHANGED, Seen.CHANGED, Seen.SAME, Seen.OTHER, Seen.OTHER, Seen.SAME]
     assert dialect.misread(A, ["id"], pa.table({"id": pa.array([1], pa.int32()), "n": pa.array([0], pa.int32())})) is None
+    one = pa.table({"id": pa.array([1], pa.int32())})
+    assert seen(dialect, "d", ["id"], **{"id": (pa.int32(), [1]), ":{c": (DAY, [0])}) == [Seen.OTHER]
+    assert dialect.reread(TableId("public", "d"), one, [":{c"]).rows.to_pylist() == [{":{c": None}]
     # What the table has no more cannot be compared; the change of its schema is on its way.
     owner.execute("ALTER TABLE d DROP COLUMN d")
     assert seen(dialect, "d", ["id"], id=(pa.int32(), [3]), d=(DAY, [-703383])) == [Seen.SAME]
