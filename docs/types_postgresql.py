@@ -93,10 +93,10 @@ FOOT = """
 What the source holds then is exact, or the record goes to quarantine. A log of changes (`mode: append`) keeps what each change brought, of
 which the source knows nothing any more: there such a record always goes to quarantine.
 
-Arrays have one dimension and begin with element 1. Of more dimensions the connector sends nothing but NULLs, or names of Java objects: a row
-with an array that holds nothing else is read again, and goes to quarantine (`array_dimensions`) where it is no list. **Of an array that
-begins elsewhere (`[0:1]={1,2}`) the event has the elements alone**, so it arrives as `[1, 2]`; `cdc check` names columns that hold such ones,
-and `cdc reconcile` calls them different.
+Arrays have one dimension and begin with element 1. Of more dimensions the connector sends nothing but NULLs, or names of Java objects: a
+row with an array that holds nothing else is read again, and goes to quarantine (`array_dimensions`) where it is no list. **Of an array
+that begins elsewhere (`[0:1]={1,2}`) the event has the elements alone**, so it arrives as `[1, 2]`; `cdc check` names columns that hold
+such ones, and `cdc reconcile` calls them different.
 
 Columns that are not part of the connector's events are missing in the target too. Leave such columns out with
 `connect.options: {column.exclude.list: ...}`.

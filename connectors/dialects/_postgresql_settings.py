@@ -72,7 +72,7 @@ SETTINGS = {
     "key.converter.replace.null.with.default": "false",
     "value.converter.replace.null.with.default": "false",
     # Else the role's or the database's own settings spell values for the connector, which reads intervals wrong then, without a word.
-    "driver.options": "-c IntervalStyle=postgres -c bytea_output=hex -c lc_monetary=C -c quote_all_identifiers=off",
+    "driver.options": "-c IntervalStyle=postgres -c bytea_output=hex -c lc_monetary=C -c extra_float_digits=1 -c quote_all_identifiers=off",
 }
 """What every connector gets, so that values stay exact. ``connect.options`` may change any but PINNED."""
 
