@@ -25,7 +25,8 @@ from connectors.protocol import Reread
 Types = Mapping[str, Mapping[Any, Any]]
 """Rows of the catalog's COLUMN_TYPES by column."""
 
-ROWS_AT_ONCE = 20_000
+ROWS_AT_ONCE = 100_000
+"""As many as one batch has: where the table is scanned for them, once."""
 
 
 def form(type_: Mapping[Any, Any] | None, value: str) -> str:
