@@ -56,7 +56,7 @@ class Hazard:
 class SourceColumn:
     """A column as the source's catalog has it; ``type`` is the source's own spelling with its modifiers, e.g. ``numeric(10,2)``, and
     ``json`` is true where its values arrive as JSON, whatever the source calls them. ``carried`` is false where the connector's events
-    have no such column."""
+    have no such column. ``base`` is the type beneath domains by its bare name, with ``[]`` where it is an array of it."""
 
     name: str
     type: str
@@ -65,6 +65,7 @@ class SourceColumn:
     hazard: Hazard | None = None
     carried: bool = True
     json: bool = False
+    base: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,13 +225,16 @@ class Reread:
     ``rows`` has string columns, in the textual form of the connector's events; ``found`` is false where the row is gone (then its delete
     is on its way). ``rows`` show every change of these rows up to ``position`` that was ever committed, and maybe later ones; any change
     after ``position`` will still arrive as an event, one up to it may arrive again.
-    ``unreadable`` are the columns whose events have a form that text cannot give; they are NULL in ``rows``.
+    ``unreadable`` are the columns of which some row holds a value that text cannot give (NULL in ``rows``), and ``where`` the rows, by
+    these columns; without an entry it is every row. ``misshapen`` are those of them that hold arrays of another form than a list.
     """
 
     rows: pa.Table
     found: pa.BooleanArray
     position: int
     unreadable: tuple[str, ...] = ()
+    where: Mapping[str, pa.BooleanArray] = field(default_factory=dict)
+    misshapen: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +370,11 @@ class SourceDialect(Protocol):
         """Reads ``columns`` of the rows with these keys (columns named as the key's); one that the source has dropped is NULL, as its
         readers will see it. Meant for few rows: at most 10,000 keys a call.
         Raises Unavailable (source_busy) while a transaction with uncommitted changes of the table stays open."""
+        ...
+
+    def misread(self, table: TableId, key: Sequence[str], rows: pa.Table) -> pa.Int8Array | None:
+        """Compares ``rows``, which the connector's snapshot brought, with what the source holds now, in those columns whose values such a
+        snapshot may change: for each row a core.order.Seen. None for a table without such columns."""
         ...
 
     def scan(self, table: TableId) -> Scan:

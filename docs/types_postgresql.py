@@ -40,6 +40,7 @@ quarantine. **-**: values of this type are always sent.
 |---|---|---|---|---|---|
 """
 
+CALENDAR = "before 1582-10-25 and years 2200 to 4714 (which may be BC): read again; **2199 to 1583 BC arrive as AD**"
 NOTES = {
     "numeric": "any size, NaN and infinities included; as a key, 1.50 and 1.5 are one",
     "numeric(38,10)": "NaN goes to quarantine",
@@ -56,7 +57,8 @@ NOTES = {
     "bit": "bit(1) only",
     "bit(8)": "text of zeros and ones",
     "bit(70)": "text of zeros and ones",
-    "date": "infinities included; **initial snapshots lose BC and move 1582-10-05..14**, which only reconciliation sees",
+    "date": "infinities included; snapshots lose BC and move 1582-10-05..14: such rows are read again, in a key or a log parked; "
+    "**a snapshot stops at 29 February BC**",
     "time": "24:00:00 included",
     "timetz": "in UTC: the connector does not send the offset; 24:00 becomes 00:00",
     "timestamp": "infinities included; beyond 294247-01-10 to quarantine",
@@ -77,19 +79,27 @@ NOTES = {
     "circle": "its text; numbers in Java's notation",
     "dnum": "a domain over numeric: the event does not say that it is one",
     "dbytes": "a domain over bytea",
-    "numeric[]": "**NULL when an element is NaN or infinite**, unless the connector is told to stop",
-    "mood[]": "**NULL when an element is NULL**, unless the connector is told to stop",
-    "ltree[]": "**NULL when an element is NULL**, unless the connector is told to stop",
-    "date[]": "infinities and days before 1582-10-25 to quarantine; BC may be lost",
-    "timestamp[]": "infinities and days before 1582-10-25 to quarantine; BC may be lost",
-    "timestamptz[]": "infinities and days before 1582-10-25 to quarantine; BC may be lost",
-    "comp[]": "elements: text as bytes; **NULL when an element is NULL**",
-    "posint[]": "elements: text as bytes; **NULL when an element is NULL**",
+    "numeric[]": "**the connector stops at NaN and infinity**",
+    "mood[]": "**the connector stops at a NULL in it**",
+    "ltree[]": "**the connector stops at a NULL in it**",
+    "date[]": f"infinities included; {CALENDAR}; **29 February BC stops the connector**",
+    "timestamp[]": "infinities included; of before 1582-10-25: read again",
+    "timestamptz[]": f"infinities included; {CALENDAR}; **29 February BC stops the connector**",
+    "comp[]": "elements: text as bytes; **the connector stops at a NULL in it**",
+    "posint[]": "elements: text as bytes; **the connector stops at a NULL in it**",
 }
 FOOT = """
-Arrays have one dimension: of more, the connector sends nothing that can be used (texts go to quarantine; **numbers arrive as NULLs**), and
-lower bounds other than 1 are lost. Columns that are not part of the connector's events are missing in the target too. Leave such columns
-out with `connect.options: {column.exclude.list: ...}`.
+*Read again*: the event does not tell what the value is, so the row is read at the source, whole, and takes the version of that reading.
+What the source holds then is exact, or the record goes to quarantine. A log of changes (`mode: append`) keeps what each change brought, of
+which the source knows nothing any more: there such a record always goes to quarantine.
+
+Arrays have one dimension and begin with element 1. Of more dimensions the connector sends nothing but NULLs, or names of Java objects: a
+row with an array that holds nothing else is read again, and goes to quarantine (`array_dimensions`) where it is no list. **Of an array
+that begins elsewhere (`[0:1]={1,2}`) the event has the elements alone**, so it arrives as `[1, 2]`; `cdc check` names columns that hold
+such ones, and `cdc reconcile` calls them different.
+
+Columns that are not part of the connector's events are missing in the target too. Leave such columns out with
+`connect.options: {column.exclude.list: ...}`.
 """
 
 

@@ -9,7 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cdc_service.core.errors import CdcError
 from cdc_service.core.types import ChangeBatch, RawBatch, TableSchema
+
+
+class InexactText(CdcError):
+    """Of what was read again at the source some values are not exact; ``rows`` says of each row whether it has one."""
+
+    code = "inexact_text"
+
+    def __init__(self, message: str, rows: npt.NDArray[np.bool_]) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 class Positions(Protocol):
@@ -39,6 +50,6 @@ class Decoder(Protocol):
     def from_text(self, topic: str, rows: pa.Table, version: TableSchema) -> pa.Table:
         """Columns of ``version`` that were read again at the source, as text in the form of the connector's events, in their logical types.
 
-        Raises CdcError where a value is not exact, or no record with these columns was decoded yet.
+        Raises InexactText where values are not exact, CdcError where no record with these columns was decoded yet.
         """
         ...

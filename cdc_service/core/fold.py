@@ -74,6 +74,9 @@ def fold(batches: Sequence[ChangeBatch], *, batch_id: str, target: Target, gener
 
     picked = rows[winners]
     unsent = concat_masks([b.unsent for b in batches], [b.num_rows for b in batches])
+    doubtful = None
+    if any(b.doubtful is not None for b in batches):
+        doubtful = _numpy(pa.concat_arrays([_or_false(b.doubtful, b.num_rows) for b in batches]))
     moved = pa.concat_arrays([_or_false(b.moved, b.num_rows) for b in batches]).take(pa.array(picked))
     # The merge keeps the image of a moved row as it stands in the target: only where nothing of its key was folded beneath the delete.
     moved = pc.and_(moved, pa.array(~_same_as_previous(s.code)[winners]))
@@ -94,11 +97,12 @@ def fold(batches: Sequence[ChangeBatch], *, batch_id: str, target: Target, gener
         truncation=truncation,
         rejected=tuple(r for b in batches for r in b.rejected),
         snapshot_record=int(record[read].max()) if (read := is_snapshot(record)).any() else None,
+        doubtful=None if doubtful is None or not doubtful[picked].any() else pa.array(doubtful[picked]),
     )
     if unsent is None:
         return delta
     old_key = _concat_keys([b.old_key for b in batches], [b.num_rows for b in batches], schema.arrow, schema.key)
-    return _fill(delta, s, winners, data, text, unsent, old_key, loading=loading)
+    return _fill(delta, s, winners, data, text, unsent, old_key, doubtful, loading=loading)
 
 
 def join_spans(groups: Sequence[Sequence[Span]]) -> tuple[Span, ...]:
@@ -138,7 +142,16 @@ def _counts(
 
 
 def _fill(
-    delta: Delta, s: _Sorted, winners: Ints, data: pa.Table, text: pa.Array, unsent: pa.Table, old_key: pa.Table | None, *, loading: bool
+    delta: Delta,
+    s: _Sorted,
+    winners: Ints,
+    data: pa.Table,
+    text: pa.Array,
+    unsent: pa.Table,
+    old_key: pa.Table | None,
+    doubtful: Bools | None,
+    *,
+    loading: bool,
 ) -> Delta:
     """Follows each unsent value back to the image that holds it; what the batch does not hold is named by ``base_*``."""
     n = len(s.order)
@@ -156,6 +169,9 @@ def _fill(
         source = hop[winners]
         columns[place] = data.column(place).take(pa.array(s.order[source]))
         masks[name] = missing[source]
+        if doubtful is not None:
+            unsure = doubtful[s.order[source]]
+            delta = replace(delta, doubtful=pc.or_(_or_false(delta.doubtful, len(winners)), pa.array(unsure))) if unsure.any() else delta
     for place, name in enumerate(delta.schema.names):
         if name not in masks:
             columns[place] = delta.data.column(place)

@@ -15,6 +15,8 @@ deleted and created at one record, in two partitions of Kafka and under one key 
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
 import numpy.typing as npt
 
@@ -25,6 +27,16 @@ INCREMENTAL = 0
 """The record order of a row of an incremental snapshot, which has no log position: after every initial-snapshot row, before every change of
 the stream. A transaction that was open while the row was read writes its change at an *earlier* log position than the connector had
 reached, and must win; a change that the row already shows has come through the stream too."""
+
+
+class Seen(IntEnum):
+    """What the source says of a row that a snapshot brought: it is so; it is another now, or gone; the connector changed it on the way; its
+    key, too, may be one that the connector changed."""
+
+    SAME = 0
+    OTHER = 1
+    CHANGED = 2
+    KEY = 3
 
 
 def snapshot_record(position: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

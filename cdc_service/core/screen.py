@@ -33,17 +33,21 @@ class Bounds(Protocol):
 
 
 def screen(
-    raw: RawBatch, batch: ChangeBatch, bounds: Bounds, parked: pa.Array, refused: Mapping[tuple[int, int], str] | None = None
+    raw: RawBatch,
+    batch: ChangeBatch,
+    bounds: Bounds,
+    parked: pa.Array,
+    refused: Mapping[tuple[int, int], tuple[str, str]] | None = None,
 ) -> tuple[ChangeBatch, pa.Array]:
     """``batch`` without what cannot be held or must wait, and the canonical keys parked from now on (``parked`` and new ones).
 
     ``parked`` holds the keys that have undecided records. A record behind a rejected one of the same key is rejected too (stage order).
-    ``refused`` names single records, by partition and offset, that a merge could not complete, each with the reason.
+    ``refused`` names single records, by partition and offset, that a merge could not complete, each with the code and the reason.
     """
     misfits: dict[int, tuple[str, str]] = {}
     if refused:
         where = zip(batch.meta["partition"].to_pylist(), batch.meta["offset"].to_pylist(), strict=True)
-        misfits = {row: ("unsent_unreadable", refused[place]) for row, place in enumerate(where) if place in refused}
+        misfits = {row: refused[place] for row, place in enumerate(where) if place in refused}
     for column in batch.schema.columns:
         for row in np.flatnonzero(_outside(batch.data.column(column.name), column.type, bounds)).tolist():
             misfits.setdefault(row, ("out_of_range", f"column {column.name} holds a value outside of what the destination can hold"))

@@ -242,7 +242,8 @@ class ChangeBatch:
     ``data`` has the schema's columns (a delete has its key and NULL elsewhere; a truncate NULL everywhere), ``meta`` the META columns.
     ``unsent`` has a boolean column for each column of which some row holds a value that the source did not send (TOAST): true there,
     and NULL in ``data``. ``old_key`` is present when a row was created by a key change (its header names the old key) and holds that
-    key's columns, NULL elsewhere; ``moved`` is true for a delete that is the first half of a key change.
+    key's columns, NULL elsewhere; ``moved`` is true for a delete that is the first half of a key change. ``doubtful`` is true for a row
+    with a value of which its event does not tell what it is at the source: it has to be read again there.
     ``spans`` account for every record: rows here + rejected + filtered.
 
     For a table that is kept as a log of changes (Mode.APPEND), a delete has its image before as far as the source sent it, with
@@ -261,6 +262,7 @@ class ChangeBatch:
     rejected: tuple[Rejected, ...] = ()
     before: pa.Array | None = None
     order: pa.Array | None = None
+    doubtful: pa.Array | None = None
 
     @property
     def num_rows(self) -> int:
@@ -292,6 +294,7 @@ class ChangeBatch:
             rejected=(*self.rejected, *rejected),
             before=None if self.before is None else self.before.filter(keep),
             order=None if self.order is None else self.order.filter(keep),
+            doubtful=None if self.doubtful is None else self.doubtful.filter(keep),
         )
 
 
@@ -340,6 +343,7 @@ class Delta:
     the record position below which the row under ``base_key`` is that image: under an old key another row may stand by now.
     ``base_partition`` (int32, nullable) is the partition that the image must have come by (None or NULL: any; -1: none, it is not to be
     had): where partitions were added, the changes of a key are on two, and later ones of the first may not be read yet.
+    ``doubtful`` is as in ChangeBatch, true also for a row that took a value from a doubtful one.
     ``counts`` per partition hold what is known before the merge: folded and duplicate within the batch. ``snapshot_record`` is the highest
     record of the batch's initial-snapshot rows, those that were folded away too (None: it had none).
 
@@ -368,6 +372,7 @@ class Delta:
     snapshot_record: int | None = None
     tails: Mapping[int, Tail] = field(default_factory=dict)
     decision: Decision | None = None
+    doubtful: pa.Array | None = None
 
 
 @dataclass(frozen=True, slots=True)

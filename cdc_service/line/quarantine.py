@@ -21,7 +21,7 @@ from cdc_service.core.errors import CdcError, ConfigError
 from cdc_service.core.keys import key_text
 from cdc_service.core.screen import nothing_parked, screen
 from cdc_service.core.types import META, ChangeBatch, Decision, Delta, LogId, Mode, Op, RawBatch, Rejected, Span, TableSchema
-from cdc_service.line.complete import Unreadable, completed
+from cdc_service.line.complete import Unreadable, Why, completed
 from cdc_service.line.table import Table, one_version
 from mergers.protocol import Quarantined, UnsentUnknown
 
@@ -232,16 +232,16 @@ def _settle(work: _Work, chunk: Sequence[Quarantined]) -> None:
     """Decides on all records of the chunk, which holds whole keys. Done in one transaction where all of them have one schema version;
     else the versions follow one another, each in its own."""
     left = {r.id: r for r in chunk}
-    refused: dict[Place, str] = {}
+    refused: dict[Place, Why] = {}
     while True:
         try:
             _pass(work, left, refused)
             return
         except Unreadable as lost:
-            refused |= dict.fromkeys(lost.records, lost.message)
+            refused |= lost.records
 
 
-def _pass(work: _Work, left: dict[str, Quarantined], refused: Mapping[Place, str]) -> None:
+def _pass(work: _Work, left: dict[str, Quarantined], refused: Mapping[Place, Why]) -> None:
     """Applies what of ``left`` can be applied; what is decided leaves it as its transaction ends, the rest stays parked."""
     replayed = [r for r in left.values() if r.id not in work.discarded]
     again = {(r.partition, r.offset): r.id for r in replayed}
@@ -276,7 +276,7 @@ def _places(batch: ChangeBatch) -> Iterator[Place]:
     return zip(batch.meta["partition"].to_pylist(), batch.meta["offset"].to_pylist(), strict=True)
 
 
-def _decoded(work: _Work, records: Sequence[Quarantined], refused: Mapping[Place, str]) -> list[ChangeBatch]:
+def _decoded(work: _Work, records: Sequence[Quarantined], refused: Mapping[Place, Why]) -> list[ChangeBatch]:
     """The records through decoder and screen. Behind a key of which others wait that are not among them, they wait on."""
     if not records:
         return []

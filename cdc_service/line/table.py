@@ -26,7 +26,7 @@ from cdc_service.core.order import generations
 from cdc_service.core.screen import nothing_parked, screen
 from cdc_service.core.types import ChangeBatch, Delta, LogId, Mode, RawBatch, Receipt, TableId, Tail, Target
 from cdc_service.failpoints import failpoint
-from cdc_service.line.complete import Unreadable, completed
+from cdc_service.line.complete import Unreadable, Why, completed, doubted
 from cdc_service.line.means import Means
 from cdc_service.line.stops import drifted, scattered, snapshotted_anew
 from cdc_service.line.versions import Versions
@@ -101,7 +101,7 @@ class Table:
         self._recent: deque[tuple[int, int]] = deque()
         self._parked_allowed = means.limits.quarantine_rows
         self._goals: deque[Goal] = deque()
-        self._refused: dict[tuple[int, int], str] = {}
+        self._refused: dict[tuple[int, int], Why] = {}
         self._buffer: list[ChangeBatch] = []
         self._aside: list[ChangeBatch] = []
         self._rows = self._bytes = self._bytes_aside = 0
@@ -343,7 +343,7 @@ class Table:
             receipt = self.apply(run, delta, epochs, self.log)
         except Unreadable as lost:
             # Its raw bytes are gone by now: the log is read again from the checkpoint, and the record parked on its way.
-            self._refused |= dict.fromkeys(lost.records, lost.message)
+            self._refused |= lost.records
             raise Fenced(f"{self.source}: {len(lost.records)} records are read again and parked") from lost
         if delta.meta.num_rows:
             latest = pc.max(delta.meta["source_us"]).as_py()
@@ -364,15 +364,21 @@ class Table:
             own = self._versions.all[-1] if self._versions.all else replace(delta.schema, version=0)
             return m.destination.merge(delta, epochs, log, own)
 
+        def complete(unknown: UnsentUnknown) -> Delta:
+            done = completed(delta, unknown, m.source, m.decoder, self.config.topic)
+            # Rows that were read again are later than changes still to come: what these tell of a column that came meanwhile is late.
+            why = "rows were read again at the source for events of before it got the column {}"
+            self._versions.distrust_lacking(delta.schema.names, why)
+            failpoint("line.completed")
+            return done
+
+        if (keys := doubted(delta, m.source)) is not None:
+            delta = complete(UnsentUnknown(keys, ()))
         for _ in range(COMPLETIONS_MAX):
             try:
                 return merge()
             except UnsentUnknown as unknown:
-                delta = completed(delta, unknown, m.source, m.decoder, self.config.topic)
-                # Rows that were read again are later than changes still to come: what these tell of a column that came meanwhile is late.
-                why = "rows were read again at the source for events of before it got the column {}"
-                self._versions.distrust_lacking(delta.schema.names, why)
-                failpoint("line.completed")
+                delta = complete(unknown)
         return merge()
 
     def _ask_identity(self) -> None:

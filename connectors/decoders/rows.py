@@ -40,6 +40,10 @@ _NO_ROW = Problem("no_row", "the record's op needs a row and it holds none")
 _EXTRA_ROW = Problem("extra_row", "the record is a delete or truncate and holds a row")
 _NO_TABLE = Problem("no_table", "the record does not say which table it is of")
 _NO_POSITION = Problem("no_position", "the record holds no position in the source's log")
+_DOUBTFUL = Problem(
+    "doubtful_value",
+    "an array of more than one dimension, or of dates of another calendar, may have been changed by the connector: the event does not tell",
+)
 _BAD_OLD_KEY = Problem("bad_old_key", "the header that names the old key cannot be read")
 
 
@@ -153,7 +157,9 @@ class GroupReader:
         present = _mask(after.is_valid())
         problems.mark((ops <= Op.UPDATE) & ~present, _NO_ROW)
         problems.mark((ops >= Op.DELETE) & present, _EXTRA_ROW)
-        columns, missing = self._columns(layout, after, problems)
+        columns, missing, doubtful = self._columns(layout, after, problems)
+        if log:
+            problems.mark(doubtful, _DOUBTFUL)  # Each change stays as it came: the source tells no more what it held then.
         key, bad_key = converted_key(layout, key_block.rows)
         problems.mark(bad_key, _BAD_KEY)
         _check_key(layout, key, columns, ops, problems)
@@ -176,7 +182,8 @@ class GroupReader:
         data = pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema.arrow)
         masks = pa.table({name: pa.array(mask) for name, mask in missing.items()}) if missing else None
         about = pa.Table.from_arrays(list(meta.values()), schema=META)
-        decoded = Decoded(schema, places, data, about, masks, old_key, moved, before, order)
+        unsure = pa.array(doubtful) if doubtful.any() and not log else None
+        decoded = Decoded(schema, places, data, about, masks, old_key, moved, before, order, unsure)
         if not good.all():
             decoded = decoded.filter(good)
         return decoded, _rejections(raw, layout, places, key, bad_key, key_block.problems, problems)
@@ -216,10 +223,11 @@ class GroupReader:
             )
         return expected
 
-    def _columns(self, layout: Layout, after: pa.StructArray, problems: _Problems) -> tuple[dict[str, pa.Array], dict[str, Mask]]:
-        """The row's columns, and for those with values that were not sent, where."""
+    def _columns(self, layout: Layout, after: pa.StructArray, problems: _Problems) -> tuple[dict[str, pa.Array], dict[str, Mask], Mask]:
+        """The row's columns, for those with values that were not sent, where, and the rows with a doubtful value."""
         columns: dict[str, pa.Array] = {}
         missing: dict[str, Mask] = {}
+        doubtful = np.zeros(len(after), np.bool_)
         for column, wire, values in zip(layout.columns, layout.wires, after.flatten(), strict=True):
             if column.name in layout.stand_ins:
                 _mark_stand_ins(column.name, values, layout.stand_ins[column.name], problems)
@@ -229,12 +237,14 @@ class GroupReader:
                 values = pc.if_else(pa.array(mask), pa.scalar(None, values.type), values)
             done = convert(wire, values)
             columns[column.name] = done.values
+            if done.doubtful is not None:
+                doubtful |= done.doubtful
             if done.bad is not None:
                 message = (
                     f"column {column.name!r}: {wire.reason}" if wire.reason else f"column {column.name!r} holds no exact {column.type}"
                 )
                 problems.mark(done.bad, Problem("inexact_value", message))
-        return columns, missing
+        return columns, missing, doubtful
 
     def _images(
         self,
@@ -265,6 +275,8 @@ class GroupReader:
             if done.bad is not None:
                 message = f"column {column.name!r} holds no exact {column.type} in the image before"
                 problems.mark(done.bad & problems.good, Problem("inexact_value", message))
+            if done.doubtful is not None:
+                problems.mark(done.doubtful & problems.good, _DOUBTFUL)
             texts[column.name] = done.values
             if deletes.any() and column.name not in layout.key:
                 columns[column.name] = pc.if_else(pa.array(deletes), done.values, columns[column.name])

@@ -28,6 +28,7 @@ class Decoded:
     moved: pa.Array | None
     before: pa.Array | None = None
     order: pa.Array | None = None
+    doubtful: pa.Array | None = None
 
     def filter(self, keep: npt.NDArray[np.bool_]) -> Decoded:
         """The rows where ``keep``; what holds nothing any more becomes None."""
@@ -44,6 +45,7 @@ class Decoded:
             moved if moved is not None and pc.any(moved).as_py() else None,
             None if self.before is None else self.before.filter(flags),
             None if self.order is None else self.order.filter(flags),
+            None if self.doubtful is None else self.doubtful.filter(flags),
         )
 
 
@@ -117,7 +119,8 @@ def _batch(group: Decoded, runs: Sequence[_Run], spans: tuple[Span, ...], reject
         first, last = np.searchsorted(group.places, [run.low, run.high])
         inside[first:last] = True
     own = group if inside.all() else group.filter(inside)
-    return ChangeBatch(own.schema, own.data, own.meta, spans, own.unsent, own.old_key, own.moved, rejected, own.before, own.order)
+    beside = own.unsent, own.old_key, own.moved, rejected, own.before, own.order, own.doubtful
+    return ChangeBatch(own.schema, own.data, own.meta, spans, *beside)
 
 
 def _some(unsent: pa.Table | None) -> pa.Table | None:

@@ -12,7 +12,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -59,10 +59,13 @@ class Wire:
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """``values`` of the wire's logical type, NULL where ``bad``; ``bad`` is None when every value is exact."""
+    """``values`` of the wire's logical type, NULL where ``bad``; ``bad`` is None when every value is exact.
+
+    ``doubtful`` are those of which the event does not tell what they are, and the source does (None: there are none)."""
 
     values: pa.Array
     bad: Mask | None = None
+    doubtful: Mask | None = None
 
 
 Codec = Callable[[Wire, pa.Array], Converted]
@@ -446,37 +449,57 @@ def _without_rows(values: pa.Array, null: Mask, bad: Mask) -> Converted:
     return Converted(kept, bad if bad.any() else None)
 
 
+_GREGORIAN = -141_417
+"""Days since 1970 of 1582-10-25."""
+_BEFORE_CHRIST = (84_006, 1_002_590)
+"""Days since 1970 of 2200-01-01 and 4715-01-01. 4714 BC, the first year of PostgreSQL's dates, may have become 4714. The years up to 2199,
+of which nearly all dates are, are believed: a date of 2199 BC to 1583 BC in an array is not found so."""
 _JAVA_OBJECT = r"^\[+L?[A-Za-z.]*;?@[0-9a-f]+$"
 
 
 def _list(wire: Wire, column: pa.ListArray) -> Converted:
     """The elements as one column, then cut up again.
 
-    Bad are elements that the connector gets wrong: names of Java objects (what it makes of arrays of more than one dimension), and times
-    before the Gregorian calendar or infinite, which it takes through another calendar.
+    Doubtful are what the connector makes of arrays of more than one dimension (nothing but NULLs, or names of Java objects), and times that
+    it takes through another calendar.
     """
     element = wire.element
     assert element is not None
     child = column.flatten()
     lengths = np.array(pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False), np.int64)
     done = convert(element, child)
+    rows = np.repeat(np.arange(len(column)), lengths)
+
+    def holding(found: Mask) -> Mask:
+        mask = np.zeros(len(column), np.bool_)
+        mask[rows[found]] = True
+        return mask
+
     bad_child = done.bad if done.bad is not None else np.zeros(len(child), np.bool_)
+    doubtful_child = np.zeros(len(child), np.bool_)
     if pa.types.is_string(element.read):
-        bad_child = bad_child | _true(pc.match_substring_regex(child, _JAVA_OBJECT))
+        doubtful_child |= _true(pc.match_substring_regex(child, _JAVA_OBJECT))
     if element.type.kind in INFINITY:
-        bad_child = bad_child | _before_gregorian(element.type.kind, done.values)
+        doubtful_child |= _of_another_calendar(element.type.kind, done.values) | bad_child
+    doubtful = holding(doubtful_child)
+    if child.null_count:
+        doubtful |= (lengths > 0) & (np.bincount(rows[_nulls(child)], minlength=len(column)) == lengths)
+    bad = holding(bad_child) & ~doubtful
     null = _nulls(column)
-    bad = np.zeros(len(column), np.bool_)
-    bad[np.repeat(np.arange(len(column)), lengths)[bad_child]] = True
     cuts = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    return _without_rows(pa.ListArray.from_arrays(cuts, done.values), null | bad, bad)
+    whole = _without_rows(pa.ListArray.from_arrays(cuts, done.values), null | bad, bad)
+    return replace(whole, doubtful=doubtful) if doubtful.any() else whole
 
 
-def _before_gregorian(kind: Kind, values: pa.Array) -> Mask:
-    """Before 1582-10-25 (the ten days around the change of calendars move) or infinite."""
+def _of_another_calendar(kind: Kind, values: pa.Array) -> Mask:
+    """Which times may be others at the source, of which the connector made java.sql.Date or java.sql.Timestamp: those of before the
+    Gregorian calendar, its first ten days (1582-10-05..14 became them) and, where the era is lost, far years that may be before Christ."""
     width, day = (pa.int32(), 1) if kind is Kind.DATE else (pa.int64(), _DAY_US)
     counts, null = _integers(values.view(width))
-    return np.asarray(((counts < -141_417 * day) | (counts == INFINITY[kind])) & ~null, np.bool_)
+    found = (counts < _GREGORIAN * day) & (counts != -INFINITY[kind])
+    if kind is not Kind.TIMESTAMP:
+        found |= (counts >= _BEFORE_CHRIST[0] * day) & (counts < _BEFORE_CHRIST[1] * day)
+    return np.asarray(found & ~null, np.bool_)
 
 
 CODECS: dict[str, Codec] = {

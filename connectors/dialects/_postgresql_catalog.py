@@ -24,6 +24,11 @@ def quoted(*parts: str) -> str:
     return ".".join('"' + part.replace('"', '""') + '"' for part in parts)
 
 
+def written(*parts: str) -> str:
+    """``quoted`` within a statement that has parameters: SQLAlchemy takes a name for one that begins with a colon."""
+    return quoted(*parts).replace(":", r"\:")
+
+
 def qualified(table: TableId) -> str:
     return quoted(table.schema, table.name)
 
@@ -100,7 +105,8 @@ _TYPE_JOIN = """JOIN pg_type t ON t.oid = a.atttypid JOIN pg_type b ON b.oid = C
 COLUMNS = f"""
 SELECT c.oid, a.attname AS name, NOT a.attnotnull AS nullable,
        a.attgenerated <> '' AS generated, t.typtype = 'd' AS domain, a.attstorage <> 'p' AS may_be_unsent,
-       CASE WHEN t.typtype <> 'd' THEN a.atttypmod WHEN t.typbasetype = b.oid THEN t.typtypmod ELSE -1 END AS modifier, {_TYPE}
+       CASE WHEN t.typtype <> 'd' THEN a.atttypmod WHEN t.typbasetype = b.oid THEN t.typtypmod ELSE -1 END AS modifier,
+       scale(CAST(CAST(0 AS money) AS numeric)) AS money_digits, {_TYPE}
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -217,12 +223,30 @@ FROM pg_publication_tables t WHERE t.pubname = :name
 # What Debezium 3.6 does to values of these types was seen on a real stream; see the table of types in docs/.
 _ARRAYS_NEVER_SENT = {"interval", "money", "name", "point", "refcursor", "xml"}
 _ARRAYS_FAIL = {"bit", "varbit"}
-_ARRAYS_FAIL_ON_NULL = {"enum", "ltree"}
+_ARRAYS_TAKE_NULL = {
+    *("int2", "int4", "int8", "oid", "float4", "float8", "numeric", "bool", "text", "varchar", "bpchar", "char", "citext", "bytea", "uuid"),
+    *("date", "time", "timetz", "timestamp", "timestamptz", "json", "jsonb", "hstore", "inet", "cidr", "macaddr", "macaddr8"),
+    *("int4range", "int8range", "numrange", "tsrange", "tstzrange", "daterange"),
+}
 _ARRAYS_UNSENT_AS_PLACEHOLDER = {"text", "varchar", "jsonb", "bytea", "int4", "int8", "date", "uuid"}
 _JSON = {"json", "jsonb", "hstore"}
 BITS_ALWAYS_SENT = 152
 """The longest bit string that never lies out of line, however large its row: PostgreSQL moves a value away only if it has more than the 24
 bytes of an aligned TOAST pointer (heaptoast.c, toast_helper.c); this one has 1 for its header, 4 for its length and 19 for its bits."""
+
+
+OLD = "((isfinite({0}) AND {0} < '0001-01-01') OR {0} BETWEEN '1582-10-05' AND '1582-10-14')"
+"""Whether a date is one that the connector's snapshots change."""
+
+
+def base_of(column: Mapping[Any, Any]) -> str:
+    """SourceColumn.base of a row of COLUMNS."""
+    return f"{column['base']}[]" if column["category"] == "A" else str(column["base"])
+
+
+def takes_null(base: str) -> bool:
+    """Whether the connector can send arrays of the type with a NULL in them."""
+    return base in _ARRAYS_TAKE_NULL
 
 
 def never_sent(column: Mapping[Any, Any]) -> bool:
@@ -264,18 +288,46 @@ def hazard(column: Mapping[Any, Any], table: TableId, *, full_identity: bool) ->
         return Hazard(message, cure, blocking=True)
     if base == "varbit":
         return Hazard(f"column {name} ({column['type']}): events do not say how long the bit string is", left_out, blocking=False)
-    if array and base in _ARRAYS_FAIL_ON_NULL:
+    if array and not takes_null(base):
         message = f"column {name} ({column['type']}): the connector stops at an array with a NULL in it"
         return Hazard(message, f"keep NULL out of these arrays, or {left_out}", blocking=False)
+    if array and base == "numeric":
+        message = f"column {name} ({column['type']}): the connector stops at an array with NaN or an infinity in it"
+        return Hazard(message, f"keep these out of the arrays, or {left_out}", blocking=False)
+    if base == "money" and column.get("money_digits", 2) != 2:
+        message = f"column {name} ({column['type']}): its values have {column['money_digits']} digits behind the point here, events two"
+        return Hazard(message, f"ALTER TABLE {qualified(table)} ALTER COLUMN {quoted(name)} TYPE numeric;  -- or {left_out}", blocking=True)
     return None
 
 
+_RANGES = {"int4range", "int8range", "numrange", "tsrange", "tstzrange", "daterange"}
 _AS_TEXT = {
-    *("text", "varchar", "name", "citext", "enum", "xml", "json", "jsonb", "uuid", "cidr", "macaddr", "macaddr8", "ltree"),
-    *("tsvector", "int4range", "int8range", "numrange", "tsrange", "tstzrange", "daterange", "int2", "int4", "int8", "oid"),
+    *("text", "varchar", "name", "citext", "enum", "xml", "json", "jsonb", "uuid", "cidr", "macaddr", "macaddr8", "ltree", "isbn"),
+    *("tsvector", "int2", "int4", "int8", "oid", "bit", "varbit", "char", *_RANGES),
+    # Events carry the text of these as bytes.
+    *("int4multirange", "int8multirange", "nummultirange", "tsmultirange", "tstzmultirange", "datemultirange", "xid", "xid8", "cid", "tid"),
+    *("pg_lsn", "tsquery", "regclass", "regtype", "regproc", "regrole", "regnamespace", "jsonpath", "pg_snapshot", "txid_snapshot"),
+    *("aclitem", "lquery", "ltxtquery"),
 }
 _JSON_ELEMENTS = {"int2", "int4", "int8", "bool", "float4", "float8"}
-_TEXT_ELEMENTS = {"text", "varchar", "uuid", "enum", "citext", "json", "jsonb", "cidr", "macaddr"}
+_TEXT_ELEMENTS = {
+    "text",
+    "varchar",
+    "uuid",
+    "enum",
+    "citext",
+    "json",
+    "jsonb",
+    "cidr",
+    "macaddr",
+    "macaddr8",
+    "tsvector",
+    "ltree",
+    *_RANGES,
+}
+COMPARABLE_ELEMENTS = frozenset(_JSON_ELEMENTS | _TEXT_ELEMENTS)
+"""Elements whose text in an event is the value's own, so that arrays of them can be compared."""
+_COUNTED_ELEMENTS = {"date", "time", "timestamp", "oid"}
 _NUMERIC = (
     "CASE CAST({0} AS text) WHEN 'NaN' THEN 'NAN' WHEN 'Infinity' THEN 'POSITIVE_INFINITY' WHEN '-Infinity' THEN 'NEGATIVE_INFINITY'"
     " ELSE CAST({0} AS text) END"
@@ -296,28 +348,54 @@ _FORMS = {
     "inet": "CAST(textin(inet_out({0})) AS text)",
     "money": "CAST(CAST({0} AS numeric) AS text)",
     "interval": INTERVAL_TEXT,
-    "time": "CAST(CAST(extract(epoch FROM {0}) * 1000000 AS bigint) AS text)",
+    "time": "CAST(trunc(extract(epoch FROM {0}) * 1000000) AS text)",
+    # In UTC, as ISO 8601; 24:00 is 00:00 there.
+    "timetz": "replace(replace(CAST({0} AT TIME ZONE 'UTC' AS text), '24:00:00', '00:00:00'), '+00', 'Z')",
+    "point": "CASE WHEN {0} IS NOT NULL THEN CAST(json_build_object('x', ({0})[0], 'y', ({0})[1]) AS text) END",
     # Infinite values as the connector writes them (docs/debezium-postgresql.md).
     "date": """CASE {0} WHEN 'infinity' THEN '-2147472692' WHEN '-infinity' THEN '-2147472691'
         ELSE CAST({0} - DATE '1970-01-01' AS text) END""",
     "timestamp": """CASE {0} WHEN 'infinity' THEN '9223372036825200000' WHEN '-infinity' THEN '-9223372036832400000'
-        ELSE CAST(CAST(extract(epoch FROM {0}) * 1000000 AS bigint) AS text) END""",
+        ELSE CAST(trunc(extract(epoch FROM {0}) * 1000000) AS text) END""",
     "timestamptz": _INSTANT,
     "hstore": "CAST({1}.hstore_to_json({0}) AS text)",
 }
 
 
+_BYTES_OF_TEXT = "translate(encode(convert_to(CAST({0} AS text), 'UTF8'), 'base64'), E'\\n', '')"
+MISSHAPEN = '"'
+"""Begins what stands for an array of another form than a list: a JSON text."""
+
+
 def event_text(base: str, category: str, value: str, type_schema: str) -> str | None:
     """The SQL expression that gives ``value`` (an SQL expression too) as events carry it: text as it is, bytes in base64, arrays as JSON
-    text, days and microseconds since 1970 as numbers. None where the form of events is not one that SQL can give."""
+    text, days and microseconds since 1970 as numbers. None where the form of events is not one that SQL can give.
+
+    An array of more than one dimension, or that does not begin with element 1, is no list: it comes as a JSON text of PostgreSQL's own."""
     if category == "A":
-        if base in _JSON_ELEMENTS:
-            return f"CAST(to_json({value}) AS text)"
-        return f"CAST(to_json(CAST({value} AS text[])) AS text)" if base in _TEXT_ELEMENTS else None
+        form = _list_text(base, value, type_schema)
+        if form is None:
+            return None
+        other = f"array_ndims({value}) > 1 OR array_lower({value}, 1) <> 1"
+        return f"CASE WHEN {other} THEN CAST(to_json(CAST({value} AS text)) AS text) ELSE {form} END"
     if base in _AS_TEXT:
         return f"CAST({value} AS text)"
-    form = _FORMS.get(base)
+    form = _FORMS.get(base) or (_BYTES_OF_TEXT if category in ("C", "R") else None)
     return None if form is None else form.format(value, type_schema)
+
+
+def _list_text(base: str, value: str, type_schema: str) -> str | None:
+    if base in _JSON_ELEMENTS:
+        return f"CAST(to_json({value}) AS text)"
+    if base in _TEXT_ELEMENTS:
+        return f"CAST(to_json(CAST({value} AS text[])) AS text)"
+    element = event_text(base, "", "e.v", type_schema)
+    if element is None:
+        return None
+    if base in _COUNTED_ELEMENTS:
+        element = f"CAST({element} AS numeric)"
+    listed = f"(SELECT CAST(json_agg({element} ORDER BY e.n) AS text) FROM unnest({value}) WITH ORDINALITY AS e(v, n))"
+    return f"CASE WHEN {value} IS NOT NULL THEN coalesce({listed}, '[]') END"
 
 
 def reread(table: str, key: Sequence[tuple[str, str]], forms: Sequence[str]) -> str:

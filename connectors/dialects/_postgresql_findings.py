@@ -11,10 +11,11 @@ from sqlalchemy.engine import RowMapping
 from cdc_service.core.errors import CdcError
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
-from connectors.dialects._postgresql_catalog import qualified, quoted
+from connectors.dialects._postgresql_catalog import OLD, qualified, quoted, takes_null, written
 from connectors.protocol import Finding, Identity, Level, SourceTable
 
-OLD_DATES_ROWS_MAX = 1_000_000
+VALUES_ROWS_MAX = 1_000_000
+"""Rows of the largest table whose values are looked at."""
 
 
 def server(facts: RowMapping, *, has_slot: bool) -> list[Finding]:
@@ -169,22 +170,10 @@ def of_table(table: SourceTable, refusal: Finding | None) -> Iterator[Finding]:
         yield Finding(place, True, f"generated columns are left out, since the log does not carry them: {columns}", level=Level.INFO)
 
 
-def old_dates(table: SourceTable) -> tuple[str, Finding] | None:
-    """Snapshots carry dates through java.sql.Date: a year before Christ loses that, and ten days of 1582 move. The stream is exact.
-
-    Returns the question to ask and the finding where its answer (``found``) is yes; None for a table without dates, or too large."""
-    dates = [column.name for column in table.columns if column.type == "date"]
-    if not dates or table.rows > OLD_DATES_ROWS_MAX:
-        return None
-    wrong = " OR ".join(f"({q} < '0001-01-01' AND isfinite({q})) OR {q} BETWEEN '1582-10-05' AND '1582-10-14'" for q in map(quoted, dates))
-    finding = Finding(
-        f"table {table.table}",
-        ok=False,
-        message=f"holds dates before the year 1, or in 1582-10-05..14 ({', '.join(dates)}): a snapshot changes them, the stream does not",
-        cure="write these rows again after the snapshot (UPDATE ... SET d = d), or keep them as timestamp",
-        level=Level.WARNING,
-    )
-    return f"SELECT EXISTS (SELECT FROM {qualified(table.table)} WHERE {wrong}) AS found", finding
+_IN_ARRAY = "EXISTS (SELECT FROM unnest({{0}}) AS e WHERE {})"
+_LEAP = "(isfinite({0}) AND {0} < '0001-01-01' AND extract(month FROM {0}) = 2 AND extract(day FROM {0}) = 29)"
+_UNTOLD = "(isfinite(e) AND e >= '2200-01-01 BC' AND e < '1582-01-01 BC')"
+_STOPS = "the connector stops at it, and with it all tables"
 
 
 def unreadable_type(row: RowMapping) -> Finding:
@@ -198,3 +187,50 @@ def unreadable_type(row: RowMapping) -> Finding:
             else f"DROP TYPE {row['name']};"
         )
     return Finding("enums", False, f"{row['name']} is {kind}, at which the connector stops at its start, for all tables", cure)
+
+
+def of_values(table: SourceTable) -> Iterator[tuple[str, Finding]]:
+    """What the values of a table mean: each a question to ask, and the finding where its answer (``found``) is yes. None for a table that
+    is too large to be asked."""
+    if table.rows > VALUES_ROWS_MAX:
+        return
+    dates = [c.name for c in table.columns if c.base == "date"]
+    arrays = [c for c in table.columns if c.base.endswith("[]")]
+    of = {kind: [c.name for c in arrays if c.base in bases] for kind, bases in _ARRAYS.items()}
+    nulls = [c.name for c in arrays if not takes_null(c.base.removesuffix("[]"))]
+    parked = "" if table.key and not set(dates) & set(table.key) else "; in a log or a key its record is parked (snapshot_value)"
+    yield from _asked(
+        table, dates, OLD, "holds dates before the year 1, or in 1582-10-05..14 ({}): a snapshot changes them, so they are read again at"
+        f" the source, one by one{parked}", "nothing; but in a log (mode: append) write these rows again: UPDATE ... SET d = d",
+    )  # fmt: skip
+    yield from _asked(
+        table, [c.name for c in arrays], "array_ndims({0}) > 1 OR array_lower({0}, 1) <> 1", "holds arrays of more than one dimension, or"
+        " that do not begin with element 1 ({}): a list holds neither. The first are parked (array_dimensions), of the second the bounds"
+        " are lost", "make them plain arrays, keep them as jsonb, or leave the column out (column.exclude.list)",
+    )  # fmt: skip
+    yield from _asked(
+        table, of["eras"], _IN_ARRAY.format(_UNTOLD), "holds arrays with dates of 2200 BC to 1583 BC ({}): events give them the years after"
+        " Christ, and nothing tells", "leave the column out (column.exclude.list), or keep it as text[]",
+    )  # fmt: skip
+    leap = "keep such days out of the column, or keep it as text"
+    yield from _asked(table, dates, _LEAP, f"holds a 29 February before Christ ({{}}): at a snapshot {_STOPS}", leap, Level.ERROR)
+    found = _IN_ARRAY.format(_LEAP.format("e"))
+    yield from _asked(table, of["eras"], found, f"holds a 29 February before Christ in an array ({{}}): {_STOPS}", leap, Level.ERROR)
+    found = _IN_ARRAY.format("e IN ('NaN', 'Infinity', '-Infinity')")
+    cure = "keep these out of the arrays, or leave the column out (column.exclude.list)"
+    yield from _asked(table, of["numbers"], found, f"holds arrays with NaN or an infinity ({{}}): {_STOPS}", cure, Level.ERROR)
+    cure = "keep NULL out of these arrays, or leave the column out (column.exclude.list)"
+    found = _IN_ARRAY.format("e IS NULL")
+    yield from _asked(table, nulls, found, f"holds arrays with a NULL that it cannot send ({{}}): {_STOPS}", cure, Level.ERROR)
+
+
+_ARRAYS = {"eras": ("date[]", "timestamptz[]"), "numbers": ("numeric[]",)}
+
+
+def _asked(
+    table: SourceTable, columns: Sequence[str], condition: str, message: str, cure: str, level: Level = Level.WARNING
+) -> Iterator[tuple[str, Finding]]:
+    if columns:
+        wrong = " OR ".join(f"({condition.format(written(column))})" for column in columns)
+        finding = Finding(f"table {table.table}", False, message.format(", ".join(columns)), cure, level)
+        yield f"SELECT EXISTS (SELECT FROM {written(table.table.schema, table.table.name)} WHERE {wrong}) AS found", finding

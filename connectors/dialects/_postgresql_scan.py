@@ -18,6 +18,7 @@ import adbc_driver_postgresql.dbapi as adbc
 import pyarrow as pa
 from adbc_driver_manager import Error as AdbcError
 from psycopg import sql as psql
+from psycopg.conninfo import make_conninfo
 from sqlalchemy.engine import URL
 
 from cdc_service.core.canonical import digests
@@ -25,8 +26,9 @@ from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.logical import Kind
 from cdc_service.core.postgresql import CANONICAL, unwrapped
 from cdc_service.core.types import Column, TableId
-from connectors.dialects._postgresql_catalog import event_text, key_parameter, qualified, quoted
+from connectors.dialects._postgresql_catalog import COMPARABLE_ELEMENTS, event_text, key_parameter, qualified, quoted
 from connectors.dialects._postgresql_findings import refused_row_security
+from connectors.dialects._postgresql_settings import session_options
 
 Types = Mapping[str, Mapping[Any, Any]]
 """Rows of the catalog's COLUMN_TYPES by column."""
@@ -64,7 +66,7 @@ def form(column: Column, type_: Mapping[Any, Any], value: str) -> str | None:
         return f"CAST({value} AS int8)"
     if kind in (Kind.NUMERIC, Kind.DECIMAL) and base == "numeric":  # The driver would make text of it too, at twice the price.
         return f"CAST({value} AS text)"
-    if (kind is Kind.ARRAY) != array or kind not in _AS_TEXT:
+    if (kind is Kind.ARRAY) != array or kind not in _AS_TEXT or (array and base not in COMPARABLE_ELEMENTS):
         return None
     return event_text(base, type_["category"], value, type_["type_schema"])
 
@@ -83,15 +85,12 @@ class TableScan:
         self._table = table
         self._types = types
         try:
-            self._connection = adbc.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
+            self._connection = adbc.connect(_conninfo(url))
         except AdbcError as error:
             raise _translated(error) from None
         try:
             self._run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             self._run("SET LOCAL statement_timeout = 0")
-            self._run("SET LOCAL TimeZone = 'UTC'")
-            # A read that row level security would narrow has to fail: what it does not show would count as not there.
-            self._run("SET LOCAL row_security = off")
             if snapshot is not None:
                 self._run(f"SET TRANSACTION SNAPSHOT {_literal(snapshot)}")
             # On a replica the log is only replayed: what was replayed by now holds all that the snapshot shows.
@@ -256,6 +255,13 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
             message = "the source ended a statement while it ran, as it does for a value that it cannot take"
             return CdcError(message, hint="see the server's log", code="source_value")
         return refused_row_security(self._table, found["role"]) if found["active"] else _translated(error)
+
+
+def _conninfo(url: URL) -> str:
+    """As libpq's keywords: in a URL it would take blanks in options for plus signs."""
+    given = {name: value if isinstance(value, str) else value[-1] for name, value in url.query.items()}
+    where = url.translate_connect_args(username="user", database="dbname")
+    return make_conninfo(**{**where, **given, "options": session_options(given.get("options", ""))})
 
 
 def _plain(array: pa.Array) -> pa.Array:

@@ -9,6 +9,28 @@ from connectors.protocol import MESSAGE_BYTES_MAX, ConnectorRequest
 
 HEARTBEAT_SECONDS = 1.0
 
+SPELLING = {
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "quote_all_identifiers": "off",
+    "client_encoding": "UTF8",
+    "standard_conforming_strings": "on",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
+}
+"""How values are spelled in our own sessions, whatever is set for the role and the database; the connector's driver sets some of it."""
+
+
+def session_options(given: str, *more: str) -> str:
+    """libpq's options: what source.url asks for, then what values hang on. A query that row level security would narrow has to fail: what
+    it does not show would count as not there."""
+    settings = [*(f"{name}={value}" for name, value in SPELLING.items()), "row_security=off", *more]
+    return " ".join([given, *(f"-c {one}" for one in settings)]).strip()
+
+
 SETTINGS = {
     "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
     "tasks.max": "1",
@@ -54,6 +76,8 @@ SETTINGS = {
     # The converter's default turns a NULL into the column's DEFAULT, without a trace.
     "key.converter.replace.null.with.default": "false",
     "value.converter.replace.null.with.default": "false",
+    # Else the role's or the database's own settings spell values for the connector, which reads intervals wrong then, without a word.
+    "driver.options": "-c IntervalStyle=postgres -c bytea_output=hex -c lc_monetary=C -c extra_float_digits=1 -c quote_all_identifiers=off",
 }
 """What every connector gets, so that values stay exact. ``connect.options`` may change any but PINNED."""
 
@@ -73,6 +97,7 @@ PINNED = {
     "event.converting.failure.handling.mode",
     "driver.stringtype",
     "unavailable.value.placeholder",
+    "driver.options",
     "key.converter.replace.null.with.default",
     "value.converter.replace.null.with.default",
 }

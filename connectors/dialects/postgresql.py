@@ -27,10 +27,11 @@ from cdc_service.core.types import TableId, TableSchema
 from connectors.dialects import _postgresql_catalog as sql
 from connectors.dialects import _postgresql_findings as findings_of
 from connectors.dialects import _postgresql_identity as identity
+from connectors.dialects import _postgresql_reading as reading
 from connectors.dialects import _postgresql_schema as learned
 from connectors.dialects import _postgresql_slot as slots
 from connectors.dialects._postgresql_catalog import column_alone, leave_out, pattern, qualified, quoted
-from connectors.dialects._postgresql_settings import PINNED, SETTINGS, keyless_settings, signal_settings
+from connectors.dialects._postgresql_settings import PINNED, SETTINGS, keyless_settings, session_options, signal_settings
 from connectors.dialects._postgresql_settle import settle
 from connectors.dialects._postgresql_statements import grants, publication_statements, signal_table
 from connectors.protocol import (
@@ -75,8 +76,7 @@ class PostgresDialect:
     def __init__(self, url: URL) -> None:
         self._url = url
         self._told: identity.Cache = {}
-        # A query that row level security would narrow has to fail: what it does not show would count as not there.
-        options = f"{url.query.get('options', '')} -c statement_timeout={STATEMENT_TIMEOUT_SECONDS * 1000} -c row_security=off"
+        options = session_options(str(url.query.get("options", "")), f"statement_timeout={STATEMENT_TIMEOUT_SECONDS * 1000}")
         self._engine = create_engine(
             url.set(drivername="postgresql+psycopg"),
             poolclass=NullPool,
@@ -160,24 +160,22 @@ class PostgresDialect:
                     hint=f"load the table anew: cdc resync {table}",
                     code="reread_failed",
                 )
-            nothing = "CAST(NULL AS text)"
-            forms = {name: nothing for name in columns if name not in types} | {
-                name: sql.event_text(types[name]["base"], types[name]["category"], f"t.{quoted(name)}", types[name]["type_schema"])
-                for name in columns
-                if name in types
-            }
-            statement = sql.reread(
-                qualified(table),
-                [(quoted(name), types[name]["type"]) for name in keys.column_names],
-                [forms[name] or nothing for name in columns],
-            )
+            forms = {name: reading.form(types.get(name), f"t.{sql.written(name)}") for name in columns}
+            key = [(sql.written(name), types[name]["type"]) for name in keys.column_names]
+            statement = sql.reread(sql.written(table.schema, table.name), key, [forms[name] for name in columns])
             values = {f"k{i}": sql.key_parameter(keys.column(i)) for i in range(keys.num_columns)}
             position = settle(connection, table)
             rows = [tuple(row) for row in connection.execute(text(statement), values)]
         arrays = [pa.array([row[2 + i] for row in rows], pa.string()) for i in range(len(columns))]
         found = pa.array([bool(row[1]) for row in rows], pa.bool_())
-        unreadable = tuple(name for name, form in forms.items() if form is None)
-        return Reread(pa.table(arrays, names=list(columns)), found, position, unreadable)
+        return reading.told(types, pa.table(arrays, names=list(columns)), found, position)
+
+    def misread(self, table: TableId, key: Sequence[str], rows: pa.Table) -> pa.Int8Array | None:
+        if not any(pa.types.is_date(field.type) for field in rows.schema):
+            return None
+        with self._connected() as connection:
+            types = {row["name"]: row for row in _rows(connection, sql.COLUMN_TYPES, schema=table.schema, table=table.name)}
+            return reading.misread(connection, table, types, key, rows)
 
     # -- whole tables, for reconciliation
 
@@ -269,15 +267,11 @@ class PostgresDialect:
             slot = _row(connection, sql.SLOT, slot=names.slot)
             published = _published(connection, names, facts["version_number"])
             unreadable = [findings_of.unreadable_type(row) for row in _rows(connection, sql.UNREADABLE_TYPES)]
-            asked = [
-                question
-                for table in tables
-                if table.readable and not table.row_security and (question := findings_of.old_dates(table)) is not None
-            ]
-            old = [finding for statement, finding in asked if _row(connection, statement)["found"]]
+            asked = [one for table in tables if table.readable and not table.row_security for one in findings_of.of_values(table)]
+            held = [finding for statement, finding in asked if _row(connection, statement)["found"]]
         findings = [*findings_of.server(facts, has_slot=slot["slot_name"] is not None), *findings_of.role_rights(facts, tables)]
         findings += [finding for table in tables for finding in findings_of.of_table(table, self.refusal(table))]
-        findings += old
+        findings += held
         findings += [refused for table in tables if (refused := self.snapshot_refusal(table.table)) is not None]
         findings += unreadable
         if slot["slot_name"] is not None:
@@ -576,6 +570,7 @@ def _table(row: RowMapping, found: Sequence[RowMapping]) -> SourceTable:
             *(c["name"], c["type"], c["nullable"], c["generated"], sql.hazard(c, name, full_identity=full)),
             carried=not sql.never_sent(c),
             json=sql.is_json(c),
+            base=sql.base_of(c),
         )
         for c in found
     )

@@ -209,6 +209,34 @@ def test_what_only_needs_knowing_is_said_and_fails_nothing(owner: Pipeline, stat
     assert said in next(f for f in found if f.name == "table public.a").message
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "said", "stops"),
+    [
+        ("day", "0001-12-31 BC", "dates before the year 1", False),
+        ("day", "1582-10-14", "dates before the year 1", False),
+        ("day", "0005-02-29 BC", "29 February before Christ (c): at a snapshot", True),
+        ("int[]", "{{1,2},{3,4}}", "more than one dimension", False),
+        ("numbers", "[0:1]={1,2}", "more than one dimension", False),
+        ("date[]", "{0001-02-29 BC}", "29 February before Christ in an array", True),
+        ("timestamptz[]", "{2000-01-01 00:00+00 BC}", "2200 BC to 1583 BC", False),
+        ("numeric[]", "{1,NaN}", "arrays with NaN", True),
+        ("pair[]", "{NULL}", "arrays with a NULL", True),
+        ("xid[]", "{NULL}", "arrays with a NULL", True),
+    ],
+)
+def test_values_that_the_connector_changes_or_stops_at_are_told(owner: Pipeline, column: str, value: str, said: str, stops: bool) -> None:
+    owner.execute("CREATE DOMAIN day AS date; CREATE DOMAIN numbers AS int[]; CREATE TYPE pair AS (a int, b int)")
+    owner.execute(f"ALTER TABLE a ALTER id TYPE bigint, ADD c {column}; ALTER TABLE a REPLICA IDENTITY FULL")
+    of_values = lambda: [f for f in findings(owner) if f.name == "table public.a" and "holds" in f.message]  # noqa: E731
+    harmless = {"day": "2020-01-01", "numbers": "{1,NULL}", "date[]": "{infinity,0001-01-01,NULL}", "numeric[]": "{1.5,NULL}"}
+    owner.execute(f"INSERT INTO a VALUES (2, 'x', '{harmless.get(column, '{}')}')")
+    assert of_values() == []
+    owner.execute(f"INSERT INTO a VALUES (3, 'x', '{value}')")
+    found = of_values()
+    assert found[-1].message.startswith("holds")
+    assert any(said in f.message and f.failed == stops and f.cure for f in found), found
+
+
 def test_a_name_that_a_snapshot_beside_the_stream_cannot_have_is_told(owner: Pipeline) -> None:
     owner.execute('CREATE TABLE "order items"(id int PRIMARY KEY)')
     found = findings(owner)

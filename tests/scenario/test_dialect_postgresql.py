@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,19 @@ COLUMNS = {
     "text[]": ('{a,"q\\"u","NULL",NULL}',),
     "jsonb[]": ('{"{\\"a\\": 1}"}',),
     "uuid[]": ("{6f1e2d3c-0000-4000-8000-000000000001}",),
+    "date[]": ("{2024-02-29,NULL}", "{9999-12-31}", "{}"),
+    "timestamp[]": ('{"2024-05-06 07:08:09.123456",infinity,-infinity,NULL}',),
+    "timestamptz[]": ('{"2024-05-06 07:08:09.123456+02",infinity,"10000-01-01 00:00+00"}',),
+    "numeric[]": ("{1.10,-1e30,NULL}",),
+    "bytea[]": ('{"\\\\x00ff",NULL}',),
+    "inet[]": ("{10.0.0.1/8,10.0.0.2,NULL}",),
+    "character(3)[]": ("{a,abc,NULL}",),
+    "timetz[]": ("{12:34:56+02,NULL}",),
+    "oid[]": ("{1,NULL}",),
+    "timetz": ("00:00:00+15:59", "24:00:00-15:59", "24:00:00+00", "12:34:56.789+02"),
+    "point": ("(1.5,-1e308)",),
+    "xid": ("4294967295",),
+    "pair": ('(1,"x, ""y""")',),
 }
 
 
@@ -78,6 +92,10 @@ def same(event: Any, text: str | None, source_type: str) -> bool:
     if source_type.endswith("[]") or source_type == "hstore":
         loaded = json.loads(text)
         return bool(loaded == (json.loads(event) if source_type == "hstore" else event))
+    if source_type == "point":
+        return bool(json.loads(text).items() <= event.items())
+    if source_type == "xid":  # Events carry the text as bytes.
+        return bool(base64.b64decode(event).decode() == text)
     if isinstance(event, bool):
         return text == str(event).lower()
     if source_type == "date":
@@ -89,6 +107,7 @@ def same(event: Any, text: str | None, source_type: str) -> bool:
 
 def test_values_read_again_are_as_events_carry_them(owner: Pipeline) -> None:
     owner.execute("CREATE EXTENSION hstore; CREATE EXTENSION citext; CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN dtext AS text")
+    owner.execute("CREATE TYPE pair AS (a int, b text)")
     columns = ", ".join(f"c{i} {type_}" for i, type_ in enumerate(COLUMNS))
     owner.execute(f"CREATE TABLE a(id int PRIMARY KEY, {columns}); ALTER TABLE a REPLICA IDENTITY FULL")
     rows = max(len(values) for values in COLUMNS.values())
@@ -117,10 +136,10 @@ def test_values_read_again_are_as_events_carry_them(owner: Pipeline) -> None:
 
 
 def test_what_text_cannot_give_is_named_and_not_made_up(owner: Pipeline) -> None:
-    owner.execute("CREATE TABLE a(id int PRIMARY KEY, p point, i bit(3), v text); INSERT INTO a VALUES (1, '(1,2)', '101', 'x')")
+    owner.execute("CREATE TABLE a(id int PRIMARY KEY, p box, i bit(3), v text); INSERT INTO a VALUES (1, '(1,2),(0,0)', '101', 'x')")
     again = owner.dialect.reread(A, pa.table({"id": pa.array([1], pa.int32())}), ["p", "i", "v"])
-    assert again.unreadable == ("p", "i")
-    assert again.rows.to_pylist() == [{"p": None, "i": None, "v": "x"}]
+    assert again.unreadable == ("p",)
+    assert again.rows.to_pylist() == [{"p": None, "i": "101", "v": "x"}]
 
 
 KEYS = {
@@ -172,7 +191,7 @@ def test_rows_are_found_by_keys_of_every_type(owner: Pipeline, type_: str) -> No
         ("ALTER TABLE a ADD c uuid DEFAULT gen_random_uuid(); ALTER TABLE a ALTER c DROP DEFAULT", UNKNOWN_FILL),
         ("TRUNCATE a; INSERT INTO a VALUES (1); ALTER TABLE a ADD c int", Fill(True, None)),
         ("ALTER TABLE a ADD c date DEFAULT 'infinity'", Fill(True, "-2147472692")),
-        ("ALTER TABLE a ADD c point DEFAULT '(1,2)'", UNKNOWN_FILL),
+        ("ALTER TABLE a ADD c box DEFAULT '(1,2),(0,0)'", UNKNOWN_FILL),
     ],
 )
 def test_the_fill_of_an_added_column_is_what_old_rows_hold(owner: Pipeline, statements: str, fill: Fill) -> None:

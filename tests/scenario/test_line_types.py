@@ -43,7 +43,6 @@ PARKED: Mapping[str, set[int]] = {
     "t_time": {2},  # 294276 AD does not fit microseconds since 1970
     "t_bin": {1, 2, 4, 5},  # bit varying comes without its length
     "t_arr": {1, 2, 4},  # time[] is cut to milliseconds
-    "x_arr": {4},  # infinite and old dates in arrays are wrong
     "t_arr_nd": {1},  # arrays of two dimensions
 }
 """The rows that cannot be exact, by id; those of the stream have 100 more."""
@@ -113,7 +112,7 @@ def compare(pipeline: Line, names: list[str], kind: type[Any], *, in_snapshot: b
             for id_, row in held.items():
                 for column in schema.names:
                     fixture = name.replace("x_", "t_")
-                    if known_wrong("torture", fixture, column, (id_,), in_snapshot and id_ < 100) and column not in ("m", "lt", "cm", "p"):
+                    if known_wrong("torture", fixture, column, (id_,), in_snapshot=False) and column not in ("m", "lt", "cm", "p"):
                         continue
                     compared += 1
                     if not agrees(wanted[id_][column], row[column], schema, column):
@@ -143,4 +142,5 @@ def assert_parked(pipeline: Line, *, rounds: int) -> None:
     times = Counter((table, int(re.sub(r"\D", "", key))) for table, key, *_ in found)
     assert times == {(f"public.{name}", id_ + more): rounds for name, ids in PARKED.items() for id_ in ids for more in (0, 100)}
     assert all(message and not empty and state == "parked" for _, _, _, message, empty, state in found)
-    assert Counter(stage for _, _, stage, *_ in found)["decode"] >= sum(len(ids) * 2 for ids in PARKED.values())
+    decoded = [ids for name, ids in PARKED.items() if name != "t_arr_nd"]  # Those are read again first.
+    assert Counter(stage for _, _, stage, *_ in found)["decode"] >= sum(len(ids) * 2 for ids in decoded)

@@ -247,9 +247,10 @@ def test_the_first_parked_record_of_a_key_holds_back_from_there_on() -> None:
 def test_a_record_that_a_merge_could_not_complete_leaves_with_the_reason() -> None:
     values, keys = pa.array(["a", "b", "\x00"]), [1, 1, 2]
     batch, raw = batch_and_raw(TEXT, values, keys)
-    found, _ = screen(raw, batch, Bounds(nul_in_text=False), nothing_parked(), {(3, 100): "gone", (3, 102): "gone too", (9, 101): "no"})
+    refused = {(3, 100): ("unsent_unreadable", "gone"), (3, 102): ("array_dimensions", "no list"), (9, 101): ("no", "no")}
+    found, _ = screen(raw, batch, Bounds(nul_in_text=False), nothing_parked(), refused)
     assert [(r.offset, r.code, r.message) for r in found.rejected] == [
-        (100, "unsent_unreadable", "gone"), (102, "unsent_unreadable", "gone too"),
+        (100, "unsent_unreadable", "gone"), (102, "array_dimensions", "no list"),
         (101, "behind_parked", "an earlier record of this key is parked"),
     ]  # fmt: skip
     batch, raw = batch_and_raw(TEXT, pa.array(["\x00"]), None)

@@ -427,14 +427,47 @@ def wire(column: Col) -> Wire:
             [1, 3],
         ),
         (text("t", "TIME", "io.debezium.time.IsoTime"), ["00:00:01.5Z", "24:00:00Z", "1Z"], [1_500_000, None, None], [1, 2]),
-        (listed("a", "int32", "_DATE", "io.debezium.time.Date"), [[0, None], [-141418], None, []], [[0, None], None, None, []], [1]),
-        (listed("a", "string", "_TEXT"), [["[Ljava.lang.String;@25bae3a6"], ["a@b", None]], [None, ["a@b", None]], [0]),
+        (
+            listed("a", "int32", "_DATE", "io.debezium.time.Date"),
+            [[0, None], [-622191234, -625821272], None, []],
+            [[0, None], [INFINITY[Kind.DATE], -INFINITY[Kind.DATE]], None, []],
+            [],
+        ),
     ],
 )
 def test_values_are_exact_or_refused(column: Col, values: list[Any], expected: list[Any], bad: list[int]) -> None:
     assert told(wire(column), values) == (expected, bad)
     # A value's fate does not hang on its neighbours.
     assert [told(wire(column), [value])[0][0] for value in values] == expected
+
+
+DAYS = listed("a", "int32", "_DATE", "io.debezium.time.Date")
+MICROS = listed("a", "int64", "_TIMESTAMP", "io.debezium.time.MicroTimestamp")
+INSTANTS = listed("a", "string", "_TIMESTAMPTZ", "io.debezium.time.ZonedTimestamp")
+
+
+@pytest.mark.parametrize(
+    ("column", "sure", "doubtful"),
+    [
+        # Of a day before Christ the connector makes the same day of the year with that number.
+        (DAYS, [0, -141417, 84005, 1002590, 2145042905, -622191234, -625821272], [-141418, -719162, 84006, 1002589, 2145042906]),
+        (MICROS, [0, 2**60, 9223372036825200000, -9223372036832400000], [-12218428800000001, -(2**62), 9223372036854775807]),
+        (
+            INSTANTS,
+            ["1582-10-25T00:00:00Z", "2199-12-31T23:59:59Z", "+10000-01-01T00:00:00Z", "infinity"],
+            ["1582-10-24T23:59:59Z", "0044-03-15T00:00:00Z", "4713-01-01T00:00:00Z", "+292269055-12-02T23:00:00.000000Z"],
+        ),
+        (listed("a", "string", "_TEXT"), ["", "a@b", "[x]@1"], ["[Ljava.lang.String;@25bae3a6"]),
+    ],
+)
+def test_elements_that_the_connector_may_have_changed_are_doubtful(column: Col, sure: list[Any], doubtful: list[Any]) -> None:
+    for element, told_apart in [*((e, False) for e in sure), *((e, True) for e in doubtful)]:
+        lists = [[element], [sure[0], element, None], [sure[0]], [None, None], [], None]
+        done = convert(wire(column), pa.array(lists, wire(column).read))
+        assert done.bad is None, element
+        # Nothing but NULLs is what the connector makes of arrays of two dimensions.
+        assert done.doubtful is not None
+        assert done.doubtful.tolist() == [told_apart, told_apart, False, True, False, False], element
 
 
 @pytest.mark.parametrize(

@@ -35,22 +35,23 @@ REJECTED = {
     ("toast", "d"): {"inexact_value": 4, "null_or_unsent": 6},
     ("toast", "f"): {"inexact_value": 10},
     ("torture", "t_bin"): {"inexact_value": 8},
-    # time[] is cut to milliseconds, old and infinite dates in arrays are wrong.
+    # time[] is cut to milliseconds.
     ("torture", "t_arr"): {"inexact_value": 6},
-    # Arrays of two dimensions arrive as the name of a Java object.
-    ("torture", "t_arr_nd"): {"inexact_value": 2},
     # NaN in numeric(38,10); 294276 AD does not fit 64 bits of microseconds since 1970.
     ("torture", "t_num"): {"inexact_value": 2},
     ("torture", "t_time"): {"inexact_value": 2},
 }
-REJECTED_WITHOUT = {("torture", "t_arr"): {"inexact_value": 2}} | {key: codes for key, codes in REJECTED.items() if key not in INEXACT}
+DOUBTFUL = {("torture", "t_arr_nd"): {1, 101}}
+"""Rows with arrays of two dimensions, which arrive as NULLs or as names of Java objects: they are read again at the source."""
+DOUBTFUL_WITHOUT = {**DOUBTFUL, ("torture", "t_arr"): {4, 104}}
+"""Of old dates in arrays the connector makes others."""
+REJECTED_WITHOUT = {key: codes for key, codes in REJECTED.items() if key not in INEXACT}
 WRONG_IN_THE_EVENT = {
     # In a snapshot, dates before Christ lose it and October 1582 moves; in arrays, and for time zones of times, the connector loses more.
     ("torture", "t_time", "d", "snapshot"): {1, 8, 9},
-    ("torture", "t_arr_nd", "i4", "any"): {1, 101, 2, 102},
+    # Their lower bounds are 0 and 2.
+    ("torture", "t_arr_nd", "i4", "any"): {2, 102},
     ("torture", "t_arr_nd", "t", "any"): {2, 102},
-    ("torture", "t_arr_nd", "n", "any"): {1, 101},
-    ("torture", "t_arr_nd", "u", "any"): {1, 101},
     ("torture", "t_arr2", "m", "any"): {2, 102},
     ("torture", "t_arr2", "lt", "any"): {2, 102},
     ("torture", "t_arr2", "cm", "any"): {2, 102},
@@ -171,7 +172,9 @@ def test_recorded_events_make_the_table_that_the_source_held(case: str, whole: b
         if name not in expected or not batches[0].schema.key:
             continue
         table, schemas, snapshot = replay(batches)
-        parked = {one.key_text for batch in batches for one in batch.rejected}
+        unsure = {key for batch in batches for key in _doubtful(batch)}
+        assert unsure == (DOUBTFUL if whole else DOUBTFUL_WITHOUT).get((case, name), set())
+        parked = {one.key_text for batch in batches for one in batch.rejected} | {f'["{key}"]' for key in unsure}
         last = max(batches, key=lambda batch: max([*batch.meta.column("record").to_pylist(), -(2**63)])).schema
         wanted = {}
         for row in expected[name]:
@@ -187,6 +190,10 @@ def test_recorded_events_make_the_table_that_the_source_held(case: str, whole: b
                         differences.append((topic, key, column, text, table[key][column]))
     assert differences == []
     assert compared > 0 or (case == "toast" and whole)
+
+
+def _doubtful(batch: ChangeBatch) -> set[Any]:
+    return set() if batch.doubtful is None else set(batch.data.column("id").filter(batch.doubtful).to_pylist())
 
 
 def without(records: Iterable[dict[str, Any]], columns: set[str]) -> list[dict[str, Any]]:
