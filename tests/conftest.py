@@ -27,10 +27,7 @@ for name in [n for n in os.environ if n in ("CDC_CONFIG", "CDC_PASSWORD", "CDC_D
     del os.environ[name]
 
 
-LONGEST_FIRST = ("fault", "scenario", "simulation", "property", "conformance")
-
-
-LONGEST_FIRST = ("fault", "scenario", "simulation", "property", "conformance")
+LONGEST_FIRST = ("fault", "identity", "scenario", "simulation", "property", "conformance")
 
 
 @dataclass(frozen=True, slots=True)

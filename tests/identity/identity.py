@@ -57,13 +57,14 @@ def play(stack: Stack, destination: str, sequences: Many[Sequence], *, limit_sec
 
 def explore(
     stack: Stack, destination: str, *, sequences: int, seed: int, first: int = 0, tables: int, limit_seconds: float,
-    only: tuple[str, ...] = (), weather: tuple[str, ...] = (), told: Callable[[Totals, Many[Result]], None] = lambda *_: None,
+    only: tuple[str, ...] = (), alone: bool = False, weather: tuple[str, ...] = (),
+    told: Callable[[Totals, Many[Result]], None] = lambda *_: None,
 ) -> Totals:  # fmt: skip
     """Rounds of ``tables`` sequences each until there were so many."""
     totals = Totals()
     for number in range(first, first + sequences, tables):
         over = weather or weather_of(seed, number // tables)
-        made = [generate(seed, n, over, only=only) for n in range(number, min(number + tables, first + sequences))]
+        made = [generate(seed, n, over, only=only, alone=alone) for n in range(number, min(number + tables, first + sequences))]
         results = play(stack, destination, made, limit_seconds=limit_seconds, seed=f"{seed}/{number}")
         totals.add(results)
         told(totals, results)
@@ -120,6 +121,9 @@ def main(arguments: Many[str] | None = None) -> int:
     parser.add_argument("--limit", type=float, default=90.0, help="seconds in which a table has to be complete once nothing moves")
     parser.add_argument("--shrink", type=float, default=300.0, help="seconds for shrinking, in all")
     parser.add_argument("--only", action="append", default=[], metavar="KIND", help="of the schema's changes; may be given several times")
+    parser.add_argument(
+        "--alone", action="store_true", help="each sequence has one kind of change of the schema: what is found is of that kind"
+    )
     parser.add_argument("--weather", action="append", default=[], metavar="NAME", help="of each phase, instead of drawing it")
     parser.add_argument("--replay", help="a file with one sequence, or its text")
     options = parser.parse_args(arguments)
@@ -145,7 +149,7 @@ def main(arguments: Many[str] | None = None) -> int:
         else:
             totals = explore(
                 stack, options.destination, sequences=options.sequences, seed=options.seed, first=options.first, tables=options.tables,
-                limit_seconds=options.limit, only=tuple(options.only), weather=tuple(options.weather), told=told,
+                limit_seconds=options.limit, only=tuple(options.only), alone=options.alone, weather=tuple(options.weather), told=told,
             )  # fmt: skip
             deadline = time.monotonic() + options.shrink
             for one in sorted(totals.found, key=lambda each: len(each.sequence.steps)):

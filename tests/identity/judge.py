@@ -90,14 +90,16 @@ def _wrong(after: Sequence[Record], claim: Claim, *, whole: bool) -> list[str]:
     if due.rows is None:
         return ["there is no such table at the source"]
     found: list[str] = []
-    here, twice = claim.by(due.key)
-    found += [f"key {key}: more than one row" for key in twice[:2]]
     keys = {key for record in after for key in _held(record, whole)}
-    if not set(due.key) <= claim.columns and claim.rows:
+    under = {record.key: claim.by(record.key) for record in after}
+    if claim.rows and not any(here for here, _ in under.values()):
         found.append(f"no column {', '.join(sorted(set(due.key) - claim.columns))}, which is the key")
-    for key in sorted(keys | here.keys(), key=str):
-        if not any(_same(claim.by(record.key)[0].get(key), _held(record, whole).get(key)) for record in after):
-            found.append(f"key {', '.join(map(str, key))}: {_told(here.get(key), _held(due, whole).get(key))}")
+    for here, twice in under.values():
+        keys |= here.keys()
+        found += [f"key {', '.join(map(str, key))}: more than one row" for key in twice[:2]]
+    for key in sorted(keys, key=str):
+        if not any(_same(under[record.key][0].get(key), _held(record, whole).get(key)) for record in after):
+            found.append(f"key {', '.join(map(str, key))}: {_told(under[due.key][0].get(key), _held(due, whole).get(key))}")
     return found[:5] + ([f"and {len(found) - 5} more"] if len(found) > 5 else [])
 
 

@@ -103,9 +103,9 @@ def kinds_of(shape: str) -> list[str]:
     return [*COMMON, *(PARTITIONED if shape == "partitioned" else PLAIN)]
 
 
-def generate(seed: int, number: int, weather: tuple[str, ...], *, only: tuple[str, ...] = ()) -> Sequence:
+def generate(seed: int, number: int, weather: tuple[str, ...], *, only: tuple[str, ...] = (), alone: bool = False) -> Sequence:
     """Sequence ``number`` of a seed. Consecutive numbers take consecutive kinds as their first change of the schema, so that every kind
-    has its turn; what else happens is drawn. ``only`` restricts the kinds."""
+    has its turn; what else happens is drawn. ``only`` restricts the kinds; ``alone`` leaves each sequence its first kind and rows."""
     dice = Random(f"identity/{seed}/{number}")
     turns = [(shape, kind) for shape in SHAPES for kind in kinds_of(shape) if not only or kind in only]
     if not turns:
@@ -113,14 +113,14 @@ def generate(seed: int, number: int, weather: tuple[str, ...], *, only: tuple[st
     turns.sort(key=lambda turn: Random(f"turn/{seed}/{turn}").random())
     shape, first = turns[number % len(turns)]
     kinds = [kind for kind in kinds_of(shape) if not only or kind in only]
-    sobriety = dice.choice((0.15, 0.3, 0.5))
+    share = 0.0 if alone else dice.choice((0.0, 0.15, 0.3, 0.5))
     phases = []
     for at, name in enumerate(weather):
         steps: list[Step] = []
         for _ in range(dice.randrange(4, 12)):
-            kind = dice.choice(kinds) if dice.random() < sobriety else dice.choices(list(ROWS), [weight for weight, _ in ROWS.values()])[0]
+            kind = dice.choice(kinds) if dice.random() < share else dice.choices(list(ROWS), [weight for weight, _ in ROWS.values()])[0]
             steps.append(Step(kind, dice.randrange(10**6)))
-        if at == 0:
+        if at == 0 or alone:
             steps.insert(dice.randrange(len(steps)), Step(first, dice.randrange(10**6)))
         phases.append(Phase(name, tuple(_held_together(steps, dice))))
     return Sequence(shape, dice.randrange(10**6), tuple(phases))
