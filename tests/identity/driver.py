@@ -135,8 +135,8 @@ class Driver:
                     return None
                 self._run("SAVEPOINT one")
                 self._run(statement)
-                self._run("RELEASE SAVEPOINT one")
                 rows, only, key = self._content()
+                self._run("RELEASE SAVEPOINT one")
                 self._inside.append(Record(None, key, rows, only))
                 return None
             except psycopg.Error as error:

@@ -99,7 +99,8 @@ def _wrong(after: Sequence[Record], claim: Claim, *, whole: bool) -> list[str]:
         found += [f"key {', '.join(map(str, key))}: more than one row" for key in twice[:2]]
     for key in sorted(keys, key=str):
         if not any(_same(under[record.key][0].get(key), _held(record, whole).get(key)) for record in after):
-            found.append(f"key {', '.join(map(str, key))}: {_told(under[due.key][0].get(key), _held(due, whole).get(key))}")
+            told = [_told(under[record.key][0].get(key), _held(record, whole).get(key)) for record in after]
+            found.append(f"key {', '.join(map(str, key))}: {min(told)[1]}")
     return found[:5] + ([f"and {len(found) - 5} more"] if len(found) > 5 else [])
 
 
@@ -109,18 +110,17 @@ def _same(target: Row | None, source: Row | None) -> bool:
     return all(name in target and target[name] == value for name, value in source.items())
 
 
-def _told(target: Row | None, source: Row | None) -> str:
-    if target is None:
-        return "missing" if source is not None else "absent, as it was only before"
-    if source is None:
-        return "extra"
+def _told(target: Row | None, source: Row | None) -> tuple[int, str]:
+    """How far off it is, and what differs."""
+    if target is None or source is None:
+        return 1_000, "missing" if target is None else "extra"
     parts = []
     for name, value in source.items():
         if name not in target:
             parts.append(f"no column {name}")
         elif target[name] != value:
             parts.append(f"{name} is {_short(target[name])} instead of {_short(value)}")
-    return ", ".join(parts) or "as it was only before"
+    return len(parts), ", ".join(parts)
 
 
 def _short(value: str | None) -> str:

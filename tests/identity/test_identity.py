@@ -1,4 +1,4 @@
-"""A small share of `make identity` (tests.identity.identity) for each destination. CDC_TEST_LOAD asks for more, CDC_TEST_SEEDS for others."""
+"""A small share of `make identity` for each destination. CDC_TEST_LOAD asks for more, CDC_TEST_SEEDS for others."""
 
 from __future__ import annotations
 
