@@ -167,11 +167,12 @@ class Guard:
         """One more process that has to go with us, and its children."""
         self._tell(f"{pid} {birth(pid)}\n")
 
-    def release(self) -> None:
-        """Nothing is left to be guarded; returns when the guard has ended."""
-        self._tell("released\n")
+    def end(self, *, released: bool = False) -> None:
+        """Returns when the guard has done its work, now and not when we go; or, released, when it has left everything as it is."""
+        if released:
+            self._tell("released\n")
         self._process.stdin.close()  # type: ignore[union-attr]
-        self._process.wait(30)
+        self._process.wait(60)
 
     def _tell(self, line: str) -> None:
         with contextlib.suppress(BrokenPipeError):  # Somebody killed the guard: it was there for the worst case only.

@@ -214,17 +214,18 @@ class Stack:
             yield
         finally:
             self.stop(chosen, remove=remove)
-            self.unguard()
+            self.unguard(released=False)
 
     def guard(self, components: Iterable[str] = ORDER, *, remove: bool = False) -> None:
         """From now on, and until `unguard`, the components are stopped when this process is gone, however it went."""
         verb = ["guard", *components, "--dir", str(self.dir), *(["--remove"] if remove else [])]
         self._guard = Guard([sys.executable, "-m", "deploy.local.stack", *verb], Path(__file__).parents[2])
 
-    def unguard(self) -> None:
-        if self._guard is not None:
-            self._guard.release()
-            self._guard = None
+    def unguard(self, *, released: bool = True) -> None:
+        """What runs is left alone; not ``released``, it ends now."""
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.end(released=released)
 
     def guard_process(self, pid: int) -> None:
         """Where there is a guard: this process, which works on the stack, is killed with it."""

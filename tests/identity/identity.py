@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deploy.local.stack import Stack
+from deploy.local.stack import ORDER, Stack
 from tests.identity.rounds import Result, Round
 from tests.identity.sequence import Sequence, Step, generate, weather_of
 from tests.identity.shrink import smallest
@@ -139,7 +139,7 @@ def main(arguments: Many[str] | None = None) -> int:
             f"{time.monotonic() - began:6.0f} s  {totals.sequences} sequences, {totals.claims} claims, {len(totals.found)} violations"
         )
 
-    try:
+    with stack.guarded([] if given else ORDER, remove=not given):
         stack.start()
         if options.replay:
             text = options.replay if "\n" in options.replay else Path(options.replay).read_text(encoding="utf-8")
@@ -156,9 +156,6 @@ def main(arguments: Many[str] | None = None) -> int:
                 if time.monotonic() < deadline:
                     short = shrunk(stack, options.destination, one, limit_seconds=options.limit, deadline=deadline)
                     result.print(f"VIOLATION {short.violation}\n{short.text()}", markup=False, highlight=False, soft_wrap=True)
-    finally:
-        if given is None:
-            stack.stop(remove=True)
     show(totals, result)
     print(f"sequences={totals.sequences} claims={totals.claims} violations={len(totals.found)} seconds={time.monotonic() - began:.0f}")
     return 1 if totals.found else 0
