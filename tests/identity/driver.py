@@ -44,6 +44,7 @@ class Driver:
             "SET lock_timeout = '10s'; SET statement_timeout = '60s'; SET timezone = 'UTC'; SET client_min_messages = error"
         )
         self._inside: list[Record] | None = None
+        self._key: tuple[str, ...] = ()
 
     def close(self) -> None:
         self._connection.close()
@@ -174,7 +175,7 @@ class Driver:
         shape = self._shape()
         if shape is None:
             return None, None, ()
-        key = shape.key or self.records[-1].key
+        key = self._key = shape.key or self._key
         whole = self._rows(shape, key, "")
         inherits = any("_child" in name for name in shape.beside)
         return whole, self._rows(shape, key, "ONLY") if inherits else None, key

@@ -89,6 +89,7 @@ def _wrong(after: Sequence[Record], claim: Claim, *, whole: bool) -> list[str]:
     due = after[0]
     if due.rows is None:
         return ["there is no such table at the source"]
+    after = [record for record in after if record.rows is not None]
     found: list[str] = []
     keys = {key for record in after for key in _held(record, whole)}
     under = {record.key: claim.by(record.key) for record in after}

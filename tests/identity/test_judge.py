@@ -118,6 +118,8 @@ def test_a_table_that_is_gone_is_not_complete() -> None:
     history = (record(10, row(1, n="1")), Record(20), record(30, row(1, n="1")))
     assert judge(history, claim(20, row(1, n="1"))) == ["there is no such table at the source"]
     assert judge(history, claim(30, row(1, n="1"))) == []
+    assert judge(history, claim(10, row(1, n="1"))) == []
+    assert judge(history, claim(10, columns="id n")) == ["key 1: missing"]
 
 
 def test_rows_of_inheriting_tables_are_all_there_or_none_is() -> None:
