@@ -39,7 +39,7 @@ class Driver:
         self.done: list[list[str]] = [[] for _ in sequence.phases]
         self.ran: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
-        self._connection = psycopg.connect(url, autocommit=True)
+        self._connection = psycopg.connect(url, autocommit=True, prepare_threshold=None)  # The columns change under a plan.
         self._connection.execute(
             "SET lock_timeout = '10s'; SET statement_timeout = '60s'; SET timezone = 'UTC'; SET client_min_messages = error"
         )

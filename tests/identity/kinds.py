@@ -37,9 +37,14 @@ def pick(shape: Shape, dice: Random, *bases: str) -> Column | None:
 # ---- rows ------------------------------------------------------------------
 
 
+def _free(s: Shape) -> list[int]:
+    """Keys that no row has, and that have a partition where they need one."""
+    there = {_number(name) for name in s.partitions}
+    return [n for n in range(1, IDS) if n not in s.ids and (not there or n // PARTITION in there)]
+
+
 def insert(s: Shape, dice: Random) -> list[str]:
-    free = sorted(set(range(1, IDS)) - set(s.ids))
-    made = []
+    free, made = _free(s), []
     for id_ in dice.sample(free, min(len(free), dice.randrange(1, 4))):
         columns = [c for c in s.columns if not c.generated and c.name != s.key[0] and (not c.default or dice.random() < 0.6)]
         names = ", ".join(q(name) for name in (s.key[0], *(c.name for c in columns)))
@@ -62,7 +67,7 @@ def delete(s: Shape, dice: Random) -> list[str]:
 
 
 def rekey(s: Shape, dice: Random) -> list[str]:
-    free = sorted(set(range(1, IDS)) - set(s.ids))
+    free = _free(s)
     if not s.ids or not free:
         return []
     return [f"UPDATE {s.table} SET {q(s.key[0])} = {dice.choice(free)} WHERE {q(s.key[0])} = {dice.choice(s.ids)}"]
@@ -298,7 +303,9 @@ def child(s: Shape, dice: Random) -> list[str]:
 def child_rows(s: Shape, dice: Random) -> list[str]:
     found = [name for name in s.beside if "_child" in name]
     column = pick(s, dice, "int4")
-    if not found or column is None or not s.key:
+    if not found:
+        return child(s, dice)
+    if column is None or not s.key:
         return []
     name = dice.choice(found)
     return [f"UPDATE {name} SET {q(column.name)} = {literal(column, dice)} WHERE {q(s.key[0])} % 3 = 0"]
@@ -306,7 +313,9 @@ def child_rows(s: Shape, dice: Random) -> list[str]:
 
 def child_off(s: Shape, dice: Random) -> list[str]:
     found = [name for name in s.beside if "_child" in name]
-    return [f"ALTER TABLE {dice.choice(found)} {dice.choice(('NO INHERIT', 'INHERIT'))} {s.table}"] if found else []
+    if not found:
+        return child(s, dice)
+    return [f"ALTER TABLE {dice.choice(found)} {dice.choice(('NO INHERIT', 'INHERIT'))} {s.table}"]
 
 
 def _bounds(number: int) -> str:

@@ -106,9 +106,8 @@ class Observer:
         warehouse = self.line.warehouse
         if isinstance(warehouse, PostgreSqlDatabase):
             if self._warehouse is None or self._warehouse.broken:
-                self._warehouse = psycopg.connect(
-                    warehouse.url.replace("${CDC_PASSWORD}", self.line.stack.password("cdc")), autocommit=True
-                )
+                url = warehouse.url.replace("${CDC_PASSWORD}", self.line.stack.password("cdc"))
+                self._warehouse = psycopg.connect(url, autocommit=True, prepare_threshold=None)  # The columns change under a plan.
                 self._warehouse.execute("SET timezone = 'UTC'")
             cursor = self._warehouse.execute(statement.encode())
             names = [column.name for column in cursor.description or []]

@@ -100,7 +100,8 @@ def _plain(column: Column, dice: Random) -> str:
     if column.base == "numeric":
         return f"{number / 100 + dice.randrange(100) / 10_000:.4f}"
     if column.base == "varchar":
-        return f"'v{number % 100}'"
+        most = column.type.partition("(")[2].rstrip(")")
+        return f"'{f'v{number % 100}'[: int(most or 9)]}'"
     if column.base == "text":
         return f"'{dice.getrandbits(WIDE * 4):0{WIDE}x}'" if dice.random() < 0.1 else f"'text {number}'"
     if column.base == "timestamptz":
