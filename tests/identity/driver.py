@@ -100,7 +100,7 @@ class Driver:
 
     def _change(self, step: Step, dice: Random, told: list[str]) -> None:
         shape = self._shape()
-        statements = [] if shape is None else ALL[step.kind](shape, dice)
+        statements = [] if shape is None or not shape.key else ALL[step.kind](shape, dice)
         if not statements:
             self.refused[step.kind] += 1
             return

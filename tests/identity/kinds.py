@@ -1,6 +1,7 @@
 """What one step does to a table: the statements of each kind, made for the shape that the table has at that moment.
 
-Pure: (shape, dice) -> statements. No statement means that the kind has nothing to do there; one that PostgreSQL refuses counts as not done.
+Pure: (shape, dice) -> statements, for a shape that has a key. No statement means that the kind has nothing to do there; one that PostgreSQL
+refuses counts as not done.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def rename(s: Shape, dice: Random) -> list[str]:
 
 
 def rename_key(s: Shape, dice: Random) -> list[str]:
-    return [f"ALTER TABLE {s.table} RENAME {q(s.key[0])} TO {fresh(s, dice, 'id')}"] if s.key else []
+    return [f"ALTER TABLE {s.table} RENAME {q(s.key[0])} TO {fresh(s, dice, 'id')}"]
 
 
 def rename_and_add(s: Shape, dice: Random) -> list[str]:
@@ -145,10 +146,8 @@ def other_key(s: Shape, dice: Random) -> list[str]:
     column = next((c for c in s.plain("int4") if c.not_null), None)
     if column is None or s.partitions:
         return []
-    return [
-        f"ALTER TABLE {s.table} DROP CONSTRAINT {s.table}_pkey",
-        f"ALTER TABLE {s.table} ADD CONSTRAINT {s.table}_pkey PRIMARY KEY ({q(column.name)})",
-    ]
+    key = f"{s.table}_pkey"
+    return [f"ALTER TABLE {s.table} DROP CONSTRAINT {key}, ADD CONSTRAINT {key} PRIMARY KEY ({q(column.name)})"]
 
 
 # ---- types of our own ------------------------------------------------------
@@ -199,7 +198,7 @@ def _same(*statements: str) -> Kind:
 
     def run(s: Shape, dice: Random) -> list[str]:
         told = dice.choice(statements)
-        return [told.format(t=s.table, k=q(s.key[0]) if s.key else "id", n=dice.randrange(1000), p=s.publication)]
+        return [told.format(t=s.table, k=q(s.key[0]), n=dice.randrange(1000), p=s.publication)]
 
     return run
 
@@ -211,7 +210,7 @@ def _published(*actions: str) -> Kind:
     """Each action with ``{t}`` and ``{k}``, in this order."""
 
     def run(s: Shape, dice: Random) -> list[str]:
-        key = q(s.key[0]) if s.key else "id"
+        key = q(s.key[0])
         return [f"ALTER PUBLICATION {s.publication} {action.format(t=s.table, k=key, n=dice.randrange(IDS))}" for action in actions]
 
     return run
@@ -233,7 +232,7 @@ def log_again(s: Shape, dice: Random) -> list[str]:
 
 def row_security(s: Shape, dice: Random) -> list[str]:
     on = f"ALTER TABLE {s.table} ENABLE ROW LEVEL SECURITY"
-    policy = f"CREATE POLICY some ON {s.table} USING ({q(s.key[0])} % 2 = 0)" if s.key else ""
+    policy = f"CREATE POLICY some ON {s.table} USING ({q(s.key[0])} % 2 = 0)"
     forced = f"ALTER TABLE {s.table} FORCE ROW LEVEL SECURITY"
     return dice.choice(([on], [on, policy], [policy, on, forced], [forced]))
 
@@ -252,7 +251,7 @@ def swap_table(s: Shape, dice: Random) -> list[str]:
         return []
     new, old = f"{s.table}_new{dice.randrange(1000)}", f"{s.table}_old{dice.randrange(1000)}"
     return [
-        *_copied(s, new, f"WHERE {q(s.key[0])} % 5 <> 0" if s.key else ""),
+        *_copied(s, new, f"WHERE {q(s.key[0])} % 5 <> 0"),
         f"ALTER TABLE {s.table} RENAME TO {old}",
         f"ALTER TABLE {new} RENAME TO {s.table}",
     ]
@@ -263,7 +262,7 @@ def recreate(s: Shape, dice: Random) -> list[str]:
         return []
     kept = f"{s.table}_kept{dice.randrange(1000)}"
     return [
-        *_copied(s, kept, f"WHERE {q(s.key[0])} % 3 <> 0" if s.key else ""),
+        *_copied(s, kept, f"WHERE {q(s.key[0])} % 3 <> 0"),
         f"DROP TABLE {s.table} CASCADE",
         f"ALTER TABLE {kept} RENAME TO {s.table}",
     ]
@@ -290,7 +289,7 @@ def child(s: Shape, dice: Random) -> list[str]:
     """A table with rows becomes a child."""
     if s.partitions:
         return []
-    name, key = f"{s.table}_child{dice.randrange(1000)}", q(s.key[0]) if s.key else "id"
+    name, key = f"{s.table}_child{dice.randrange(1000)}", q(s.key[0])
     names = ", ".join(q(c.name) for c in s.columns if not c.generated and c.name not in s.key)
     shifted = ", ".join((f"{key} + {CHILD_IDS}", names)) if names else f"{key} + {CHILD_IDS}"
     listed = f"{key}, {names}" if names else key
@@ -305,7 +304,7 @@ def child_rows(s: Shape, dice: Random) -> list[str]:
     column = pick(s, dice, "int4")
     if not found:
         return child(s, dice)
-    if column is None or not s.key:
+    if column is None:
         return []
     name = dice.choice(found)
     return [f"UPDATE {name} SET {q(column.name)} = {literal(column, dice)} WHERE {q(s.key[0])} % 3 = 0"]
