@@ -192,6 +192,7 @@ class Round:
         waiting = {name: _Waiting(fence, began + self.limit_seconds) for name in self._live()}
         registered_at = began
         while waiting:
+            turn = time.monotonic()
             for name in list(waiting):
                 status = self.observer.statuses.get(name)
                 violation = self._judged(name, number)
@@ -209,6 +210,8 @@ class Round:
             if waiting and time.monotonic() - registered_at > CURE_SECONDS and self._connector_state() != "RUNNING":
                 registered_at = time.monotonic()
                 self._do(Action(command=("register",)))
+            for one in waiting.values():  # Commands take seconds; the others' time is not theirs.
+                one.deadline += time.monotonic() - turn
             time.sleep(0.1)
 
     def _violated(self, name: str, violation: Violation) -> None:
