@@ -2,7 +2,7 @@
 PYTHON ?= python3
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench-reconcile chaos audit mutate simulate bench bench-profile
+.PHONY: help install demo test lint bench-reconcile chaos audit mutate simulate identity bench bench-profile
 
 help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,3 +77,6 @@ mutate: install .mutate/.installed ## Mutation score of core and checkpoint: wha
 
 simulate: install ## The loop under seeded schedules of faults (SEEDS=200 FIRST=0 SECONDS=60 DEST=memory|duckdb|postgresql REPLAY=file)
 	.venv/bin/python -m tests.simulation.simulate --seeds $(or $(SEEDS),200) --first $(or $(FIRST),0) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(DEST),--destination $(DEST)) $(if $(REPLAY),--replay $(REPLAY))
+
+identity: install ## Random DDL between changes of rows: is each claim of completeness true? (SEQUENCES=50 SEED=1 DEST=duckdb|postgresql TABLES=10 REPLAY=file)
+	.venv/bin/python -m tests.identity.identity $(if $(SEQUENCES),--sequences $(SEQUENCES)) $(if $(SEED),--seed $(SEED)) $(if $(DEST),--destination $(DEST)) $(if $(TABLES),--tables $(TABLES)) $(if $(REPLAY),--replay $(REPLAY)) $(ARGS)

@@ -1,4 +1,5 @@
-"""Fixtures of the real stack: started once for a run (or found through CDC_STACK_DIR), always ended by whoever started it."""
+"""Fixtures of the real stack: started once for a run (or found through CDC_STACK_DIR), and ended with the run that started it, however that
+one ends."""
 
 from __future__ import annotations
 
@@ -27,10 +28,7 @@ for name in [n for n in os.environ if n in ("CDC_CONFIG", "CDC_PASSWORD", "CDC_D
     del os.environ[name]
 
 
-LONGEST_FIRST = ("fault", "scenario", "simulation", "property", "conformance")
-
-
-LONGEST_FIRST = ("fault", "scenario", "simulation", "property", "conformance")
+LONGEST_FIRST = ("fault", "identity", "scenario", "simulation", "property", "conformance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +52,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def stack_home() -> Iterator[Stack]:
     """The stack of this session, of which nothing needs to run yet; what was not running before ends with the session."""
-    if given := os.environ.get("CDC_STACK_DIR"):
-        found = Stack(Path(given) / os.environ.get("PYTEST_XDIST_WORKER", ""))
-        before = {name for name, pid in found.running().items() if pid is not None} if (found.dir / "stack.json").exists() else set()
+    given = os.environ.get("CDC_STACK_DIR")
+    found = Stack(Path(given) / os.environ.get("PYTEST_XDIST_WORKER", "") if given else Path(tempfile.mkdtemp(prefix="cdc-tests-")))
+    before = {name for name, pid in found.running().items() if pid is not None} if (found.dir / "stack.json").exists() else set()
+    with found.guarded([name for name in ORDER if name not in before], remove=not given):
         yield found
-        found.stop([name for name in ORDER if name not in before])
-        return
-    made = Stack(Path(tempfile.mkdtemp(prefix="cdc-tests-")))
-    try:
-        yield made
-    finally:
-        made.stop(remove=True)
 
 
 @pytest.fixture(scope="session")

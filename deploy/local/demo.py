@@ -59,7 +59,6 @@ class Demo:
     def run(self) -> bool:
         """All steps; returns whether source and warehouse were equal. Raises StackError when a step does not come to its end."""
         began = time.monotonic()
-        self.clean()
         self.start_stack()
         self.fill_shop()
         self.register()
@@ -166,6 +165,7 @@ tables:
     def start_service(self) -> None:
         with self.steps.step("cdc run: the service") as step:
             self.service.spawn(self.cdc.argv("run"), cwd=self.dir, env=self.cdc.env)
+            self.stack.guard_process(self.service.pid() or 0)
             self.service.wait_ready(lambda: None if self.cdc.live_status() else "its API does not answer", 30, threading.Event())
             step.done(f"pid {self.service.pid()}")
 
@@ -357,11 +357,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _guarded(demo: Demo, verb: str) -> int:
-    """Run, and end everything however the run ended."""
+    """Run, and end everything however the run ended; where this process is killed, the stack's guard does."""
     try:
         if verb == "stop":
             demo.end()
             return 0
+        demo.clean()
+        demo.stack.guard(remove=True)
         equal = demo.run()
         demo.farewell()
         return 0 if equal else 1
@@ -372,6 +374,8 @@ def _guarded(demo: Demo, verb: str) -> int:
     except BaseException:
         demo.end()
         raise
+    finally:
+        demo.stack.unguard()
 
 
 if __name__ == "__main__":

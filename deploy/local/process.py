@@ -1,13 +1,17 @@
-"""Daemons by pid file: start one, know whether it still runs, end it. A pid that now belongs to another process is never touched."""
+"""Daemons by pid file: start one, know whether it still runs, end it; and a guard, which ends what a process started when that is gone.
+
+A pid that now belongs to another process is never touched.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -149,6 +153,47 @@ class Daemon:
                     raise StackError(f"{self.name} (pid {pid}) does not end, even by SIGKILL: look at it with `ps -fp {pid}`")
         self.pid_file.unlink(missing_ok=True)
         return tidy
+
+
+class Guard:
+    """Another small process that sees this one go, however it goes: the pipe between them closes. `keep_guard` is its part."""
+
+    def __init__(self, command: Sequence[str], folder: Path) -> None:
+        # In a session of its own, so that a Ctrl-C which ends us does not end it.
+        null = subprocess.DEVNULL
+        self._process = subprocess.Popen(list(command), cwd=folder, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True)
+
+    def add(self, pid: int) -> None:
+        """One more process that has to go with us, and its children."""
+        self._tell(f"{pid} {birth(pid)}\n")
+
+    def end(self, *, released: bool = False) -> None:
+        """Returns when the guard has done its work, now and not when we go; or, released, when it has left everything as it is."""
+        if released:
+            self._tell("released\n")
+        self._process.stdin.close()  # type: ignore[union-attr]
+        self._process.wait(60)
+
+    def _tell(self, line: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # Somebody killed the guard: it was there for the worst case only.
+            self._process.stdin.write(line.encode())  # type: ignore[union-attr]
+            self._process.stdin.flush()  # type: ignore[union-attr]
+
+
+def keep_guard(told: Iterable[str]) -> bool:
+    """Read what a `Guard` tells until it is gone; whether it went without a word. The processes that it named are killed then."""
+    pids: dict[int, str] = {}
+    for line in told:
+        if line == "released\n":
+            return False
+        named, _, came = line.rstrip("\n").partition(" ")
+        pids[int(named)] = came
+    for pid, born in pids.items():
+        if birth(pid) == born:
+            for member in (pid, *descendants(pid)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(member, signal.SIGKILL)
+    return True
 
 
 def _gone(family: Mapping[int, str | None], limit_seconds: float) -> bool:

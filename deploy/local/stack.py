@@ -2,7 +2,8 @@
 and, where it is asked for, a schema registry.
 
 Everything listens on loopback, on ports chosen once and kept in DIR/stack.json; `start` is idempotent and returns when all parts answer;
-`stop` ends all that it started, and `remove` takes the data away too. Run it as `python -m deploy.local.stack start|stop|status|logs`.
+`stop` ends all that it started, and `remove` takes the data away too; what is `guarded` ends with the process that asked for it, also where
+that one is killed. Run it as `python -m deploy.local.stack start|stop|status|logs`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -33,7 +34,7 @@ import psycopg
 from psycopg import sql
 
 from deploy.local import artifacts
-from deploy.local.process import Account, Daemon, StackError, birth, tail
+from deploy.local.process import Account, Daemon, Guard, StackError, birth, keep_guard, tail
 
 COMPONENTS = ("postgres", "kafka", "connect")
 ORDER = ("postgres", "kafka", "registry", "connect")
@@ -74,6 +75,7 @@ class Stack:
         self.dir = Path(folder).absolute()
         self._say = say or (lambda _text: None)
         self._state: State | None = None
+        self._guard: Guard | None = None
 
     # ---- addresses -------------------------------------------------------------
 
@@ -202,6 +204,33 @@ class Stack:
                         shutil.rmtree(outside.parent, ignore_errors=True)
                 self._state = None
                 shutil.rmtree(self.dir, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def guarded(self, components: Iterable[str] = ORDER, *, remove: bool = False) -> Iterator[None]:
+        """The components are stopped at the end of the block, or when this process is gone before that: Ctrl-C twice, SIGTERM, kill -9."""
+        chosen = list(components)
+        self.guard(chosen, remove=remove)
+        try:
+            yield
+        finally:
+            self.stop(chosen, remove=remove)
+            self.unguard(released=False)
+
+    def guard(self, components: Iterable[str] = ORDER, *, remove: bool = False) -> None:
+        """From now on, and until `unguard`, the components are stopped when this process is gone, however it went."""
+        verb = ["guard", *components, "--dir", str(self.dir), *(["--remove"] if remove else [])]
+        self._guard = Guard([sys.executable, "-m", "deploy.local.stack", *verb], Path(__file__).parents[2])
+
+    def unguard(self, *, released: bool = True) -> None:
+        """What runs is left alone; not ``released``, it ends now."""
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.end(released=released)
+
+    def guard_process(self, pid: int) -> None:
+        """Where there is a guard: this process, which works on the stack, is killed with it."""
+        if self._guard is not None:
+            self._guard.add(pid)
 
     def kill(self, component: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to the component's main process; after SIGKILL, return when it and its children are gone."""
@@ -530,7 +559,7 @@ def _give(path: Path, account: Account | None) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (0 done, 1 something does not run, 2 could not)."""
     parser = argparse.ArgumentParser(prog="python -m deploy.local.stack", description=__doc__)
-    parser.add_argument("verb", choices=["start", "stop", "status", "logs"])
+    parser.add_argument("verb", choices=["start", "stop", "status", "logs", "guard"])
     parser.add_argument("component", nargs="*", help=f"of {', '.join(ORDER)}; start: {', '.join(COMPONENTS)} when none is named, else all")
     parser.add_argument("--dir", default=".stack", type=Path)
     parser.add_argument("--json", action="store_true")
@@ -543,6 +572,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.verb == "start":
             stack.start(options.component or COMPONENTS)
+        elif options.verb == "guard":  # The other end of Stack.guard.
+            if keep_guard(sys.stdin):
+                stack.stop(options.component, remove=options.remove)
+            return 0
         elif options.verb == "stop":
             stack.stop(options.component or ORDER, remove=options.remove)
             return 0

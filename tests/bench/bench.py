@@ -25,7 +25,7 @@ import duckdb
 import psycopg
 
 from deploy.local.process import StackError
-from deploy.local.stack import COMPONENTS, Stack
+from deploy.local.stack import COMPONENTS, ORDER, Stack
 from tests.bench import latency, page
 from tests.bench.arms import ArmError, Run, run_limit, run_plain, run_service
 from tests.bench.destinations import PostgreSqlDatabase, destination
@@ -105,12 +105,9 @@ def standing(folder: Path, components: Sequence[str]) -> Iterator[Stack]:
     """The stack in CDC_STACK_DIR, or one of its own."""
     given = os.environ.get("CDC_STACK_DIR")
     stack = Stack(given or folder / "stack")
-    stack.start(components)
-    try:
+    with stack.guarded([] if given else ORDER, remove=not given):
+        stack.start(components)
         yield stack
-    finally:
-        if not given:
-            stack.stop(remove=True)
 
 
 def measure(runs: list[Run], cases: Sequence[Case], wanted: Sequence[str], count: int, rounds: int, stack: Stack, folder: Path) -> None:

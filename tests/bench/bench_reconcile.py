@@ -184,8 +184,8 @@ def bench(rows: int, rounds: int, program: str | None, modes: Sequence[str]) -> 
     with tempfile.TemporaryDirectory(prefix="cdc-bench-") as text:
         folder = Path(text)
         stack = Stack(folder / "stack")
-        stack.start(["postgres"])
-        try:
+        with stack.guarded(remove=True):
+            stack.start(["postgres"])
             url = stack.create_database("bench")
             print(f"making {rows:,} rows of {len(KINDS)} columns in PostgreSQL and in DuckDB", flush=True)
             same, other = folder / "same.duckdb", folder / "other.duckdb"
@@ -203,8 +203,6 @@ def bench(rows: int, rounds: int, program: str | None, modes: Sequence[str]) -> 
                         arm = f"reladiff -j{threads}"
                         results.append(measure(arm, case, rows, log, wanted, reladiff(str(program), threads, url, file)))
             return results
-        finally:
-            stack.stop(remove=True)
 
 
 def summary(results: Sequence[Result]) -> list[str]:

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from deploy.local.stack import Stack
+from deploy.local.stack import ORDER, Stack
 from tests.support import hostile
 from tests.support.line import Line, Versions, database
 from tests.support.proxy import FaultyLink
@@ -277,8 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stack = Stack(Path(given or tempfile.mkdtemp(prefix="cdc-chaos-stack-")), say=lambda text: console.print(text, style="dim"))
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeElapsedColumn())
     try:
-        stack.start()
-        with Progress(*columns, console=console) as bar:
+        with stack.guarded([] if given else ORDER, remove=not given), Progress(*columns, console=console) as bar:
+            stack.start()
             total = options.rounds or options.minutes * 60
             task = bar.add_task("chaos", total=total, said="")
 
@@ -302,9 +302,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"it did not heal (seed {options.seed}):\n{error}", style="red", markup=False)
         print(f"rounds=0 commits=0 faults=0 violations=1 seconds={time.monotonic() - began:.0f}")
         return 1
-    finally:
-        if given is None:
-            stack.stop(remove=True)
     show(tally, result)
     print(
         f"rounds={tally.rounds} commits={tally.commits} faults={tally.rounds} violations={len(tally.violations)}"

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.local.stack import Stack
+from deploy.local.stack import ORDER, Stack
 from tests.conformance.harness import PostgreSqlHarness
 from tests.simulation.catalog import STATEMENTS
 from tests.simulation.generate import run
@@ -82,15 +82,14 @@ def warehouses_of(destination: str) -> Iterator[Warehouses]:
         return
     given = os.environ.get("CDC_STACK_DIR")
     stack = Stack(Path(given or tempfile.mkdtemp(prefix="cdc-simulation-")))
-    stack.start(["postgres"])
-    PostgreSqlHarness.server = stack
-    made = Warehouses(destination)
-    try:
-        yield made
-    finally:
-        made.close()
-        if given is None:
-            stack.stop(remove=True)
+    with stack.guarded([] if given else ORDER, remove=not given):
+        stack.start(["postgres"])
+        PostgreSqlHarness.server = stack
+        made = Warehouses(destination)
+        try:
+            yield made
+        finally:
+            made.close()
 
 
 def simulate(destination: str, first: int, seeds: int, seconds: float | None) -> Totals:

@@ -136,6 +136,7 @@ class Line:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
+        self.stack.guard_process(self.process.pid)
         if ready:
             self.await_that("the service's API answers", lambda: self.status() is not None, START_SECONDS)
 
