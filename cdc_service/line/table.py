@@ -390,8 +390,8 @@ class Table:
             self.keep(identity=identity, identity_at=position)
 
     def take_columns(self, position: int) -> None:
-        """Makes the target hold the columns that the source's catalog has, as of ``position`` or later, before rows are read anew: those of a
-        snapshot bring no column back that was dropped. Where it cannot follow, it stops when such rows come."""
+        """Makes the target hold the columns that the source's catalog has, as of ``position`` or later, before rows are read anew: those of
+        a snapshot bring no column back that was dropped. Where it cannot follow, it stops when such rows come."""
         self.look_up()
         with contextlib.suppress(TableStopped):
             self._versions.follow({}, position)
