@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc_service.core.logical import Kind, LogicalType
+from cdc_service.core.order import INCREMENTAL
 from cdc_service.core.types import Delta, LogId, Mode, Op, TableSchema, Target
 from mergers.dialect import Dialect, Statement
 from mergers.meta import SCOPE, MetaTable
@@ -248,7 +249,13 @@ WHERE d.gen > s.gen OR (d.gen = s.gen AND (d.record > s.rec OR (d.record = s.rec
             yield self.staged(f"JOIN {stage} AS o ON {equal} WHERE ({last.format('o')}) > ({last.format('s')}){written}")
 
     def _is_younger(self, generation: str, record: str, revives: str) -> str:
-        """Whether the stored row ``t`` is at least as young as this version, which does not end the row where ``revives``."""
+        """Whether the stored row ``t`` is at least as young as this version, which does not end the row where ``revives``. Of two rows of
+        incremental snapshots the one that comes later was read later."""
+        q = self.dialect.quote
+        again = f"{record} = {INCREMENTAL} AND t.{q('_cdc_record')} = {INCREMENTAL}"
+        return f"({self._is_as_young(generation, record, revives)} AND NOT (t.{q('_cdc_gen')} = {generation} AND {again}))"
+
+    def _is_as_young(self, generation: str, record: str, revives: str) -> str:
         q = self.dialect.quote
         revived = f" AND NOT (t.{q('_cdc_record')} = {record} AND t.{q('_cdc_deleted')} AND {revives})" if self.soft else ""
         return f"(t.{q('_cdc_gen')} > {generation} OR (t.{q('_cdc_gen')} = {generation} AND t.{q('_cdc_record')} >= {record}{revived}))"
@@ -381,7 +388,7 @@ FROM {self.temporary(STAGE)} AS s{join} WHERE s.op = {int(Op.DELETE)}{only}""",
 
     def standing(self) -> str:
         """How many staged rows, but for deletes, have a stored row that is at least as young: after ``upsert`` all have."""
-        younger, kept = self._is_younger("s.gen", "s.rec", "TRUE"), f"s.op <> {int(Op.DELETE)}"
+        younger, kept = self._is_as_young("s.gen", "s.rec", "TRUE"), f"s.op <> {int(Op.DELETE)}"
         return f"SELECT COUNT(*) FROM {self.temporary(STAGE)} AS s JOIN {self.place} AS t ON {self.same_key()} WHERE {kept} AND {younger}"
 
     def _insert(self, rows: str) -> str:

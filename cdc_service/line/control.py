@@ -139,6 +139,8 @@ class Control:
         )
         anew = table.state in ("schema_stopped", "drift")
         table.drop()
+        if not anew:
+            table.take_columns(identity_at)
         begin, forget = (ends, True) if anew else self._begin(table, facts, ends)
         table.kept = self._means.destination.begin_anew(table.target, facts.log, begin, state, forget=forget, retire=anew)
         table.trouble = None

@@ -6,6 +6,7 @@ the cure and leaves the others alone. Called from the line's thread only.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -398,6 +399,13 @@ class Table:
             self._versions.follow(judged.renamed, position)
         if not self.reload:
             self.keep(identity=identity, identity_at=position)
+
+    def take_columns(self, position: int) -> None:
+        """Makes the target hold the columns that the source's catalog has, as of ``position`` or later, before rows are read anew: those of
+        a snapshot bring no column back that was dropped. Where it cannot follow, it stops when such rows come."""
+        self.look_up()
+        with contextlib.suppress(TableStopped):
+            self._versions.follow({}, position)
 
     @property
     def applied_to(self) -> int:

@@ -507,6 +507,8 @@ def _wins(kept: Kept, change: Incoming) -> bool:
         # Where a key changed its spelling alone, its delete and its create have one version, and the create wins.
         if one is None or change.version > one.version:
             continue
+        if change.version == one.version and change.version[1] == INCREMENTAL and not dead:
+            continue  # Of two rows of incremental snapshots the one that comes later was read later.
         if change.version < one.version or not dead or change.op is Op.DELETE:
             return False
     return True

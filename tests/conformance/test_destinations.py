@@ -745,6 +745,16 @@ def test_sweep_by_generation_keeps_incremental_rows_and_nothing_older_comes_back
     )
 
 
+def test_of_two_readings_of_an_incremental_snapshot_the_later_one_stays(harness: Harness, feed: Feed) -> None:
+    """A scan may end in the generation of the next one; between the two the source may have changed in a way that no event tells."""
+    feed.apply(item(R, 1, 0, "first", gen=1), item(C, 2, 10, "changed", gen=1))
+    feed.apply(item(R, 1, 0, "later", gen=1), item(R, 2, 0, "later", gen=1))
+    assert live(harness, feed) == {1: ("later", None), 2: ("changed", None)}
+    feed.apply(item(D, 1, 11, gen=1))
+    feed.apply(item(R, 1, 0, "late", gen=1))
+    assert live(harness, feed) == {2: ("changed", None)}
+
+
 def test_i5_ghosts_of_a_snapshot_that_was_begun_twice_are_swept_for_ever(harness: Harness, feed: Feed) -> None:
     first, second = -(2**63) + 1_000, -(2**63) + 2_000
     assert feed.destination.highest_snapshot(feed.target) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.simulation.regressions_catalog import CATALOG
+
 REGRESSIONS = {
     "a row is to be read again, and a column of its record's schema is gone at the source": """
         begin tables=t0:upsert partitions=3 memory=1000000000 rows=6 alone=0
@@ -541,4 +543,5 @@ REGRESSIONS = {
         deliver 3
         wall_clock -3600
         """,
+    **CATALOG,
 }

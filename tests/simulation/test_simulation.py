@@ -132,3 +132,38 @@ def test_i18_a_resync_into_a_topic_made_again_goes_on_while_no_partition_is_here
             worker.turn()
         assert worker.tables[0].state == "snapshotting"
         simulation.heal()
+
+
+@pytest.mark.parametrize(
+    ("statement", "read"),
+    [
+        (("vacuum", "t0"), 0),
+        (("born", "t0"), 0),
+        (("rename", "t0", "name", "1"), 0),
+        (("rename", "t0", "id", "1"), 0),
+        (("rewrite", "t0", "name"), 1),
+        (("swap", "t0"), 1),
+        (("attach", "t0", "7"), 1),
+    ],
+    ids=lambda one: one[0] if isinstance(one, tuple) else None,
+)
+def test_i28_a_table_is_read_anew_only_where_nothing_else_tells(memory: Warehouses, statement: tuple[str, ...], read: int) -> None:
+    with quiet():
+        simulation = Simulation(Setting(rows=6), memory)
+        (target,) = simulation.targets
+
+        def turns(first: int) -> None:
+            for number in range(first, first + 20):
+                simulation.world.at += 1.0
+                for step in (Step("deliver", ("10",)), Step("store"), Step("turn", ("w0", str(number), "look"))):
+                    simulation.apply(step)
+
+        simulation.apply(Step("commit", ("1",)))
+        turns(0)
+        assert simulation.warehouse.state(target).state == "streaming"
+        assert simulation.apply(Step("catalog", ("-", *statement))) is not None
+        turns(100)
+        state = simulation.warehouse.state(target)
+        assert (state.state, state.generation) == ("streaming", read)
+        simulation.heal()
+        assert simulation.warehouse.state(target).generation == read

@@ -1,4 +1,5 @@
-"""Versions of a schema that come out of order over partitions: an older row drops no column and brings none back."""
+"""Versions of a schema that come out of order over partitions: an older row drops no column and brings none back; and those that no row
+tells of, since the source's catalog alone has them."""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ from cdc_service.line.table import Table
 from cdc_service.line.versions import Versions
 from cdc_service.testing.memory import MemoryDestination
 from connectors.protocol import Fill
+from mergers.history import schema_from_json, schema_to_json
 
 TABLE, TOPIC = TableId("public", "t"), "shop.public.t"
 LOG = LogId("cluster", TOPIC, "topic-1")
@@ -181,3 +183,119 @@ def test_a_column_that_events_do_not_know_has_the_table_read_anew_once(outside: 
     assert why("id", "a") == "late: b"
     assert why("id", "a") == "", "once a column: it may be one that is never sent"
     assert versions.doubtful
+
+
+# What the catalog tells
+
+
+@pytest.fixture
+def catalog() -> list[TableSchema | None]:
+    """What the source has: the last of them."""
+    return [None]
+
+
+@pytest.fixture
+def versions(outside: Outside, warehouse: MemoryDestination, catalog: list[TableSchema | None]) -> Versions:
+    def columns(table: TableId) -> tuple[str, ...]:
+        return () if catalog[-1] is None else catalog[-1].names
+
+    means = Means(warehouse, outside, outside, outside, lambda table: catalog[-1], columns, outside, RealClock(), Limits())
+    return Versions(Target(TABLE, "public", "t"), TOPIC, means)
+
+
+def live(versions: Versions) -> list[str]:
+    return [c.name for c in versions.all[-1].columns if not c.dropped]
+
+
+def test_a_column_takes_its_new_name_and_keeps_the_old_one_for_older_rows(
+    versions: Versions, warehouse: MemoryDestination, catalog: list[TableSchema | None]
+) -> None:
+    versions.evolve(schema("a", "other"), (10, 10))
+    catalog.append(schema("b", "other"))
+    versions.follow({"a": "b"}, 20)
+    assert live(versions) == ["id", "b", "other"]
+    kept = warehouse.schemas(Target(TABLE, "public", "t"))[-1]
+    assert kept.column("b").former == (("a", 20),)
+    assert schema_from_json(schema_to_json(kept)).column("b") == kept.column("b")
+    assert versions.translated(rows(0, 0, 20, schema("a", "other"), 1, "old", "x")).data.to_pylist() == [
+        {"id": 1, "b": "old", "other": "x"}
+    ]
+    assert versions.translated(rows(0, 1, 0, schema("a", "other"), 1, "read", "x")).schema.names == ("id", "b", "other")
+    # What has the name later is another column, and so it is beside the one that had it.
+    assert versions.translated(rows(0, 2, 21, schema("a", "other"), 1, "new", "x")).schema.names == ("id", "a", "other")
+    assert versions.translated(rows(0, 3, 20, schema("a", "b"), 1, "new", "x")).schema.names == ("id", "a", "b")
+    # And once more: rows of each age have their column.
+    catalog.append(schema("c", "other"))
+    versions.follow({"b": "c"}, 30)
+    assert versions.all[-1].column("c").former == (("a", 20), ("b", 30))
+    assert versions.translated(rows(0, 4, 15, schema("a", "other"), 1, "old", "x")).schema.names == ("id", "c", "other")
+    assert versions.translated(rows(0, 5, 25, schema("b", "other"), 1, "old", "x")).schema.names == ("id", "c", "other")
+    assert versions.reload == ""
+
+
+def test_a_key_takes_its_new_name(versions: Versions, catalog: list[TableSchema | None]) -> None:
+    versions.evolve(schema("a"), (10, 10))
+    named = TableSchema(TABLE, (Column("number", LogicalType(Kind.INT32), False), Column("a", TEXT)), ("number",))
+    catalog.append(named)
+    versions.follow({"id": "number"}, 20)
+    assert versions.all[-1].key == ("number",)
+    moved = rows(0, 0, 15, schema("a"), 1, "x")
+    moved = replace(moved, unsent=pa.table({"a": [True]}), old_key=pa.table({"id": [7]}))
+    now = versions.translated(moved)
+    assert (now.schema.key, now.schema.names) == (("number",), ("number", "a"))
+    assert (now.data.column_names, now.old_key and now.old_key.column_names) == (["number", "a"], ["number"])
+    assert now.unsent is not None
+    assert now.unsent.column_names == ["a"]
+    assert (now.meta, now.spans) == (moved.meta, moved.spans)
+
+
+def test_a_name_that_the_target_has_already_is_told_by_rows_alone(versions: Versions, catalog: list[TableSchema | None]) -> None:
+    versions.evolve(schema("a"), (10, 10))
+    versions.evolve(schema("a", "b"), (15, 15))
+    catalog.append(schema("b"))
+    versions.follow({"a": "b"}, 20)
+    assert "has one of that name already" in versions.reload
+    assert live(versions) == ["id", "a", "b"]
+
+
+def test_what_is_altered_before_the_first_row_came_is_read_anew(versions: Versions, catalog: list[TableSchema | None]) -> None:
+    """That row may be of before it: then the target would be made with columns that the source has no more."""
+    catalog.append(schema("b"))
+    versions.follow({"a": "b"}, 20)
+    assert "before the first of its rows came" in versions.reload
+    assert versions.all == ()
+
+
+def test_columns_come_and_go_with_the_catalog(versions: Versions, catalog: list[TableSchema | None]) -> None:
+    versions.evolve(schema("a", "gone"), (10, 10))
+    catalog.append(schema("a", "new"))
+    versions.follow({}, 20)
+    assert live(versions) == ["id", "a", "new"]
+    assert versions.all[-1].column("new").default == "fill of new"
+    # Rows of before it tell nothing about it.
+    versions.evolve(schema("a", "gone"), (15, 15))
+    assert live(versions) == ["id", "a", "new"]
+    assert versions.reload == ""
+
+
+def test_a_new_column_whose_form_only_events_tell_has_the_table_read_anew(
+    outside: Outside, warehouse: MemoryDestination, table: Table
+) -> None:
+    now = ["id", "a"]
+    means = Means(warehouse, outside, outside, outside, lambda table: None, lambda table: tuple(now), outside, RealClock(), Limits())
+    versions = Versions(Target(TABLE, "public", "t"), TOPIC, means)
+    versions.evolve(schema("a"), (10, 10))
+    now.append("b")
+    versions.follow({}, 20)
+    assert "form of the new column b" in versions.reload
+    now.remove("a")
+    versions.follow({}, 30)
+    assert live(versions) == ["id"]
+
+
+def test_one_column_may_be_another_where_one_is_new_and_one_is_missing(versions: Versions) -> None:
+    assert not versions.may_be_renamed(schema("a"))
+    versions.evolve(schema("a", "b"), (10, 10))
+    assert versions.may_be_renamed(schema("a", "c"))
+    assert not versions.may_be_renamed(schema("a", "b", "c"))
+    assert not versions.may_be_renamed(schema("a"))

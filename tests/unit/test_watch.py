@@ -1,4 +1,4 @@
-"""The watcher: which server is named when several do not answer."""
+"""The watcher: which server is named when several do not answer, and when the source was last seen where the connector is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from cdc_service.consume import kafka
 from cdc_service.core.clock import RealClock
-from cdc_service.watch import Watch
+from cdc_service.watch import SIGHTINGS_MAX, Sightings, Watch
 from connectors.connect import KafkaConnect
 from connectors.protocol import Names
 from deploy.local.stack import HOST, free_ports
@@ -23,9 +23,58 @@ def test_kafka_is_named_when_connect_does_not_answer_because_of_it(monkeypatch: 
         connect = KafkaConnect(f"http://{HOST}:{silent.getsockname()[1]}", answer_seconds=1.0, retry_seconds=0.0)
         unasked = cast(Any, None)
         admin = kafka.Admin(f"{HOST}:{nobody}", {})
-        watch = Watch(Names("shop", "shop"), {}, connect, unasked, admin, unasked, RealClock(), {})
+        watch = Watch(Names("shop", "shop"), {}, connect, unasked, admin, unasked, RealClock(), {}, {})
         watch.look()
         connect.close()
     assert watch.facts is not None
     assert watch.facts.trouble is not None
     assert watch.facts.trouble.message.startswith(f"Kafka does not answer at {HOST}:{nobody}")
+
+
+def test_i29_the_source_stood_at_a_position_when_it_was_last_seen_at_or_before_it() -> None:
+    seen = Sightings()
+    assert seen.reached(100) is None
+    seen.add(100, 1)
+    seen.add(200, 2)
+    seen.add(200, 3)  # Nothing was written meanwhile.
+    assert seen.reached(99) is None
+    assert seen.reached(100) == 1
+    assert seen.reached(199) == 1
+    assert seen.reached(200) == 3
+    assert seen.reached(10**9) == 3
+
+
+def test_i29_a_connector_that_stands_still_is_as_old_as_its_position() -> None:
+    seen = Sightings()
+    seen.add(100, 1)
+    found = []
+    for second in range(2, 10 * SIGHTINGS_MAX):
+        seen.add(100 + second, second)
+        found.append(seen.reached(100))
+    assert set(found) == {1}
+
+
+def test_i29_far_behind_the_time_is_coarse_and_never_too_late() -> None:
+    seen, most = Sightings(), 20 * SIGHTINGS_MAX
+    for second in range(most):
+        seen.add(second, second)
+    assert len(seen._seen) <= SIGHTINGS_MAX + 1
+    for position in range(0, most, 97):
+        told = seen.reached(position)
+        assert told is not None
+        assert told <= position
+    assert seen.reached(most) == most - 1
+
+
+def test_i29_of_a_source_that_was_set_back_no_later_position_counts() -> None:
+    """Restored from a backup, it gives positions again that it had before: they are others."""
+    seen = Sightings()
+    for position in (100, 200, 300):
+        seen.add(position, position)
+    seen.add(150, 1_000)
+    assert seen.reached(300) == 1_000
+    assert seen.reached(150) == 1_000
+    seen.add(250, 2_000)
+    assert seen.reached(249) == 1_000
+    assert seen.reached(250) == 2_000
+    assert seen.reached(120) is None, "what was passed is forgotten: nobody knows, and nothing is told"

@@ -1,0 +1,126 @@
+"""Those of tests.simulation.regressions in which the catalog of the source changes."""
+
+from __future__ import annotations
+
+CATALOG = {
+    "a table that its source stopped is led by a process that only heard of it": """
+        begin tables=t0:soft_delete,t1:append partitions=1 memory=1000000000 rows=6 alone=0
+        turn w0 25398
+        join 608234
+        turn w0 896848 look
+        catalog - unpublish t0
+        turn w0 874479 look
+        join 33419
+        """,
+    "rows of before a column got another name come first of all, and the catalog was followed already": """
+        begin tables=t0:upsert partitions=1 memory=1000000000 rows=0 alone=1
+        deliver 1
+        turn w0 1 look
+        turn w0 2 look
+        write 0 insert t0 5 0
+        catalog 0 rename t0 name 1
+        commit 0
+        turn w0 3 look
+        deliver 10
+        turn w0 4 look
+        """,
+    "a transaction changed a row while the table was not published, and ends when its rows are read anew": """
+        begin tables=t0:upsert partitions=1 memory=1000000000 rows=6 alone=1
+        commit 1
+        deliver 10
+        turn w0 1 look
+        store
+        turn w0 2 look
+        turn w0 3 look
+        turn w0 4 look
+        catalog - unpublish t0
+        write 0 update t0 3 0
+        catalog - publish t0
+        turn w0 5 look
+        deliver 10
+        store
+        turn w0 6 look
+        commit 0
+        """,
+    "changes of before two columns changed names come after the table is read anew for it": """
+        begin tables=t0:soft_delete,t1:soft_delete,t2:append partitions=1 memory=1000 rows=0 alone=0
+        write 1 insert t1 0 7
+        commit 1
+        catalog - swap t1
+        turn w0 381150
+        turn w0 733892 look
+        """,
+    "a change of before a column took another one's name comes after a log is read anew for it": """
+        begin tables=t0:append,t1:append partitions=2 memory=1000000000 rows=6 alone=0
+        write 0 update_body t1 3 5
+        commit 1
+        turn w0 362613 look
+        catalog 0 reuse t1
+        backup
+        deliver 1
+        deliver 1
+        restore
+        deliver 10
+        turn w1 834059 look
+        commit 0
+        turn w1 975320
+        turn w1 949822 look
+        """,
+    "a scan that another one overtook ends in the generation of that one, with names of before": """
+        begin tables=t0:soft_delete partitions=1 memory=1000000000 rows=6 alone=1
+        catalog 1 rename t0 name 1
+        commit 1
+        deliver 10
+        turn w0 652670 look
+        deliver 1
+        catalog - rename t0 name 2
+        turn w0 506126 look
+        """,
+    "a column got another name and its own again between two looks, and no later change has it": """
+        begin tables=t0:upsert partitions=1 memory=1000000000 rows=6 alone=1
+        commit 1
+        deliver 10
+        turn w0 1 look
+        store
+        turn w0 2 look
+        turn w0 3 look
+        turn w0 4 look
+        turn w0 5 look
+        turn w0 6 look
+        catalog - rename t0 name 1
+        write 0 update t0 2 0
+        write 0 update t0 3 0
+        commit 0
+        catalog - rename t0 name 0
+        deliver 10
+        store
+        turn w0 7 look
+        turn w0 8 look
+        turn w0 9 look
+        store
+        deliver 10
+        store
+        wait 2
+        turn w0 21 look
+        deliver 10
+        store
+        wait 2
+        turn w0 22 look
+        deliver 10
+        store
+        wait 2
+        turn w0 23 look
+        deliver 10
+        store
+        wait 2
+        turn w0 24 look
+        deliver 10
+        store
+        wait 2
+        turn w0 25 look
+        deliver 10
+        store
+        wait 2
+        turn w0 26 look
+        """,
+}
