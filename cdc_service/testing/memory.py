@@ -36,7 +36,7 @@ from cdc_service.core.types import (
     Target,
 )
 from cdc_service.failpoints import failpoint
-from mergers.protocol import Capabilities, Misfit, Quarantined, TableState, Totals, UnsentUnknown
+from mergers.protocol import Capabilities, Quarantined, TableState, Totals, UnsentUnknown
 
 CHANGE_COLUMNS = (
     *("_cdc_op", "_cdc_seq", "_cdc_before", "_cdc_unsent", "_cdc_source_ts"),
@@ -157,12 +157,6 @@ class MemoryDestination:
 
     def fold(self, identifier: str) -> str:
         return identifier
-
-    def lacking(self, targets: Sequence[Target]) -> Sequence[CdcError]:
-        return ()
-
-    def misfit(self, target: Target, schema: TableSchema) -> Misfit | None:
-        return None
 
     def probe(self) -> str:
         return "memory"
