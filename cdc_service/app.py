@@ -98,8 +98,12 @@ class Parts:
             connector = self.connect.config(self.names.connector)
         return self.source.identities(tables, self.names, connector, self.options)
 
-    def resolved(self, catalog: Sequence[SourceTable], fold: Callable[[str], str]) -> list[TableConfig]:
-        return resolve(self.config, selectable(self.config, catalog), fold, {t.table for t in catalog if not t.key})
+    def resolved(self, catalog: Sequence[SourceTable], fold: Callable[[str], str], known: Collection[TableId] = ()) -> list[TableConfig]:
+        """``known`` are tables that the destination has. One of them that the source has no more, and that the configuration names, stays:
+        it stops by itself, and keeps no other from going on."""
+        exact = {TableId(*p.exact) for p in map(parse_pattern, self.config.tables) if p.exact is not None}
+        gone = exact & set(known) - {t.table for t in catalog}
+        return resolve(self.config, [*selectable(self.config, catalog), *gone], fold, {t.table for t in catalog if not t.key})
 
 
 @contextmanager
@@ -448,13 +452,15 @@ def _tables(p: Parts, destination: Destination, connector: Mapping[str, str] | N
 def _resolved(p: Parts, destination: Destination, connector: Mapping[str, str] | None) -> tuple[list[TableConfig], Callable[[], Decoder]]:
     """The tables to replicate, and what makes a decoder of their events. Where the source is away, those that the destination knows already
     stand in for its catalog."""
+    known = [TableId(*parse_pattern(text).exact) for text, _ in destination.states()]  # type: ignore[misc]
     whole: set[TableId] = set()
     try:
         catalog = p.source.tables()
-        configs = p.resolved(catalog, destination.fold)
+        there = {t.table for t in catalog}
+        found = p.resolved(catalog, destination.fold, known)
+        configs = [c if c.source in there else _as_kept(c, destination) for c in found]
         whole = {t.table for t in catalog if t.identity is Identity.FULL}
     except Unavailable:
-        known = [TableId(*parse_pattern(text).exact) for text, _ in destination.states()]  # type: ignore[misc]
         if not known:
             raise
         configs = [_as_kept(c, destination) for c in resolve(p.config, known, destination.fold)]

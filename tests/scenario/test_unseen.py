@@ -159,11 +159,14 @@ def test_i28_what_does_not_arrive_stops_its_table_and_the_cure_heals(pipeline: L
 
 
 def test_the_neighbours_went_on(pipeline: Line) -> None:
-    """At the end all is equal, over a restart of the service too, and nothing unforeseen happened."""
+    """At the end all is equal, over a restart of the service too, and nothing unforeseen happened; a table that is gone stops alone."""
     pipeline.stop()
+    pipeline.execute("DROP TABLE away")
     pipeline.start()
+    pipeline.await_that("away says that it is gone", lambda: claim(pipeline, "away").get("error_code") == "table_gone", 60)
+    assert claim(pipeline, "away")["is_complete"] is False
     fence = pipeline.fence()
-    for name in TABLES:
+    for name in set(TABLES) - {"away"}:
         await_right(pipeline, name, fence)
     assert "Traceback" not in pipeline.log.read_text()
     assert "unexpected" not in pipeline.log.read_text()
