@@ -358,6 +358,7 @@ class Table:
         if any(batch.num_rows for batch in run):
             if self._versions.may_be_renamed(delta.schema):
                 self._ask_identity()
+                self._versions.distrust_passing(delta.schema)
             self._versions.evolve(delta.schema, _stream_records(run), initial=delta.snapshot_record is not None)
             failpoint("line.evolved")
 

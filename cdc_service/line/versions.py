@@ -120,6 +120,13 @@ class Versions:
         live = {c.name for c in self.all[-1].columns if not c.dropped} if self.all else set(incoming.names)
         return bool(set(incoming.names) - live and live - set(incoming.names))
 
+    def distrust_passing(self, incoming: TableSchema) -> None:
+        """Has a log of changes read anew of which rows know a column by a name that it had only between two looks: nothing tells any more
+        which one it was. (A table that is kept by key is read anew for any new column that the source does not have.)"""
+        new = set(incoming.names) - {c.name for c in self.all[-1].columns}
+        if self._target.mode is Mode.APPEND and (passing := sorted(new - set(self._means.columns_of(self._target.source)))):
+            self._distrust(passing, "a column was called {} for a while, and nobody can tell which one")
+
     def _in_order(self, incoming: TableSchema, own: TableSchema, records: tuple[int, int] | None, *, initial: bool) -> TableSchema:
         """``incoming`` as far as it is news. Versions of a schema come out of order over partitions: a column that is missing was dropped,
         and a dropped one came back, only in rows later than all that were judged before. ALTER TABLE waits for every writer of the table

@@ -123,4 +123,51 @@ CATALOG = {
         wait 2
         turn w0 26 look
         """,
+    "a log has changes of a column under a name that it had only between two looks": """
+        begin tables=t0:append partitions=1 memory=1000000000 rows=6 alone=1
+        commit 1
+        deliver 10
+        turn w0 1 look
+        store
+        turn w0 2 look
+        turn w0 3 look
+        turn w0 4 look
+        turn w0 5 look
+        turn w0 6 look
+        catalog - rename t0 name 1
+        write 0 update t0 2 0
+        write 0 update t0 3 0
+        commit 0
+        catalog - rename t0 name 0
+        deliver 10
+        store
+        turn w0 7 look
+        turn w0 8 look
+        turn w0 9 look
+        store
+        deliver 10
+        store
+        wait 2
+        turn w0 21 look
+        deliver 10
+        store
+        wait 2
+        turn w0 22 look
+        deliver 10
+        store
+        wait 2
+        turn w0 23 look
+        deliver 10
+        store
+        wait 2
+        turn w0 24 look
+        deliver 10
+        store
+        wait 2
+        turn w0 25 look
+        deliver 10
+        store
+        wait 2
+        turn w0 26 look
+        """,
 }
