@@ -440,7 +440,14 @@ def unregister(config: Config, dialect: SourceDialect, connect: KafkaConnect, sa
 def _skip_log(names: Names, dialect: SourceDialect, connect: KafkaConnect, kafka: KafkaAdmin, say: Callable[[str], None]) -> None:
     """Lets a stopped connector go on at the end of the log. The service is told before the connector can come there."""
     say(f"let connector {names.connector} go on at the end of the log")
-    position, offsets = dialect.skip(names, connect.offsets(names.connector))
+    before = connect.offsets(names.connector)
+    if dialect.position() < (dialect.progress(before).position or 0):
+        raise CdcError(
+            "the source's log ends before what the connector has sent already: the source was restored, or failed over to one that lagged",
+            hint="cdc register --delete, then cdc register, then cdc resync of each table that asks for it",
+            code="source_went_back",
+        )
+    position, offsets = dialect.skip(names, before)
     kafka.send(names.notification_topic, *skipped(f"skipped-{uuid.uuid4()}", position, round(time.time() * 1000)))
     connect.change_offsets(names.connector, offsets)
 
