@@ -43,6 +43,7 @@ PARKED: Mapping[str, set[int]] = {
     "t_time": {2},  # 294276 AD does not fit microseconds since 1970
     "t_bin": {1, 2, 4, 5},  # bit varying comes without its length
     "t_arr": {1, 2, 4},  # time[] is cut to milliseconds
+    "x_arr": {4},  # 294276 AD in an array does not fit them either; what else the connector changes in arrays is read again
     "t_arr_nd": {1},  # arrays of two dimensions
 }
 """The rows that cannot be exact, by id; those of the stream have 100 more."""
@@ -142,5 +143,5 @@ def assert_parked(pipeline: Line, *, rounds: int) -> None:
     times = Counter((table, int(re.sub(r"\D", "", key))) for table, key, *_ in found)
     assert times == {(f"public.{name}", id_ + more): rounds for name, ids in PARKED.items() for id_ in ids for more in (0, 100)}
     assert all(message and not empty and state == "parked" for _, _, _, message, empty, state in found)
-    decoded = [ids for name, ids in PARKED.items() if name != "t_arr_nd"]  # Those are read again first.
+    decoded = [ids for name, ids in PARKED.items() if name not in ("x_arr", "t_arr_nd")]  # Those are read again first.
     assert Counter(stage for _, _, stage, *_ in found)["decode"] >= sum(len(ids) * 2 for ids in decoded)
