@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from random import Random
 
 import psycopg
@@ -31,10 +32,10 @@ TYPES = """CREATE TYPE {t}_mood AS ENUM ('sad', 'ok', 'glad'); CREATE TYPE {t}_p
 
 
 class Driver:
-    """``name`` is the table's; ``done`` tells of each step what PostgreSQL did, for the text that is printed."""
+    """``name`` is the table's; ``done`` tells what PostgreSQL did in each step, for the text that is printed. ``resync`` asks for one."""
 
-    def __init__(self, url: str, name: str, publication: str, sequence: Sequence) -> None:
-        self.name, self.publication, self.sequence = name, publication, sequence
+    def __init__(self, url: str, name: str, publication: str, sequence: Sequence, resync: Callable[[str], object]) -> None:
+        self.name, self.publication, self.sequence, self._resync = name, publication, sequence, resync
         self.records: list[Record] = []
         self.done: list[list[str]] = [[] for _ in sequence.phases]
         self.ran: Counter[str] = Counter()
@@ -62,7 +63,9 @@ class Driver:
         self._run(made)
         dice = Random(f"rows/{self.sequence.number}")
         for _ in range(ROWS // 2):
-            for statement in insert(self._shape(), dice):
+            shape = self._shape()
+            assert shape is not None
+            for statement in insert(shape, dice):
                 self._try([statement])
         self._run(f"ANALYZE {self.name}")
         self.record()
@@ -93,6 +96,8 @@ class Driver:
             if self._inside is None:
                 self._run("BEGIN")
                 self._inside = []
+        elif step.kind == "resync":
+            self._resync(self.name)
         elif step.kind in ("commit", "rollback"):
             self._commit(step.kind)
         else:

@@ -116,7 +116,9 @@ def main(arguments: Many[str] | None = None) -> int:
     parser.add_argument("--sequences", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="the number of the first sequence of the seed")
-    parser.add_argument("--tables", type=int, default=10, help="sequences of one round, each on a table of its own")
+    parser.add_argument(
+        "--tables", type=int, help="sequences of one round, each on a table of its own (10); with --replay: how often at once (1)"
+    )
     parser.add_argument("--destination", choices=["duckdb", "postgresql"], default="duckdb")
     parser.add_argument("--limit", type=float, default=90.0, help="seconds in which a table has to be complete once nothing moves")
     parser.add_argument("--shrink", type=float, default=300.0, help="seconds for shrinking, in all")
@@ -144,12 +146,13 @@ def main(arguments: Many[str] | None = None) -> int:
         if options.replay:
             text = options.replay if "\n" in options.replay else Path(options.replay).read_text(encoding="utf-8")
             totals = Totals()
-            totals.add(play(stack, options.destination, [Sequence.of(text)], limit_seconds=options.limit))
+            totals.add(play(stack, options.destination, [Sequence.of(text)] * (options.tables or 1), limit_seconds=options.limit))
             told(totals, totals.found)
         else:
             totals = explore(
-                stack, options.destination, sequences=options.sequences, seed=options.seed, first=options.first, tables=options.tables,
-                limit_seconds=options.limit, only=tuple(options.only), alone=options.alone, weather=tuple(options.weather), told=told,
+                stack, options.destination, sequences=options.sequences, seed=options.seed, first=options.first,
+                tables=options.tables or 10, limit_seconds=options.limit, only=tuple(options.only),
+                alone=options.alone, weather=tuple(options.weather), told=told,
             )  # fmt: skip
             deadline = time.monotonic() + options.shrink
             for one in sorted(totals.found, key=lambda each: len(each.sequence.steps)):

@@ -58,9 +58,11 @@ def update(s: Shape, dice: Random) -> list[str]:
     if not s.ids or not s.plain():
         return []
     columns = dice.sample(s.plain(), min(len(s.plain()), dice.randrange(1, 4)))
-    sets = ", ".join(f"{q(c.name)} = {literal(c, dice)}" for c in columns)
-    ids = dice.sample(s.ids, min(len(s.ids), dice.randrange(1, 4)))
-    return [f"UPDATE {s.table} SET {sets} WHERE {q(s.key[0])} = {id_}" for id_ in ids]
+    made = []
+    for id_ in dice.sample(s.ids, min(len(s.ids), dice.randrange(1, 4))):
+        sets = ", ".join(f"{q(c.name)} = {literal(c, dice)}" for c in columns)
+        made.append(f"UPDATE {s.table} SET {sets} WHERE {q(s.key[0])} = {id_}")
+    return made
 
 
 def delete(s: Shape, dice: Random) -> list[str]:
@@ -159,7 +161,11 @@ def enum_add(s: Shape, dice: Random) -> list[str]:
 
 
 def enum_rename(s: Shape, dice: Random) -> list[str]:
-    old, new = dice.choice((("sad", "blue"), ("blue", "sad"), ("glad", "merry"), ("merry", "glad")))
+    there = next((c.parts for c in s.columns if c.base == "enum"), ())
+    both = [(a, b) for a, b in (("sad", "blue"), ("blue", "sad"), ("glad", "merry"), ("merry", "glad")) if a in there]
+    if not both:
+        return []
+    old, new = dice.choice(both)
     return [f"ALTER TYPE {s.table}_mood RENAME VALUE '{old}' TO '{new}'"]
 
 
@@ -232,7 +238,7 @@ def log_again(s: Shape, dice: Random) -> list[str]:
 
 def row_security(s: Shape, dice: Random) -> list[str]:
     on = f"ALTER TABLE {s.table} ENABLE ROW LEVEL SECURITY"
-    policy = f"CREATE POLICY some ON {s.table} USING ({q(s.key[0])} % 2 = 0)"
+    policy = f"CREATE POLICY half ON {s.table} USING ({q(s.key[0])} % 2 = 0)"
     forced = f"ALTER TABLE {s.table} FORCE ROW LEVEL SECURITY"
     return dice.choice(([on], [on, policy], [policy, on, forced], [forced]))
 

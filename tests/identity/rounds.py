@@ -7,6 +7,7 @@ time. Every claim seen on the way is judged.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import tempfile
@@ -97,7 +98,7 @@ class Round:
             self.publication = f"cdc_{source.name}"
             self.line.execute("CREATE SCHEMA aside; GRANT USAGE ON SCHEMA aside TO cdc; ALTER ROLE cdc NOBYPASSRLS")
             for name, result in self.results.items():
-                self.drivers[name] = Driver(source.url, name, self.publication, result.sequence)
+                self.drivers[name] = Driver(source.url, name, self.publication, result.sequence, self._resync)
                 held.callback(self.drivers[name].close)
                 self.drivers[name].create()
             self.line.register()
@@ -118,6 +119,11 @@ class Round:
         self.line.close()
         with psycopg.connect(self.stack.pg_url, autocommit=True) as admin:
             admin.execute("ALTER ROLE cdc NOBYPASSRLS")  # A cure for row security may have said otherwise.
+
+    def _resync(self, name: str) -> None:
+        """Somebody asks for it in the middle of everything; the service may refuse, or not be there."""
+        with contextlib.suppress(AssertionError):
+            self.line.request("POST", f"/tables/public.{name}/resync", {})
 
     def _live(self) -> list[str]:
         return [name for name, result in self.results.items() if result.violation is None]

@@ -1,9 +1,9 @@
 """A sequence: what happens to one table, as text that can be replayed, and its making from a seed.
 
 A line is a step: `kind number`, where the number decides what the kind leaves to chance (columns, rows, values), so that a sequence stays
-the same one when other steps are taken out. `begin`, `commit` and `rollback` hold steps together, `pause` lets time pass, `weather NAME`
-begins a phase: how the line fares while the steps after it run. All tables of a round have the same weather. What stands behind # is for
-the reader.
+the same one when other steps are taken out. `begin`, `commit` and `rollback` hold steps together, `pause` lets time pass, `resync` asks for
+one, `weather NAME` begins a phase: how the line fares while the steps after it run. All tables of a round have the same weather. What
+stands behind # is for the reader.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ WEATHERS = {
 publishing partitions under their own names, or dropped."""
 SHAPES = ("plain", "partitioned")
 PHASES = 3
+BETWEEN = ("begin", "commit", "rollback", "pause", "resync")
+"""Steps that change nothing at the source by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class Sequence:
         for words in lines[1:]:
             if words[0] == "weather" and len(words) == 2 and words[1] in WEATHERS:
                 phases.append((words[1], []))
-            elif words[0] in {*ALL, "begin", "commit", "rollback", "pause"} and phases:
+            elif words[0] in {*ALL, *BETWEEN} and phases:
                 phases[-1][1].append(Step(words[0], int(words[1]) if len(words) > 1 else 0))
             else:
                 raise ValueError(f"no step of a sequence: {' '.join(words)}")
@@ -141,6 +143,8 @@ def _held_together(steps: list[Step], dice: Random) -> list[Step]:
         else:
             made.append(steps[at])
             at += 1
+        if dice.random() < 0.03:
+            made.append(Step("resync"))
         if dice.random() < 0.25:
             made.append(Step("pause", dice.randrange(10**6)))
     return made

@@ -64,7 +64,7 @@ def look(connection: psycopg.Connection[Any], table: str, publication: str) -> S
     rows = connection.execute(_COLUMNS, (table,)).fetchall()
     if not rows:
         return None
-    columns = tuple(Column(*row[:3], tuple(row[3] or ()), *row[4:7]) for row in rows)
+    columns = tuple(Column(row[0], row[1], row[2], tuple(row[3] or ()), row[4], row[5], row[6]) for row in rows)
     key = tuple(row[0] for row in rows if row[7])
     ids = connection.execute(f'SELECT "{key[0]}" FROM {table} ORDER BY 1').fetchall() if key else []
     partitions = connection.execute(

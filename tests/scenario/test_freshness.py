@@ -48,7 +48,7 @@ def answer(pipeline: Line) -> dict[str, Any]:
     statement = f"SELECT {told} FROM _cdc.table_status"
     found = None if isinstance(pipeline.warehouse, PostgreSqlDatabase) else pipeline.query(statement)
     if found is not None:
-        (row,) = found.to_pylist()
+        row: dict[str, Any] = found.to_pylist()[0]
         return row
     with contextlib.suppress(duckdb.IOException):  # The service has it, and does not answer now.
         ((may, complete_at),) = pipeline.rows(statement)
