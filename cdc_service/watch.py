@@ -7,6 +7,7 @@ the topics, since the ends were read after it. A server that does not answer lea
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -23,6 +24,8 @@ from connectors.notifications import IDENTITY, RETURNING, SKIPPED, Notification,
 from connectors.protocol import LogHold, Names, SourceDialect
 
 LOOK_SECONDS = 1.0
+LOOK_SHARE, LOOK_SECONDS_MAX = 0.02, 10.0
+"""With many tables a look takes a while of a processor: it is repeated so rarely that all of them take this share of its time."""
 SLOW_SECONDS = 5.0
 """How often the connector's state and the source's log are looked at."""
 IDENTITY_SHARE, IDENTITY_SECONDS_MAX = 0.04, 5.0
@@ -243,10 +246,12 @@ class Watch:
         self._done.set()
 
     def _run(self) -> None:
-        said = ""
-        while not self._done.wait(LOOK_SECONDS):
+        said, wait = "", LOOK_SECONDS
+        while not self._done.wait(wait):
+            began = time.thread_time()
             try:
                 self.look()
+                wait = max(LOOK_SECONDS, min((time.thread_time() - began) / LOOK_SHARE, LOOK_SECONDS_MAX))
             except RuntimeError:
                 if self._done.is_set():
                     return  # What it asked was closed meanwhile.

@@ -70,8 +70,8 @@ class KafkaAdmin(Protocol):
         """Creates those that do not exist; returns their names."""
         ...
 
-    def send(self, topic: str, key: str, value: bytes) -> None:
-        """Writes one record and waits until the cluster has it."""
+    def send(self, topic: str, records: Iterable[tuple[str, bytes]]) -> None:
+        """Writes records, each a key and a value, and waits until the cluster has them."""
         ...
 
 
@@ -351,14 +351,12 @@ def apply_registration(
         elif back := dialect.set_back(connect.offsets(name)):
             connect.change_offsets(name, back)
     # Before the connector reads a row of them: what its rows are then is told by these.
-    reads = dialect.registered(plan.connector.config) if plan.initial else plan.snapshots
-    known = dialect.identities(sorted(reads), plan.names, plan.connector.config, plan.options)
-    for table, text in known.tables.items():
-        record = identity(f"identity-{uuid.uuid4()}", dialect.collection(table), text, round(time.time() * 1000))
-        kafka.send(plan.names.notification_topic, *record)
-    for table in plan.returning:
-        record = returning(f"returning-{uuid.uuid4()}", dialect.collection(table), round(time.time() * 1000))
-        kafka.send(plan.names.notification_topic, *record)
+    reads, now_ms = dialect.registered(plan.connector.config) if plan.initial else plan.snapshots, round(time.time() * 1000)
+    known = dialect.identities(sorted(reads), plan.names, plan.connector.config, plan.options).tables.items() if reads else ()
+    notes = [identity(f"identity-{uuid.uuid4()}", dialect.collection(table), text, now_ms) for table, text in known]
+    notes += [returning(f"returning-{uuid.uuid4()}", dialect.collection(table), now_ms) for table in plan.returning]
+    if notes:
+        kafka.send(plan.names.notification_topic, notes)
     for table in ids:
         say(f"ask for a snapshot of {table}")
     _ask_snapshots(plan.connector.config, ids, dialect, kafka)
@@ -400,7 +398,7 @@ def _ask_snapshots(config: Mapping[str, str], ids: Mapping[TableId, str], dialec
     for signal_id in dict.fromkeys(ids.values()):
         record = dialect.ask_snapshot(config, [t for t, id_ in ids.items() if id_ == signal_id], signal_id)
         if record is not None:
-            kafka.send(record.topic, record.key, record.value)
+            kafka.send(record.topic, [(record.key, record.value)])
 
 
 def plan_removal(config: Config, dialect: SourceDialect, connect: KafkaConnect) -> tuple[Step, ...]:
@@ -448,7 +446,7 @@ def _skip_log(names: Names, dialect: SourceDialect, connect: KafkaConnect, kafka
             code="source_went_back",
         )
     position, offsets = dialect.skip(names, before)
-    kafka.send(names.notification_topic, *skipped(f"skipped-{uuid.uuid4()}", position, round(time.time() * 1000)))
+    kafka.send(names.notification_topic, [skipped(f"skipped-{uuid.uuid4()}", position, round(time.time() * 1000))])
     connect.change_offsets(names.connector, offsets)
 
 

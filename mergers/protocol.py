@@ -281,6 +281,11 @@ class Destination(Protocol):
         """Keeps the state if ``state.version`` is the one that is kept now, and returns it with its new version; else Fenced."""
         ...
 
+    def save_progress(self, moved: Mapping[Target, TableState]) -> Mapping[Target, TableState]:
+        """Keeps how far tables are complete (``complete_through``, ``complete_at`` and ``identity_at``; nothing else is written) in one
+        transaction, and returns those states with their new versions; one that another process changed meanwhile is left out."""
+        ...
+
     def view(self, target: Target, schema: TableSchema) -> View:
         """A read of the target as it is now, for another thread than the line's, which may call this. ``schema`` is the target's own.
         Raises Unavailable as the others do."""

@@ -187,6 +187,11 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
         with self._transaction() as c:
             return states.store(c, self._sql(target), state)
 
+    def save_progress(self, moved: Mapping[Target, TableState]) -> Mapping[Target, TableState]:
+        with self._transaction() as c:
+            kept = {target: states.advance(c, self._sql(target), state) for target, state in moved.items()}
+        return {target: state for target, state in kept.items() if state is not None}
+
     # Comparisons with the source
 
     def view(self, target: Target, schema: TableSchema) -> View:

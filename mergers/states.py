@@ -50,6 +50,16 @@ def store(c: Connection, s: MergeSql, state: TableState) -> TableState:
     return kept
 
 
+def advance(c: Connection, s: MergeSql, state: TableState) -> TableState | None:
+    """Writes how far the table is complete; the state with its new version, or None where it is not the one that was read. Inside of a
+    transaction."""
+    p, kept = s.dialect.placeholder, replace(state, version=state.version + 1)
+    sets = ", ".join(f"{name} = {p}" for name in ("complete_through", "complete_at_us", "identity_at", "version"))
+    sql = f"UPDATE {s.meta(meta.TABLE_STATE)} SET {sets}, updated_at = now() WHERE {s.in_scope()} AND version = {p}"
+    values = [kept.complete_through, kept.complete_at, kept.identity_at, kept.version]
+    return kept if c.execute(sql, [*values, *s.scope, state.version]) else None
+
+
 def _select(dialect: Dialect, place: str) -> str:
     columns = ", ".join((*SCOPE[1:], *(name for name, _ in meta.TABLE_STATE.columns[:-1])))
     return f"SELECT {columns} FROM {place}"

@@ -39,6 +39,8 @@ QUEUE_KILOBYTES = 32 * 1024
 SLICE_BYTES = 4 * 2**20
 SLICE_RECORDS = (50, 2_000)
 """What is asked of the client at once, so that each value is cut and copied while it is in the processor's cache."""
+GATHER_SECONDS = 0.05
+"""How long a poll waits for more, once something came."""
 CLOSE_SECONDS = 2.0
 REJOIN_SECONDS = 5.0
 """At least so long a member is one before it joins anew."""
@@ -169,11 +171,15 @@ class Log:
         threading.Thread(target=old.close, name="close", daemon=True).start()
 
     def poll(self, records_max: int, seconds: float) -> Polled:
-        """What arrived, at most ``records_max`` records, waiting at most ``seconds`` for them. A topic has a RawBatch, or several where the
-        head of its values changes."""
+        """What arrived, at most ``records_max`` records, waiting at most ``seconds`` for the first one and GATHER_SECONDS for more. A topic
+        has a RawBatch, or several where the head of its values changes."""
         polled = Polled()
         self._taken = Taken(self._heads)
-        until, left = time.monotonic() + seconds, records_max
+        until, left = time.monotonic() + min(seconds, GATHER_SECONDS), records_max
+        if seconds > GATHER_SECONDS:
+            first = self._consumer.consume(1, seconds)
+            self._take(first, polled)
+            until, left = time.monotonic() + GATHER_SECONDS, left - 1 if first else 0
         while left > 0 and self._ended is None:
             wanted = min(left, self._slice)
             messages = self._consumer.consume(wanted, max(0.0, until - time.monotonic()))
@@ -458,10 +464,11 @@ class Admin:
                 ids[name] = str(description.topic_id)
                 partitions += [TopicPartition(name, p.id) for p in description.partitions]
         low, high = (self._offsets(partitions, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
-        return {
-            name: TopicFacts(LogId(cluster, name, topic_id), {p: (low[t, p], high[t, p]) for t, p in low if t == name and (t, p) in high})
-            for name, topic_id in ids.items()
-        }
+        ends: dict[str, dict[int, tuple[int, int]]] = {name: {} for name in ids}
+        for (name, partition), first in low.items():
+            if (name, partition) in high:
+                ends[name][partition] = first, high[name, partition]
+        return {name: TopicFacts(LogId(cluster, name, topic_id), ends[name]) for name, topic_id in ids.items()}
 
     def topic_ids(self, names: Sequence[str]) -> Mapping[str, str]:
         """The ids of the topics that exist now; one small request."""
@@ -502,11 +509,12 @@ class Admin:
         described = self._result(self._admin.describe_consumer_groups([group], request_timeout=ANSWER_SECONDS)[group])
         return {str(m.group_instance_id or m.member_id): str(m.host).lstrip("/") for m in described.members}
 
-    def send(self, topic: str, key: str, value: bytes) -> None:
-        """Writes one record and waits until the cluster has it (signals to Debezium)."""
+    def send(self, topic: str, records: Iterable[tuple[str, bytes]]) -> None:
+        """Writes records, each a key and a value, and waits until the cluster has them (signals to Debezium, what registration notes)."""
         failures: list[KafkaError] = []
         producer = Producer({**self._options, "enable.idempotence": True, "message.timeout.ms": int(ANSWER_SECONDS * 1000)})
-        producer.produce(topic, key=key.encode(), value=value, on_delivery=lambda error, _: failures.append(error) if error else None)
+        for key, value in records:
+            producer.produce(topic, key=key.encode(), value=value, on_delivery=lambda error, _: failures.append(error) if error else None)
         left = producer.flush(ANSWER_SECONDS)
         if left or failures:
             raise Unavailable(f"Kafka did not take a record for topic {topic}", hint=self._cure())

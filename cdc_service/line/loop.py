@@ -26,6 +26,8 @@ from cdc_service.line.merging import Merging, Outcome, Submit, TopicIds, at_once
 from cdc_service.line.table import Table
 
 POLL_SECONDS = 0.05
+IDLE_POLL_SECONDS = 0.0005
+"""So much longer for each table while nothing comes: a turn goes over all of them. The first record ends the wait."""
 POLL_BYTES = (6 * 2**20, 28 * 2**20)
 """At most of one table, at most of all: decoding has its price for each poll and table, and what is polled takes memory several times."""
 POLL_RECORDS = (100, 5_000, 40_000)
@@ -92,11 +94,12 @@ class Line:
         self._record_bytes = 64_000.0  # Until it is known: the first polls are short.
         self._moved_at = clock.monotonic()
         self._released = False
+        self._idle = False
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._log = join(Assignment(self._assigned, self._revoked, self._lost))
 
-    def read(self, seconds: float = POLL_SECONDS) -> None:
-        """Takes what has come, waiting at most ``seconds`` for it. Merges may be under way meanwhile."""
+    def read(self, seconds: float | None = None) -> None:
+        """Takes what has come, waiting at most ``seconds`` for it (None: as long as is good). Merges may be under way meanwhile."""
         self._take()
         self._obey()
         self._reopen()
@@ -104,11 +107,16 @@ class Line:
         idle = False
         if not self._is_ahead():
             self._throttle()
-            idle = self._poll(seconds)
+            idle = self._poll(self._patience() if seconds is None else seconds)
+            self._idle = idle
         self._take()
         self._rest(idle=idle)
         if self._merging.seconds < STUCK_SECONDS:
             self.totals.at = self._clock.monotonic()
+
+    def _patience(self) -> float:
+        quiet = self._idle and self.resting and not self.buffered_bytes
+        return max(POLL_SECONDS, len(self.tables) * IDLE_POLL_SECONDS) if quiet else POLL_SECONDS
 
     @property
     def resting(self) -> bool:

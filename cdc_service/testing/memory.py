@@ -7,6 +7,7 @@ it everything is. Of two transactions on one target at the same time the one tha
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -278,6 +279,13 @@ class MemoryDestination:
     def save_state(self, target: Target, state: TableState) -> TableState:
         with self._transaction(target) as kept:
             return _store(kept, target, state)
+
+    def save_progress(self, moved: Mapping[Target, TableState]) -> Mapping[Target, TableState]:
+        kept = {}
+        for target, state in moved.items():
+            with contextlib.suppress(Fenced):
+                kept[target] = self.save_state(target, state)
+        return kept
 
     def sweep(self, target: Target, generation: int, record: int) -> int:
         with self._transaction(target) as kept:

@@ -18,7 +18,7 @@ from mergers.protocol import TableState
 from tests.conformance.harness import DuckDbHarness, PostgreSqlHarness
 from tests.simulation.world import World
 
-_WRITES = ("merge", "take", "begin_anew", "evolve", "save_state", "sweep")
+_WRITES = ("merge", "take", "begin_anew", "evolve", "save_state", "save_progress", "sweep")
 COUNTED = ("partition", "start_offset", "stop_offset", "applied", "folded", "duplicate", "parked", "filtered")
 
 
@@ -203,7 +203,7 @@ class SqlWarehouse:
         def connection() -> Any:
             raw = real()
             if not known or known[0].real is not raw:
-                known[:] = [_Sent(self._world, raw, lambda: self._committed(merging[-1]) if merging else None)]
+                known[:] = [_Sent(self._world, raw, lambda: [self._committed(target) for target in merging])]
             return known[0]
 
         destination.connection = connection
@@ -295,7 +295,7 @@ class PostgreSqlWarehouse(SqlWarehouse):
 class _Sent:
     """mergers.connection.Connection: what is sent to the database, each an effect."""
 
-    def __init__(self, world: World, real: Any, committed: Callable[[], None]) -> None:
+    def __init__(self, world: World, real: Any, committed: Callable[[], object]) -> None:
         self.real = real
         self._world = world
         self._committed = committed
@@ -334,15 +334,16 @@ class _Sent:
 
 
 def _about(destination: Any, name: str, merging: list[Target]) -> None:
-    """Notes which target a call is about while it runs."""
+    """Notes which targets a call is about while it runs."""
     real = getattr(destination, name)
 
-    def call(target: Any, *args: Any, **more: Any) -> Any:
-        merging.append(target.target if name == "merge" else target)
+    def call(about: Any, *args: Any, **more: Any) -> Any:
+        before = list(merging)
+        merging[:] = [about.target] if name == "merge" else list(about) if name == "save_progress" else [about]
         try:
-            return real(target, *args, **more)
+            return real(about, *args, **more)
         finally:
-            merging.pop()
+            merging[:] = before
 
     setattr(destination, name, call)
 
