@@ -87,7 +87,7 @@ _KNOWN = (
     ),
     (
         r"(must be superuser or replication role|permission denied to (?:start WAL sender|use replication slots))",
-        Failure("the source's role lacks REPLICATION", "cdc check prints the statement; " + _AGAIN),
+        Failure("the source's role lacks the right of replication (REPLICATION)", "cdc check prints the statement; " + _AGAIN),
     ),
     (
         r"all replication slots are in use",
