@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-OTHER_CURE = "the worker's log has the whole cause; mend it, then: cdc register"
+OTHER_CURE = (
+    "the worker's log has the whole cause; mend it, then: cdc register. Where the connector fails so again:"
+    " cdc register --delete, then cdc register, then cdc resync of each table that asks for it"
+)
 
 
 @dataclass(frozen=True, slots=True)
