@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-OTHER_CURE = "the worker's log has the whole cause; mend it, then: cdc register"
+OTHER_CURE = (
+    "the worker's log has the whole cause; mend it, then: cdc register. Where the connector fails so again:"
+    " cdc register --delete, then cdc register, then cdc resync of each table that asks for it"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ _KNOWN = (
     ),
     (
         r"(must be superuser or replication role|permission denied to (?:start WAL sender|use replication slots))",
-        Failure("the source's role lacks REPLICATION", "cdc check prints the statement; " + _AGAIN),
+        Failure("the source's role lacks the right of replication (REPLICATION)", "cdc check prints the statement; " + _AGAIN),
     ),
     (
         r"all replication slots are in use",

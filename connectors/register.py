@@ -278,7 +278,7 @@ def plan_registration(
     offsets = connect.offsets(names.connector)
     # Stopped without offsets: an earlier registration was interrupted before the connector ever ran.
     initial = existing is None or (status is not None and status.state == "STOPPED" and not offsets)
-    skip = _skip(names, status, offsets, dialect)
+    skip = "" if initial else _skip(names, status, offsets, dialect)
     preparation = dialect.preparation(facts, names)
     statements, signals = preparation.statements, preparation.signals
     there = kafka.topics()
@@ -296,8 +296,7 @@ def plan_registration(
     steps = [
         *_source_steps(statements),
         *(Step("topic", f"create topic {t.name} ({t.partitions} partition{'s' * (t.partitions > 1)})", t.what) for t in topics),
-        *_connector_steps(connector, status, facts),
-        *([Step("connector", f"let connector {names.connector} go on at the end of the log", f"{skip}; {_READ_ANEW}")] if skip else ()),
+        *_connector_steps(connector, status, facts, f"{skip}; {_READ_ANEW}" if skip else ""),
         *(_snapshot_step(t, _snapshot_reason(t, added, returning), keyed={f.table for f in facts if f.key}) for t in wanted),
     ]
     return RegistrationPlan(
@@ -309,10 +308,16 @@ def plan_registration(
 
 
 def _skip(names: Names, status: ConnectorStatus | None, offsets: Offsets, dialect: SourceDialect) -> str:
-    """Why a connector that is beyond its initial snapshot can only go on at the end of the log; empty where it can read on."""
-    if not offsets or dialect.progress(offsets).snapshot:
-        return ""
-    return dialect.gap(names) or next((f.message for f in (status.failures if status else ()) if f.skips), "")
+    """Why the connector can only go on at the end of the log; empty where it can read on. A new one has no slot yet."""
+    streams = _streams(offsets, dialect)
+    if (gap := dialect.gap(names)) is not None and (streams or dialect.hold(names) is not None):
+        return gap
+    return next((f.message for f in (status.failures if status else ()) if f.skips), "") if streams else ""
+
+
+def _streams(offsets: Offsets, dialect: SourceDialect) -> bool:
+    """Whether a connector is beyond its initial snapshot. What runs may have stored less than that yet, what was stopped has stored all."""
+    return bool(offsets) and not dialect.progress(offsets).snapshot
 
 
 def apply_registration(
@@ -346,9 +351,10 @@ def apply_registration(
     if plan.connector.kind == "update" or ((plan.wake or plan.skip) and plan.connector.kind == "nothing"):
         say(f"stop connector {name}")
         connect.stop(name)
-        if plan.skip:
+        offsets = connect.offsets(name)
+        if plan.skip and _streams(offsets, dialect):  # Within its initial snapshot it begins anew, and its log with it.
             _skip_log(plan.names, dialect, connect, kafka, say)
-        elif back := dialect.set_back(connect.offsets(name)):
+        elif back := dialect.set_back(offsets):
             connect.change_offsets(name, back)
     # Before the connector reads a row of them: what its rows are then is told by these.
     reads, now_ms = dialect.registered(plan.connector.config) if plan.initial else plan.snapshots, round(time.time() * 1000)
@@ -527,16 +533,19 @@ def _source_steps(statements: Sequence[Statement]) -> list[Step]:
     ]
 
 
-def _connector_steps(plan: ConnectorPlan, status: ConnectorStatus | None, tables: Sequence[SourceTable]) -> list[Step]:
+def _connector_steps(plan: ConnectorPlan, status: ConnectorStatus | None, tables: Sequence[SourceTable], skip: str) -> list[Step]:
     detail = tuple(f"{c.key}: {_shown(c.before)} -> {_shown(c.after)}" for c in plan.changes)
     if plan.kind == "create":
         why = f"it does not exist; it takes a snapshot of {len(tables)} tables, then streams"
         return [Step("connector", f"create connector {plan.name}", why, detail)]
+    where = " and let it go on at the end of the log" if skip else ""
     if plan.kind == "update":
-        keys = ", ".join(c.key for c in plan.changes)
-        return [Step("connector", f"change connector {plan.name}", f"its configuration differs in {keys}", detail)]
-    if status is not None and status.overall in {"FAILED", "STOPPED", "PAUSED"}:
-        return [Step("connector", f"start connector {plan.name}", f"it is {status.overall.lower()}", status.problems)]
+        why = f"its configuration differs in {', '.join(c.key for c in plan.changes)}"
+        return [Step("connector", f"change connector {plan.name}{where}", "; ".join(filter(None, (why, skip))), detail)]
+    stands = f"it is {status.overall.lower()}" if status is not None and status.overall in {"FAILED", "STOPPED", "PAUSED"} else ""
+    if stands or skip:
+        problems = status.problems if status is not None else ()
+        return [Step("connector", f"start connector {plan.name}{where}", "; ".join(filter(None, (stands, skip))), problems)]
     return []
 
 

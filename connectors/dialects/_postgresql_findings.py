@@ -114,7 +114,8 @@ def slot(slot: RowMapping, names: Names) -> Finding:
         "slot",
         not lost and slot["plugin"] == "pgoutput",
         f"slot {names.slot} is {slot['wal_status']}{kept}",
-        "the log that it needed is gone: cdc register --delete, then cdc register, then cdc resync each table",
+        ("cdc register, after which all tables are read anew; or begin anew: " if lost else "")
+        + "cdc register --delete, then cdc register, then cdc resync each table",
     )
 
 

@@ -48,11 +48,11 @@ def publication_statements(
     though nobody asks for it."""
     name = quoted(names.publication)
 
-    def statement(body: str, why: str, touched: Iterable[TableId], *, entitled: bool) -> Statement:
+    def statement(body: str, why: str, touched: Iterable[TableId], *, entitled: bool, subject: str = "publication") -> Statement:
         foreign = [t for t in touched if not entries.get(t, True)]
         allowed = bool(facts["superuser"] or (entitled and not foreign))
         who = "the owner of the tables or a superuser" if foreign else "the owner of the publication or a superuser"
-        return Statement("publication", body, why, allowed, "" if allowed else who)
+        return Statement(subject, body, why, allowed, "" if allowed else who)
 
     if head["pubname"] is None:
         if entries:
@@ -74,7 +74,7 @@ def publication_statements(
         body = (
             f"BEGIN; ALTER PUBLICATION {name} DROP TABLE {qualified(table)}; ALTER PUBLICATION {name} ADD TABLE {qualified(table)}; COMMIT"
         )
-        yield statement(body, why, [table], entitled=head["owned"])
+        yield statement(body, why, [table], entitled=head["owned"], subject="filter")
     for table in sorted(t for t in harmful if t in published and t not in entries and not head["puballtables"]):
         why = f"{table} has columns whose names differ only by case: while it is published, its next change ends the connector"
         yield statement(f"ALTER PUBLICATION {name} DROP TABLE {qualified(table)}", why, (), entitled=head["owned"])

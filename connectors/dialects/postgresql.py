@@ -284,21 +284,16 @@ class PostgresDialect:
 
     def _publication_findings(self, tables: Sequence[SourceTable], names: Names, published: Mapping[TableId, bool]) -> list[Finding]:
         preparation = self.preparation(tables, names)
-        needed = [
-            statement for statement in preparation.statements if statement.subject != "grant"
-        ]  # The role's rights are told by themselves.
-        narrowed = [str(t.table) for t in tables if published.get(t.table)]
+        filters = [statement for statement in preparation.statements if statement.subject == "filter"]
+        # The role's rights are told by themselves.
+        needed = [statement for statement in preparation.statements if statement.subject not in ("grant", "filter")]
         findings = []
-        if narrowed:
-            findings.append(
-                Finding(
-                    "publication filters",
-                    ok=False,
-                    message=f"{names.publication} has a row filter or a column list on {some(narrowed)}: rows would be missing",
-                    cure="\n".join(f"{s.sql};" for s in needed if s.subject == "publication"),
-                    names=tuple(narrowed),
-                )
-            )
+        if filters:
+            narrowed = [str(t.table) for t in tables if published.get(t.table)]
+            whom = "cdc register will do it" if all(s.allowed for s in filters) else f"{filters[0].by_whom} must run this"
+            message = f"{names.publication} has a row filter or a column list on {some(narrowed)}: rows would be missing; {whom}"
+            cure = "\n".join(f"{s.sql};" for s in filters)
+            findings.append(Finding("publication filters", ok=False, message=message, cure=cure, names=tuple(narrowed)))
         if preparation.signals is None:
             table = TableId(tables[0].table.schema, names.signal_table)
             by_hand = [f"{s.sql};" for s in signal_table(table, str(self._url.username), allowed=False)]
