@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from cdc_service.core.types import TableId, Target
+from deploy.local.process import StackError
 from deploy.local.stack import Stack
 from mergers.protocol import open_destination
 from tests.conformance.harness import HARNESSES
@@ -212,3 +213,22 @@ def test_a_large_value_is_read_again_beside_columns_of_any_type(stack: Stack, pg
         (row,) = pipeline.rows("SELECT id, octet_length(body), b1, b8, p[1], l, m, c, n FROM public.b")
         assert row[:5] == (11, 12_800, True, "10100000", 1.0)
         assert (row[5], row[6], row[7], str(row[8])) == (None, "{[1,3)}", "10.0.0.0/8", "1.5")
+
+
+def test_an_array_that_begins_elsewhere_is_called_different_and_left_alone(stack: Stack, pg_database: PgDatabase, tmp_path: Path) -> None:
+    """Its event has the elements alone; a comparison reads the source, and a repair makes nothing else of it."""
+    with line(stack, pg_database, tmp_path, "public.a: {}", destination="duckdb") as pipeline:
+        pipeline.execute(SETUP + "INSERT INTO a(id, i) VALUES (1, '{1,2}'), (2, '[0:1]={1,2}')")
+        pipeline.register()
+        pipeline.start()
+        pipeline.await_complete()
+        (compared,) = pipeline.call("reconcile", accept=(0, 1))["tables"]
+        assert (compared["status"], compared["columns"], [d["key"] for d in compared["differences"]]) == (
+            "mismatch",
+            {"i": 1},
+            [{"id": "2"}],
+        )
+        with pytest.raises(StackError, match=r"what was read at the source is no exact array\(int32\)"):
+            pipeline.call("repair", "public.a", "--yes")
+        pipeline.stop()
+        assert pipeline.rows("SELECT id, i FROM public.a ORDER BY id") == [(1, [1, 2]), (2, [1, 2])]
