@@ -214,7 +214,10 @@ class Control:
                     structlog.get_logger().warning("table is not read anew yet", table=str(table.source), why=error.message)
                     table.backoff.failed()
                     with contextlib.suppress(CdcError):
-                        if table.state == "streaming":
+                        if error.code == "table_refused":  # By the connector, until somebody changes the table.
+                            table.stop(error)
+                            table.save()
+                        elif table.state == "streaming":
                             table.keep(state="snapshotting")  # What it holds is not complete any more, and has to say so.
 
     def _facts(self, table: Table) -> TopicFacts:
