@@ -77,6 +77,8 @@ simulated and driven by one seed (`tests/simulation`):
 
 - `source.py`: tables that several transactions change at the same time. A change gets its log position when it is made and comes out when
   its transaction commits, so positions interleave; what each key ever held is remembered, deleted keys too.
+- `catalog.py`: what becomes of a table with no event: names of columns, values written anew, partitions, publication, row security. It
+  shows in the table's identity, as it does in PostgreSQL's catalog, and in nothing else.
 - `outside.py`: Debezium (initial and incremental snapshots, tails repeated, offsets stored late) and Kafka (partitions, retention, topics
   made again). Records are bytes as Debezium writes them.
 - `group.py`: one to four workers in coroutines, and what the broker thinks of them.
@@ -86,7 +88,8 @@ simulated and driven by one seed (`tests/simulation`):
 - `invariants.py`: checked after every commit. The check knows nothing of how the service orders changes: a key has to show what the source
   held at one moment, not before the latest record that the ledger calls done, nor before the one it showed last; the ledger covers each
   partition once and without a gap; the checkpoint is where the ledger ends; what is claimed to be complete is; parked records stand in the
-  quarantine, and none of their key goes past them.
+  quarantine, and none of their key goes past them. What no event tells counts from the first claim of a position behind it: from then on
+  every row and the name of every column has to be so.
 - At the end all faults stop, a person does what each stopped table says, and within 300 turns every target has to equal its source.
 
 A seed picks its own kinds of faults, from none to most. A step draws what it leaves to chance from a seed of its own, so a schedule stays
@@ -97,6 +100,7 @@ What it leaves out, because the service cannot notice it (`schedule.py` says eac
 
 - a topic made again before the service ever read it, or after somebody removed the checkpoint rows, too;
 - the checkpoint rows of an empty target removed, or removed after a snapshot was begun twice;
+- a partition that is attached and detached between two looks: PostgreSQL's catalog keeps no trace of it;
 - the connector's offsets removed while a table is empty: it sends no row that would tell the service that it began anew;
 - a target dropped under a table that gets no change any more: it shows with the next one, or when the table is opened.
 

@@ -542,20 +542,17 @@ def _() -> Sequence[Patch]:
     return [(progress_module.Progress, "_identify", identify)]
 
 
-@mutant("older events keep older names", "a column is renamed, and events of before it bring the old name back")
-def _() -> Sequence[Patch]:
-    return [(versions_module.Versions, "translated", lambda self, batch: batch)]
-
-
-@mutant("a stop is forgotten over a restart", "who opens a table that the source had stopped takes the source as it is then")
+@mutant("a stop is forgotten over a restart", "who opens a table takes the source as it is then, also where it had stopped the table")
 def _() -> Sequence[Patch]:
     real = table_module.Table._continued
 
     def continued(self: Any, kept: Any) -> Any:
-        if kept.error_code not in HINDRANCES:
-            return real(self, kept)
-        gone = dict.fromkeys(("error_code", "error_message", "error_hint", "identity"), "")
-        return replace(kept, state=flowing(kept), error_at=None, **gone)
+        known = real(self, kept)
+        if kept.complete_through is None or kept.resync:
+            return known
+        gone = dict.fromkeys(("error_code", "error_message", "error_hint"), "")
+        known = replace(known, state=flowing(kept), error_at=None, **gone) if kept.error_code in HINDRANCES else known
+        return replace(known, identity="")
 
     return [(table_module.Table, "_continued", continued)]
 

@@ -161,7 +161,11 @@ def test_i28_a_table_is_read_anew_only_where_nothing_else_tells(memory: Warehous
         simulation.apply(Step("commit", ("1",)))
         turns(0)
         assert simulation.warehouse.state(target).state == "streaming"
+        # Its changes come after the catalog was seen, and know the columns by the names of before.
+        assert simulation.apply(Step("write", ("0", "update", "t0", "3", "0"))) is not None
+        assert simulation.apply(Step("commit", ("0",))) is not None
         assert simulation.apply(Step("catalog", ("-", *statement))) is not None
+        simulation.apply(Step("turn", ("w0", "99", "look")))
         turns(100)
         state = simulation.warehouse.state(target)
         assert (state.state, state.generation) == ("streaming", read)
