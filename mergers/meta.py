@@ -129,6 +129,7 @@ TABLE_STATE = MetaTable(
         ("error_at_us", _LONG),
         ("identity", _TEXT),
         ("identity_at", _LONG),
+        ("columns_at", _LONG),
         ("version", _LONG),
         ("updated_at", _TIME),
     ),
@@ -243,8 +244,9 @@ def _fourth(dialect: Dialect, schema: str) -> Iterator[str]:
 
 
 def _fifth(dialect: Dialect, schema: str) -> Iterator[str]:
-    for name, type_ in (("identity", _TEXT), ("identity_at", _LONG)):
+    for name, type_ in (("identity", _TEXT), ("identity_at", _LONG), ("columns_at", _LONG)):
         yield f"ALTER TABLE {dialect.quote(schema, TABLE_STATE.name)} ADD COLUMN IF NOT EXISTS {name} {type_}"
+    yield from _viewed(dialect, schema)
 
 
 def _status_view(dialect: Dialect, schema: str) -> str:
@@ -267,7 +269,8 @@ SELECT {", ".join(f"s.{q(name)}" for name in SCOPE)}, s.state, s.generation, s.r
   c.synced_at, c.high_commit, c.high_record,
   {counted}, COALESCE(p.parked_open, 0) AS parked_open,
   v.verified_at, v.verified_position,
-  s.state IN ('streaming', 'paused') AND NOT s.resync AND s.complete_through IS NOT NULL AND COALESCE(p.parked_open, 0) = 0 AS is_complete,
+  s.state IN ('streaming', 'paused') AND NOT s.resync AND s.complete_through IS NOT NULL
+    AND s.complete_through >= COALESCE(s.columns_at, 0) AND COALESCE(p.parked_open, 0) = 0 AS is_complete,
   s.error_code, s.error_message, s.error_hint, {dialect.time_of_us.format(us="s.error_at_us")} AS error_at
 FROM {q(schema, "table_state")} AS s
 LEFT JOIN (SELECT {scope}, MAX(committed_at) AS synced_at, MAX(high_commit) AS high_commit, MAX(high_record) AS high_record

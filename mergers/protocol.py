@@ -81,6 +81,7 @@ class TableState:
     ``resync`` is true its rows still arrive, and its end sweeps. ``complete_through`` is the source commit position up to which the table
     holds everything: the source stood there at ``complete_at`` (microseconds since 1970). ``identity`` is the source's identity of the
     table (core.identity) under which its rows were read, as the source said it at position ``identity_at``; empty where nobody asked yet.
+    Before ``columns_at`` the source had other columns than the target has now: what it holds is complete only from there on.
     """
 
     state: str = "waiting"
@@ -96,6 +97,7 @@ class TableState:
     error_at: int | None = None
     identity: str = ""
     identity_at: int = 0
+    columns_at: int = 0
     version: int = 0
     """How often it was written: who writes it must have seen the last version."""
 

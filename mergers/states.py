@@ -36,7 +36,16 @@ def store(c: Connection, s: MergeSql, state: TableState) -> TableState:
     offsets = None if kept.opened_at is None else json.dumps({str(n): offset for n, offset in kept.opened_at.items()})
     values = [
         *(kept.state, kept.generation, kept.opened_record, offsets, kept.resync, kept.complete_through, kept.complete_at),
-        *(kept.error_code, kept.error_message, kept.error_hint, kept.error_at, kept.identity, kept.identity_at, kept.version),
+        *(
+            kept.error_code,
+            kept.error_message,
+            kept.error_hint,
+            kept.error_at,
+            kept.identity,
+            kept.identity_at,
+            kept.columns_at,
+            kept.version,
+        ),
     ]
     if state.version == 0:
         sql = f"{s.insert(meta.TABLE_STATE, 1, now='updated_at')} ON CONFLICT ({', '.join(map(s.dialect.quote, SCOPE))}) DO NOTHING"
@@ -66,8 +75,8 @@ def _select(dialect: Dialect, place: str) -> str:
 
 
 def _state(row: Sequence[Any]) -> TableState:
-    state, generation, record, opened_at, *rest, identity, identity_at, version = row
+    state, generation, record, opened_at, *rest, identity, identity_at, columns_at, version = row
     offsets = None if opened_at is None else {int(p): offset for p, offset in json.loads(opened_at).items()}
     # A state that was written before there were identities has none.
     kept = TableState(state, generation, record, offsets, *rest)
-    return replace(kept, identity=identity or "", identity_at=identity_at or 0, version=version)
+    return replace(kept, identity=identity or "", identity_at=identity_at or 0, columns_at=columns_at or 0, version=version)

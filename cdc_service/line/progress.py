@@ -222,7 +222,8 @@ class Progress:
         now = found.tables.get(table.source)
         judged = self._source.judge(table.source, kept.identity or self._registered(table, facts), now)
         if judged.outcome is Outcome.STOPS:
-            if not table.stopped and not (table.state == "waiting" and judged.code in NOT_YET):
+            told = table.stopped and kept.error_message == judged.why  # What comes to light behind a cause that is gone is told too.
+            if not told and not (table.state == "waiting" and judged.code in NOT_YET):
                 self._line.stop(table, TableStopped(judged.why, state=judged.state, hint=judged.hint, code=judged.code))
             return False
         if table.stopped:

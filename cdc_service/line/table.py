@@ -399,7 +399,7 @@ class Table:
         if judged.columns:
             self._versions.follow(judged.renamed, position)
         if not self.reload:
-            self.keep(identity=identity, identity_at=position)
+            self.keep(identity=identity, identity_at=position, columns_at=position if judged.renamed else self.kept.columns_at)
 
     def take_columns(self, position: int) -> None:
         """Makes the target hold the columns that the source's catalog has, as of ``position`` or later, before rows are read anew: those of
