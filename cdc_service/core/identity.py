@@ -49,17 +49,20 @@ HINDRANCES = frozenset(
 @dataclass(frozen=True, slots=True)
 class Identities:
     """What the catalog told of tables in one snapshot. ``position`` was the end of the log before the snapshot was taken: all that was
-    committed up to it is in the identities. A table that is not there any more is missing in ``tables``."""
+    committed up to it is in the identities. A table that is not there any more is missing in ``tables``; of those in ``busy`` somebody was
+    changing the definition, so that the identity tells nothing for certain."""
 
     position: int
     tables: Mapping[TableId, str]
+    busy: frozenset[TableId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """``why`` is a sentence that begins with the table's name, ``hint`` the cure of what STOPS, ``code`` and ``state`` as TableStopped has
     them. ``renamed`` are columns that are the same under another name (old -> new); ``columns`` says whether the columns are others at
-    all, so that the target has to follow."""
+    all, so that the target has to follow. ``unless_truncated``: of what is ANEW nothing has to be read where the log has told since that
+    the table was emptied."""
 
     outcome: Outcome
     why: str = ""
@@ -68,3 +71,4 @@ class Judgement:
     state: str = "error"
     renamed: Mapping[str, str] = field(default_factory=dict)
     columns: bool = False
+    unless_truncated: bool = False

@@ -7,7 +7,7 @@ ended only when the connector said so *and* all that it wrote is merged; only th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -15,7 +15,7 @@ import structlog
 
 from cdc_service.core.clock import Clock
 from cdc_service.core.errors import CdcError, Fenced, TableStopped
-from cdc_service.core.identity import HINDRANCES, Judgement, Outcome
+from cdc_service.core.identity import HINDRANCES, Identities, Judgement, Outcome
 from cdc_service.core.types import Mode, TableId, Target
 from cdc_service.line.loop import Line
 from cdc_service.line.stops import snapshot_failed, snapshotted_anew, topic_gone
@@ -84,6 +84,8 @@ class Progress:
         self._ends: dict[tuple[TableId, int], int] = {}  # by table and generation: another process may have begun a later one
         self._quiet: dict[TableId, float] = {}
         self._saved: dict[TableId, float] = {}
+        self._wondering: dict[TableId, tuple[int, Mapping[int, int] | None]] = {}
+        """Tables of which it is not known yet whether the log told that they were emptied: as of which position, and where it ends then."""
         self._moving: dict[Target, Table] = {}
         """Tables whose complete_through is to be written down in this look."""
         self._moved: dict[TableId, tuple[int, float]] = {}
@@ -217,7 +219,7 @@ class Progress:
         """Whether all that the table's rows hold is known to be so up to ``facts.position``: the source's identity of the table, read after
         it, is the one under which the rows were read, or the target follows it now. Else the table stops, or is read anew."""
         found, kept = facts.identities, table.kept
-        if found is None or found.position < max(kept.identity_at, facts.position or 0):
+        if found is None or found.position < max(kept.identity_at, facts.position or 0) or table.source in found.busy:
             return False
         now = found.tables.get(table.source)
         judged = self._source.judge(table.source, kept.identity or self._registered(table, facts), now)
@@ -226,17 +228,34 @@ class Progress:
             if not told and not (table.state == "waiting" and judged.code in NOT_YET):
                 self._line.stop(table, TableStopped(judged.why, state=judged.state, hint=judged.hint, code=judged.code))
             return False
+        emptied = judged.unless_truncated and self._truncated(table, facts, found)
+        if emptied is None:
+            return False
         if table.stopped:
             table.reload = f"{kept.error_message}: this is over, and what was committed meanwhile did not arrive"
-        elif judged.outcome is Outcome.ANEW:
+        elif judged.outcome is Outcome.ANEW and not emptied:
             table.reload = judged.why
-        elif judged.outcome is Outcome.CARRIED or not kept.identity:
+        elif judged.outcome is not Outcome.SAME or not kept.identity:
             assert now is not None
             table.carry(judged, now, found.position)
             self._line.touched()
         else:
             table.kept = replace(kept, identity_at=found.position)
         return not table.reload
+
+    def _truncated(self, table: Table, facts: Facts, found: Identities) -> bool | None:
+        """Whether the log has told since the identity that is kept that the table was emptied; None until all up to ``found`` is merged."""
+        if (table.recount().truncated or 0) > table.kept.identity_at:
+            self._wondering.pop(table.source, None)
+            return True
+        until, ends = self._wondering.setdefault(table.source, (found.position, None))
+        if ends is None and (facts.position or 0) >= until:
+            ends = dict(table.ends)
+            self._wondering[table.source] = until, ends
+        if ends is None or not table.passed(ends):
+            return None
+        self._wondering.pop(table.source)
+        return False
 
     def _registered(self, table: Table, facts: Facts) -> str | None:
         """The identity that registration saw before the connector began to read the table's first rows."""

@@ -94,6 +94,11 @@ SELECT t.oid::bigint, t.typbasetype::bigint AS base, t.typtypmod AS modifier, t.
             FROM pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) END::text AS attributes
 FROM used JOIN pg_type t ON t.oid = used.oid WHERE t.oid >= 16384
 """
+_LOCKED = """
+SELECT relation::bigint FROM pg_locks WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock' AND granted
+AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+"""Whoever alters or empties a table holds this lock until everybody sees what was done."""
 _PUBLICATION = """
 SELECT p.oid::bigint, p.xmin::text::bigint AS edition, p.pubowner::bigint AS owner, p.puballtables AS everything, p.pubviaroot AS root,
        p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate AS whole
@@ -119,8 +124,9 @@ def read(
     """``connection`` is in autocommit. ``connector`` is the connector's configuration (None: not known), ``unwanted`` the expressions by
     which the configuration itself leaves columns out."""
     position = int(connection.execute(text(catalog.POSITION)).scalar_one())
+    locked = set(connection.execute(text(_LOCKED)).scalars())
     statement = _TABLES.format(member=_MEMBER_14 if int((connection.dialect.server_version_info or (15,))[0]) < 15 else _MEMBER)
-    # One snapshot, taken after the position.
+    # One snapshot, taken after the position and the locks: what is not in it and has written below the position holds one.
     connection.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     try:
         asked = {"schemas": [t.schema for t in tables], "names": [t.name for t in tables], "publication": names.publication}
@@ -146,7 +152,12 @@ def read(
         if cache.get(table, ((), ""))[0] != told:
             cache[table] = told, _identity(table, row._mapping, types, shared, captured, left_out, unwanted)
         found[table] = cache[table][1]
-    return Identities(position, found)
+    busy = {TableId(row.schema, row.name) for row in rows if locked and not locked.isdisjoint(_oids(row))}
+    return Identities(position, found, frozenset(busy))
+
+
+def _oids(row: Any) -> set[int]:
+    return {row.oid, *(part[_PART] for part in json.loads(row.parts or "[]"))}
 
 
 def _identity(
@@ -245,6 +256,13 @@ def judge(table: TableId, before: str | None, after: str | None) -> Judgement:
         return Judgement(Outcome.STOPS, why, hint, "schema_stopped", "schema_stopped")
     if why := _reading(old, new):
         return Judgement(Outcome.ANEW, f"{table}: {why}")
+    if emptied := _emptied(old.get("parts") or (), new.get("parts") or ()):
+        why = (
+            f"{table}: {emptied} partitions were emptied or written anew by themselves, which the log does not tell under the table's name"
+        )
+        # TRUNCATE of the whole, which the log does tell, looks the same where it is told of all of them.
+        whole = emptied == sum(part[_PART_KIND] == "r" for part in old["parts"])
+        return Judgement(Outcome.ANEW, why, unless_truncated=whole)
     mine = {c[_NUMBER]: c for c in old["columns"]}
     renamed = {mine[c[_NUMBER]][_NAME]: c[_NAME] for c in new["columns"] if c[_NUMBER] in mine and mine[c[_NUMBER]][_NAME] != c[_NAME]}
     others = [_shape(c) for c in old["columns"]] != [_shape(c) for c in new["columns"]]
@@ -378,9 +396,13 @@ def _partitions_moved(old: Collection[Sequence[Any]], new: Collection[Sequence[A
                 return "a partition was attached: the rows that it had came without a change in the log"
         elif (known[_PART_LINK], known[_PART_LEAVING]) != (part[_PART_LINK], part[_PART_LEAVING]):
             return "a partition was detached, and attached again"
-        elif known[_PART_FILE] != part[_PART_FILE] and not part[_PART_SWEPT]:
-            return "a partition was emptied or written anew by itself, which the log does not tell under the table's name"
     return ""
+
+
+def _emptied(old: Collection[Sequence[Any]], new: Collection[Sequence[Any]]) -> int:
+    """How many partitions have another file that no VACUUM FULL or CLUSTER gave them."""
+    mine = {p[_PART]: p[_PART_FILE] for p in old}
+    return sum(p[_PART] in mine and mine[p[_PART]] != p[_PART_FILE] and not p[_PART_SWEPT] for p in new)
 
 
 def _columns_moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -208,6 +208,7 @@ def parts(source: Source) -> Iterator[str]:
         ("ALTER TABLE p DETACH PARTITION p1; ALTER TABLE p ATTACH PARTITION p1 FOR VALUES FROM (0) TO (100)", Outcome.ANEW),
         ("DROP TABLE p1", Outcome.ANEW),
         ("TRUNCATE p1", Outcome.ANEW),
+        ("TRUNCATE p", Outcome.ANEW),
         ("TRUNCATE p1; ANALYZE p1", Outcome.ANEW),
         ("VACUUM FULL p1; TRUNCATE p1; ANALYZE p1", Outcome.ANEW),
         ("ALTER TABLE p ALTER n TYPE int USING n * 2", Outcome.ANEW),
@@ -218,7 +219,17 @@ def parts(source: Source) -> Iterator[str]:
     ],
 )
 def test_partitions_that_come_go_or_change_by_themselves(source: Source, parts: str, statements: str, outcome: Outcome) -> None:
-    assert source.judged(parts, statements).outcome is outcome
+    judged = source.judged(parts, statements)
+    assert judged.outcome is outcome
+    assert judged.unless_truncated == (statements == "TRUNCATE p")
+
+
+def test_a_table_that_is_being_altered_tells_nothing_for_certain(source: Source, parts: str) -> None:
+    name = TableId("public", parts)
+    with source.owner.transaction():
+        source.execute("TRUNCATE p1")
+        assert source.dialect.identities([name], NAMES, None, {}).busy == {name}
+    assert source.dialect.identities([name], NAMES, None, {}).busy == frozenset()
 
 
 def test_a_partition_made_filled_and_attached_in_one_transaction_is_read(source: Source, parts: str) -> None:
