@@ -217,4 +217,14 @@ CATALOG = {
         catalog - rename t1 body 0
         catalog 0 rewrite t1 body
         """,
+    "a partition went again while another scan read it, and its rows come in the generation of the next": """
+        begin tables=t0:soft_delete partitions=3 memory=1000 rows=2 alone=0
+        commit 1
+        catalog - attach t0 5 5
+        deliver 10
+        turn w0 520782 look
+        deliver 3
+        catalog - detach t0
+        turn w0 524620 look
+        """,
 }
