@@ -231,10 +231,11 @@ class Progress:
         emptied = judged.unless_truncated and self._truncated(table, facts, found)
         if emptied is None:
             return False
-        if table.stopped:
-            table.reload = f"{kept.error_message}: this is over, and what was committed meanwhile did not arrive"
-        elif judged.outcome is Outcome.ANEW and not emptied:
-            table.reload = judged.why
+        if table.stopped or (judged.outcome is Outcome.ANEW and not emptied):
+            if self._is_read(table, facts):
+                return False
+            over = f"{kept.error_message}: this is over, and what was committed meanwhile did not arrive"
+            table.reload = over if table.stopped else judged.why
         elif judged.outcome is not Outcome.SAME or not kept.identity:
             assert now is not None
             table.carry(judged, now, found.position)
@@ -256,6 +257,25 @@ class Progress:
             return None
         self._wondering.pop(table.source)
         return False
+
+    def _is_read(self, table: Table, facts: Facts) -> bool:
+        """Whether rows that were asked for may still be on their way. Another reading waits for them: in its generation they would be taken
+        for its own, and what went from the source without an event would stay."""
+        kept, place = table.kept, (table.source, table.kept.generation)
+        if (kept.complete_through is not None and not kept.resync) or (kept.resync and signal_id(table) in facts.scans.lost):
+            return False
+        if self._scanned(table, facts) and facts.identities is not None:
+            return facts.position is None or facts.position <= self._ends.setdefault(place, facts.identities.position)
+        # Of a table that stands still nobody asks for them again.
+        return not table.stopped or not self._is_quiet(table, facts)
+
+    def _is_quiet(self, table: Table, facts: Facts) -> bool:
+        """Whether nothing was heard of a snapshot for a while."""
+        running = facts.connector is not None and facts.connector.running
+        if not running or facts.snapshot or facts.incremental:
+            self._quiet.pop(table.source, None)
+            return False
+        return self._clock.monotonic() - self._quiet.setdefault(table.source, self._clock.monotonic()) >= ASK_AGAIN_SECONDS
 
     def _registered(self, table: Table, facts: Facts) -> str | None:
         """The identity that registration saw before the connector began to read the table's first rows."""
@@ -307,10 +327,7 @@ class Progress:
             self._quiet.pop(table.source, None)
             self._ask(table)
             return
-        running = facts.connector is not None and facts.connector.running
-        if not running or facts.snapshot or facts.incremental:
-            self._quiet.pop(table.source, None)
-        elif self._clock.monotonic() - self._quiet.setdefault(table.source, self._clock.monotonic()) >= ASK_AGAIN_SECONDS:
+        if self._is_quiet(table, facts):
             self._quiet.pop(table.source)
             self._ask(table)
 

@@ -112,7 +112,13 @@ class Versions:
             return batch
         there = set(batch.schema.names)
         latest = pc.max(batch.meta["record"]).as_py() or 0
-        names = {old: c.name for c in own.columns for old, until in c.former if old in there and c.name not in there and latest <= until}
+        live = {c.name for c in own.columns if not c.dropped}
+        names: dict[str, str] = {}
+        for c in own.columns:
+            # Rows that a snapshot read stand at no position: where a column has the name now, it is that one which they mean.
+            mine = c.former if c.name not in there else ()
+            held = live if c.dropped or latest <= 0 else ()
+            names |= {old: c.name for old, until in mine if old in there and latest <= until and old not in held}
         return batch.renamed(names) if names else batch
 
     def may_be_renamed(self, incoming: TableSchema) -> bool:

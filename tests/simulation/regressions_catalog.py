@@ -170,4 +170,61 @@ CATALOG = {
         wait 2
         turn w0 26 look
         """,
+    "a column has its former name again, and rows that are read anew are taken for older ones": """
+        begin tables=t0:upsert partitions=3 memory=1000000000 rows=6 alone=1
+        turn w0 382627 freeze@1(kafka.poll)
+        turn w1 2873 freeze@2(warehouse.load_state)
+        wake w0 800098
+        commit 1
+        catalog - restore t0 body
+        write 0 update t0 3 7
+        turn w2 119029 look
+        deliver 10
+        abort 0
+        turn w2 948579
+        turn w0 95985
+        turn w0 973402
+        turn w2 876950
+        catalog - rename t0 name 2
+        deliver 10
+        turn w0 834666
+        turn w2 348453
+        turn w2 388547
+        turn w0 759882 look
+        catalog - rename t0 name 0
+        """,
+    "rows are read anew under a name that the column had, lost and has again": """
+        begin tables=t0:upsert,t1:upsert partitions=1 memory=1000000000 rows=2 alone=1
+        turn w0 50700 look crash@6(warehouse.table_rows)
+        commit 1
+        turn w1 614391 look lose@12(warehouse.reply)
+        turn w1 83977 crash@1(kafka.poll)
+        deliver 10
+        turn w2 408137 freeze@11(merge.staged)
+        catalog - unpublish t0
+        turn w3 982473 look crash@4(warehouse.totals)
+        turn w4 767537 freeze@23(warehouse.parked_keys)
+        turn w5 955601 look
+        operate w5 645014 crash@1(warehouse.load_state)
+        turn w6 12422 look crash@3(warehouse.checkpoints)
+        catalog 0 rename t1 body 2
+        turn w7 773351 look crash@1(kafka.poll)
+        turn w8 66885 look freeze@1(kafka.poll)
+        turn w9 32894
+        commit 0
+        wake w9 115140
+        turn w9 513055 look
+        catalog - rename t1 body 0
+        catalog 0 rewrite t1 body
+        """,
+    "a partition went again while another scan read it, and its rows come in the generation of the next": """
+        begin tables=t0:soft_delete partitions=3 memory=1000 rows=2 alone=0
+        commit 1
+        catalog - attach t0 5 5
+        deliver 10
+        turn w0 520782 look
+        deliver 3
+        catalog - detach t0
+        turn w0 524620 look
+        """,
 }

@@ -299,3 +299,15 @@ def test_one_column_may_be_another_where_one_is_new_and_one_is_missing(versions:
     assert versions.may_be_renamed(schema("a", "c"))
     assert not versions.may_be_renamed(schema("a", "b", "c"))
     assert not versions.may_be_renamed(schema("a"))
+
+
+def test_rows_of_a_snapshot_mean_the_column_that_has_their_name_now(versions: Versions, catalog: list[TableSchema | None]) -> None:
+    """It went from a to b and back to a between two looks, so that the target has a column of each."""
+    versions.evolve(schema("a"), (10, 10))
+    catalog.append(schema("b"))
+    versions.follow({"a": "b"}, 20)
+    catalog.append(schema("a"))
+    versions.follow({}, 30)
+    assert live(versions) == ["id", "a"]
+    assert versions.translated(rows(0, 0, 0, schema("a"), 1, "read")).schema.names == ("id", "a")
+    assert versions.translated(rows(0, 1, 15, schema("a"), 1, "late")).schema.names == ("id", "a")
