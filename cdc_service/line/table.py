@@ -403,9 +403,10 @@ class Table:
 
     def take_columns(self, position: int) -> None:
         """Makes the target hold the columns that the source's catalog has, as of ``position`` or later, before rows are read anew: those of
-        a snapshot bring no column back that was dropped. Where it cannot follow, it stops when such rows come."""
+        a snapshot bring no column back that was dropped. Where it cannot follow (it is gone, or has other types), that shows when such
+        rows come."""
         self.look_up()
-        with contextlib.suppress(TableStopped):
+        with contextlib.suppress(CdcError):
             self._versions.follow({}, position)
 
     @property

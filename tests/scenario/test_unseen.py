@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from deploy.local.stack import Stack
-from tests.support.line import Line, database, line
+from tests.support.line import FACTOR, Line, database, line
 
 ANEW = {
     "added_under_the_old_name": "ALTER TABLE {t} RENAME n TO m; ALTER TABLE {t} ADD n int DEFAULT 0",
@@ -54,7 +54,7 @@ PARTS = {"attached", "detached", "emptied", "born"}
 TABLES = (*ANEW, *CARRIED, *STOPPED)
 
 
-@pytest.fixture(scope="module", params=["duckdb", "postgresql"])
+@pytest.fixture(scope="module", params=["duckdb", "postgresql"] if FACTOR >= 1 else ["duckdb"])
 def pipeline(stack: Stack, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Line]:
     """One pipeline with all tables of five rows each, in the stream."""
     with database(stack) as source:
