@@ -106,6 +106,7 @@ def test_of_a_log_only_what_was_changed_on_the_way_is_parked() -> None:
     ],
 )
 def test_what_the_connector_stops_at_is_a_hazard(column: dict[str, Any], said: str | None, blocking: bool) -> None:
-    found = hazard({"name": "c", "type": "t", "category": "X", "domain": False, "may_be_unsent": True, **column}, full_identity=True)
+    whole = {"name": "c", "type": "t", "category": "X", "domain": False, "may_be_unsent": True, "modifier": -1, **column}
+    found = hazard(whole, TableId("public", "t"), full_identity=True)
     assert (None if found is None else found.blocking) == (blocking if said else None)
     assert said is None or (found is not None and said in found.message)
