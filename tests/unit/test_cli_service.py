@@ -394,7 +394,7 @@ def test_how_a_run_ended_is_its_exit_code(ended: str, by: int | None, state: str
 
 
 SERVICE = """
-import contextlib, sys, threading, types
+import contextlib, sys, time, types
 import cdc_service
 from cdc_service.cli.main import main
 from cdc_service.core.clock import Stop
@@ -407,8 +407,9 @@ class Service:
         print("working", asked, flush=True)
         while not self.asked.wait(0.01):
             pass
-        if {deaf}:
-            threading.Event().wait({limit})
+        until = time.monotonic() + {limit} * {deaf}
+        while time.monotonic() < until:  # Not in one wait: a signal just before it would not end it.
+            time.sleep(0.01)
         return "stopped"
     def stop(self):
         self.asked.set()
