@@ -240,6 +240,7 @@ class Progress:
             assert now is not None
             table.carry(judged, now, found.position)
             self._line.touched()
+            return table.kept.identity == now
         else:
             table.kept = replace(kept, identity_at=found.position)
         return not table.reload

@@ -40,6 +40,8 @@ OUTCOMES = ("applied", "folded", "duplicate", "parked", "filtered")
 SHARE_WINDOW = 10_000
 """Records over which the share that goes to quarantine is judged, and the fewest that it is judged over are a tenth of it."""
 COMPLETIONS_MAX = 3
+COLUMN_SECONDS = 10.0
+"""How long an event is awaited that tells the form of a new column, where the catalog does not."""
 
 
 @dataclass(slots=True)
@@ -92,6 +94,7 @@ class Table:
         self.merges = 0
         self.opened_at = float("-inf")
         self.means = means
+        self._unknown_since: float | None = None
         self.known = False
         """Whether ``kept`` is what the destination said."""
         self._opened = False
@@ -396,10 +399,23 @@ class Table:
     def carry(self, judged: Judgement, identity: str, position: int) -> None:
         """Makes the target follow a change of the source that no row tells of, and keeps the ``identity`` that the source has since, as
         of ``position``. ``reload`` says why where it cannot follow. Raises what the destination raises."""
-        if judged.columns:
-            self._versions.follow(judged.renamed, position)
+        unknown = self._versions.follow(judged.renamed, position) if judged.columns else ""
+        if unknown:
+            self._await_column(unknown, position)
+            return
+        self._unknown_since = None
         if not self.reload:
             self.keep(identity=identity, identity_at=position, columns_at=position if judged.renamed else self.kept.columns_at)
+
+    def _await_column(self, name: str, position: int) -> None:
+        """Only an event tells the form of the new column. Until one comes the table is not complete; where none comes it is read anew."""
+        now = self.means.clock.monotonic()
+        if self._unknown_since is None:
+            self._unknown_since = now
+            self.keep(columns_at=position)
+        elif now - self._unknown_since >= COLUMN_SECONDS:
+            self._unknown_since = None
+            self.reload = f"only events tell the form of the new column {name}, and none came"
 
     def take_columns(self, position: int) -> None:
         """Makes the target hold the columns that the source's catalog has, as of ``position`` or later, before rows are read anew: those of

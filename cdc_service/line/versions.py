@@ -65,24 +65,26 @@ class Versions:
             if (column.name in incoming.names) != column.dropped:
                 self._judged[column.name] = max(records[1] if records else 0, self._judged.get(column.name, self._applied_to))
 
-    def follow(self, renamed: Mapping[str, str], position: int) -> None:
+    def follow(self, renamed: Mapping[str, str], position: int) -> str:
         """Makes the target hold the columns that the source's catalog has, as of ``position`` or later, though no row came that has them;
-        ``renamed`` are those that got other names (old -> new). Sets ``reload`` where only reading the rows anew does it."""
+        ``renamed`` are those that got other names (old -> new). Sets ``reload`` where only reading the rows anew does it. Returns the name
+        of a new column of which only an event tells the form, so that it has to be waited for; empty where the target followed."""
         if not self.all:
             # The target is made with its first rows, which may be older than what the catalog says.
             self.reload = "its columns were altered before the first of its rows came"
-            return
+            return ""
         if renamed and not self._rename(renamed, position):
-            return
+            return ""
         told, own = self._means.schema_of(self._target.source), self.all[-1]
         if told is None:
             there = set(self._means.columns_of(self._target.source))
             if new := sorted(there - {c.name for c in own.columns if not c.dropped}):
-                self.reload = f"only events tell the form of the new column {new[0]}"
+                return new[0]
             told = replace(own, columns=tuple(c for c in own.columns if not c.dropped and c.name in there))
         # What the catalog says now is later than all rows that were judged.
         at = max(position, self._applied_to, *self._judged.values()) + 1
         self.evolve(told, (at, at))
+        return ""
 
     def _rename(self, renamed: Mapping[str, str], position: int) -> bool:
         """Whether the target's columns took the names. They do not where the target has moved on already: then they are others."""

@@ -278,19 +278,20 @@ def test_columns_come_and_go_with_the_catalog(versions: Versions, catalog: list[
     assert versions.reload == ""
 
 
-def test_a_new_column_whose_form_only_events_tell_has_the_table_read_anew(
-    outside: Outside, warehouse: MemoryDestination, table: Table
-) -> None:
+def test_a_new_column_whose_form_only_events_tell_is_waited_for(outside: Outside, warehouse: MemoryDestination, table: Table) -> None:
     now = ["id", "a"]
     means = Means(warehouse, outside, outside, outside, lambda table: None, lambda table: tuple(now), outside, RealClock(), Limits())
     versions = Versions(Target(TABLE, "public", "t"), TOPIC, means)
     versions.evolve(schema("a"), (10, 10))
     now.append("b")
-    versions.follow({}, 20)
-    assert "form of the new column b" in versions.reload
+    assert versions.follow({}, 20) == "b"
+    assert live(versions) == ["id", "a"]
+    versions.evolve(schema("a", "b"), (25, 25))
+    assert versions.follow({}, 28) == ""
     now.remove("a")
-    versions.follow({}, 30)
-    assert live(versions) == ["id"]
+    assert versions.follow({}, 30) == ""
+    assert live(versions) == ["id", "b"]
+    assert versions.reload == ""
 
 
 def test_one_column_may_be_another_where_one_is_new_and_one_is_missing(versions: Versions) -> None:
