@@ -394,6 +394,8 @@ class Table:
         """Makes the target hold the columns that the source's catalog has, as of ``position`` or later, before rows are read anew: those of
         a snapshot bring no column back that was dropped. Where it cannot follow, it stops when such rows come."""
         self.look_up()
+        if self._versions.all and self.means.destination.drift(self.target, self._versions.all[-1]):
+            return  # Opening it says what somebody did to the target.
         with contextlib.suppress(TableStopped):
             self._versions.follow({}, position)
 
