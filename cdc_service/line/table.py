@@ -422,6 +422,8 @@ class Table:
         a snapshot bring no column back that was dropped. Where it cannot follow (it is gone, or has other types), that shows when such
         rows come."""
         self.look_up()
+        if self._versions.all and self.means.destination.drift(self.target, self._versions.all[-1]):
+            return  # Opening it says what somebody did to the target.
         with contextlib.suppress(CdcError):
             self._versions.follow({}, position)
 
