@@ -56,7 +56,7 @@ def test_a_publication_made_anew_has_every_table_read_anew_by_itself(stack: Stac
         pipeline.register()
         pipeline.await_complete(*TABLES)
         assert [pipeline.differences(name) for name in TABLES] == [[], []]
-        assert pipeline.log.read_text().count("the connector went on at the end of the log") == len(TABLES)
+        assert pipeline.log.read_text().count("table is read anew") >= len(TABLES)
         pipeline.execute("INSERT INTO a VALUES (52, 'y'); DELETE FROM t WHERE n > 30")
         pipeline.await_complete(*TABLES)
         pipeline.stop()
