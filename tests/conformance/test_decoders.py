@@ -6,6 +6,7 @@ What a wire cannot tell is a flag of it, with the reason; a flag that does not s
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -90,7 +91,9 @@ def changes(batches: Sequence[ChangeBatch]) -> Counter[str]:
             about = (phase(meta["record"][place]), Op(meta["op"][place]).name, row)
             hidden = sorted(name for name, values in (unsent or {}).items() if values[place])
             before = {name: values[place] for name, values in (old or {}).items()}
-            found[repr((*about, hidden, before if any(v is not None for v in before.values()) else None, bool(moved[place])))] += 1
+            told = repr((*about, hidden, before if any(v is not None for v in before.values()) else None, bool(moved[place])))
+            # An array in an array is a name of Java's, another one in each process; such a row is read again at the source.
+            found[re.sub(r"\[L[\w.]+;@[0-9a-f]+", "an array", told)] += 1
         for one in batch.rejected:
             found[repr(("rejected", one.code, one.key_text))] += 1
     return found
