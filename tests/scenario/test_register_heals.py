@@ -105,7 +105,7 @@ def test_names_that_differ_only_by_case_end_the_connector_until_their_cure(owner
 
 def test_two_names_that_differ_only_by_case_are_refused_before(owner: Pipeline) -> None:
     owner.execute('CREATE TABLE t(id int PRIMARY KEY, v text, "V" text)')
-    with pytest.raises(ConfigError, match=r"public\.t has columns whose names differ only by case") as caught:
+    with pytest.raises(ConfigError, match=r"public\.t has columns whose names differ by case only") as caught:
         owner.register("a", "t")
     owner.execute(caught.value.hint.splitlines()[0].replace("...", "w"))
     owner.register("a", "t")
