@@ -154,10 +154,10 @@ def test_a_type_at_which_the_connector_ends_is_named_and_its_cure_heals(owner: P
 
 def test_a_type_at_which_the_connector_would_end_is_refused_before(owner: Pipeline) -> None:
     owner.execute("CREATE TYPE mood AS ENUM ()")
-    with pytest.raises(ConfigError, match="mood is an enum without a label") as caught:
-        owner.plan("a")
-    owner.execute(caught.value.hint)
-    assert owner.plan("a").pending
+    (refused,) = owner.plan("a").refused
+    assert "mood is an enum without a label" in refused.message
+    owner.execute(refused.cure)
+    assert owner.plan("a").refused == ()
 
 
 def test_a_row_that_is_too_large_for_the_connector_goes_through_with_its_cure(owner: Pipeline) -> None:
@@ -178,6 +178,11 @@ def test_a_table_that_the_role_may_not_read_is_granted_before(stack: Stack, pg_d
     with pipeline(stack, pg_database, tmp_path) as made:
         made.execute("CREATE TABLE a(id int PRIMARY KEY); INSERT INTO a VALUES (1)")
         made.execute("CREATE SCHEMA s; CREATE TABLE b(id int PRIMARY KEY); REVOKE ALL ON b FROM cdc")
+        with pytest.raises(CdcError) as caught:
+            made.register("a", "b")
+        assert caught.value.code == "table_refused"
+        (refused,) = made.plan("a", "b").refused
+        made.execute(refused.cure)
         with pytest.raises(CdcError) as caught:
             made.register("a", "b")
         assert caught.value.code == "needs_ddl"
