@@ -20,8 +20,8 @@ from cdc_service.core.identity import Identities
 from cdc_service.core.types import TableId
 from cdc_service.line.means import TopicFacts, Topics
 from connectors.connect import ConnectorStatus, KafkaConnect
-from connectors.notifications import IDENTITY, RETURNING, SKIPPED, Notification, parse
-from connectors.protocol import LogHold, Names, SourceDialect
+from connectors.notifications import IDENTITY, RETURNING, SKIPPED, Notification, parse, skipped
+from connectors.protocol import LogHold, Names, Progress, SourceDialect
 
 LOOK_SECONDS = 1.0
 LOOK_SHARE, LOOK_SECONDS_MAX = 0.02, 10.0
@@ -56,6 +56,8 @@ class Kafka(Topics, Protocol):
     """What the watcher asks of Kafka (consume.kafka.Admin)."""
 
     def cluster_id(self) -> str: ...
+
+    def send(self, topic: str, records: Iterable[tuple[str, bytes]]) -> None: ...
 
 
 class Tail(Protocol):
@@ -101,6 +103,7 @@ class Notices:
 
     def __init__(self) -> None:
         self.scans = Scans()
+        self._skipped = ""
         self._initial: set[str] = set()
         self._ended = False
         self._started: set[str] = set()
@@ -118,7 +121,8 @@ class Notices:
                 self.scans = replace(self.scans, identities={**self.scans.identities, **dict.fromkeys(notice.tables, notice.identity)})
             elif notice.type == RETURNING:
                 self.scans = replace(self.scans, returned={**self.scans.returned, **dict.fromkeys(notice.tables, notice.at_ms)})
-            elif notice.type == SKIPPED:
+            elif notice.type == SKIPPED and notice.id != self._skipped:
+                self._skipped = notice.id
                 lost = self.scans.lost | self._started | set(self.scans.asked)
                 self._started.clear()
                 self.scans = replace(self.scans, skipped=notice.position, asked={}, lost=lost)
@@ -204,6 +208,25 @@ class Sightings:
         return past[-1][1]
 
 
+class Slot:
+    """Notices that the log's slot was moved, or made anew, while nobody read it: the connector goes on from there without a word.
+
+    Only then does the slot stand before the connector's own offset. At work the connector tells the slot what it has sent a moment before
+    Kafka Connect has it, so a slot that was read by somebody at both looks before tells nothing.
+    """
+
+    def __init__(self) -> None:
+        self._looks = [(0, True), (0, True)]
+
+    def add(self, found: Identities) -> None:
+        self._looks = [self._looks[1], (found.sent_from, found.is_read)]
+
+    def moved_to(self, position: int) -> int | None:
+        """From where the log is sent, where a connector that is at ``position``, asked after the last look, has not come there."""
+        (_, before), (sent_from, is_read) = self._looks
+        return sent_from if position < sent_from and not (before and is_read) else None
+
+
 class Watch:
     """``start`` begins looking; ``facts`` is the latest answer, replaced as a whole."""
 
@@ -224,6 +247,8 @@ class Watch:
         self.facts: Facts | None = None
         self._options = options
         self._sightings = Sightings()
+        self._slot = Slot()
+        self._unsaid: list[tuple[str, bytes]] = []
         self._identities_at = float("-inf")
         self._names = names
         self._topics = topics
@@ -285,7 +310,7 @@ class Watch:
         config = self._connect.config(name)
         progress = self._source.progress(self._connect.offsets(name))
         topics = self._kafka.describe(list(self._topics))
-        scans = self._notices.add(self._tail.read())
+        scans = self._follow(progress)
         connector, hold, trouble = old.connector, old.hold, None
         identities = None
         try:
@@ -322,4 +347,20 @@ class Watch:
         ended = self._clock.monotonic()
         self._identities_at = began + min((ended - began) / IDENTITY_SHARE, IDENTITY_SECONDS_MAX)
         self._sightings.add(found.position, at_us)
+        self._slot.add(found)
         return found
+
+    def _follow(self, progress: Progress) -> Scans:
+        """The notifications; where the log's slot was moved one more is written, for all processes and for whoever starts later."""
+        scans = self._notices.add(self._tail.read())
+        to = None if progress.position is None or progress.snapshot else self._slot.moved_to(progress.position)
+        if to is not None and to > scans.skipped:
+            why = "the replication slot was moved, or made anew, while nobody read it"
+            structlog.get_logger().warning("every table is read anew", why=why, connector_at=progress.position, slot_at=to)
+            record = skipped(f"moved-{to}", to, self._clock.wall_us() // 1000)
+            self._unsaid.append(record)
+            scans = self._notices.add([record[1]])
+        if self._unsaid:
+            self._kafka.send(self._names.notification_topic, self._unsaid)
+            self._unsaid = []
+        return scans

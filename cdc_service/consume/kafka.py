@@ -341,26 +341,49 @@ class Tail:
     """Reads one small topic from its beginning, without a group: notifications of the connector. One thread calls it."""
 
     def __init__(self, bootstrap: str, topic: str, options: Mapping[str, Any]) -> None:
-        self._topic = topic
+        self._partition = TopicPartition(topic, 0)
+        self._cure = f"is a broker running at {bootstrap}?"
         own = {
             "group.id": "cdc_tail",  # Never joined: a consumer must name one.
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
+            "enable.partition.eof": True,
             "fetch.queue.backoff.ms": 5,
             "topic.metadata.refresh.interval.ms": 10_000,
         }
         self._consumer = Consumer({**client_options(bootstrap, options), **own})
-        self._assigned = False
+        self._next = -1
+        self._found: list[bytes] = []
 
     def read(self, records_max: int = 10_000) -> list[bytes]:
-        """The values that came since the last call, in order; empty while the topic is not there."""
-        if not self._assigned:
-            self._consumer.assign([TopicPartition(self._topic, 0, OFFSET_BEGINNING)])
-            self._assigned = True
-        found: list[bytes] = []
-        while messages := self._consumer.consume(records_max, 0.3 if not found else 0.05):
-            found += [m.value() for m in messages if m.error() is None and m.value() is not None]
+        """The values that came since the last call, in order, up to the end that the topic has now; empty while the topic is not there.
+        Raises Unavailable, and gives what was read with the next call, where the end is not reached in ANSWER_SECONDS."""
+        try:
+            end = self._consumer.get_watermark_offsets(self._partition, ANSWER_SECONDS)[1]
+        except KafkaException as error:
+            if error.args[0].code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC):
+                return []
+            raise self._unavailable() from error
+        if not 0 <= self._next <= end:  # The first time; or the topic was made again.
+            self._consumer.assign([TopicPartition(self._partition.topic, 0, OFFSET_BEGINNING)])
+            self._next = 0
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while self._next < end:
+            for message in self._consumer.consume(records_max, 0.05):
+                failure = message.error()
+                if failure is None:
+                    self._next = message.offset() + 1
+                    if message.value() is not None:
+                        self._found.append(message.value())
+                elif failure.code() == KafkaError._PARTITION_EOF:
+                    self._next = max(self._next, message.offset())
+            if self._next < end and time.monotonic() > deadline:
+                raise self._unavailable()
+        found, self._found = self._found, []
         return found
+
+    def _unavailable(self) -> Unavailable:
+        return Unavailable(f"topic {self._partition.topic} cannot be read", hint=self._cure)
 
     def close(self) -> None:
         self._consumer.close()

@@ -41,6 +41,8 @@ HINDRANCES = frozenset(
         "not_logged",
         "columns_left_out",
         "slot_gone",
+        "connector_changed",
+        "source_went_back",
     }
 )
 """The codes of STOPS that the table leaves by itself: it is read anew as soon as the source shows that the cause is gone."""
@@ -50,11 +52,14 @@ HINDRANCES = frozenset(
 class Identities:
     """What the catalog told of tables in one snapshot. ``position`` was the end of the log before the snapshot was taken: all that was
     committed up to it is in the identities. A table that is not there any more is missing in ``tables``; of those in ``busy`` somebody was
-    changing the definition, so that the identity tells nothing for certain."""
+    changing the definition, so that the identity tells nothing for certain. Whoever begins to read the log now is sent nothing that was
+    committed before ``sent_from`` (0: not known); ``is_read`` says whether somebody reads it at this moment."""
 
     position: int
     tables: Mapping[TableId, str]
     busy: frozenset[TableId] = frozenset()
+    sent_from: int = 0
+    is_read: bool = True
 
 
 @dataclass(frozen=True, slots=True)

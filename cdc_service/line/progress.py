@@ -18,7 +18,7 @@ from cdc_service.core.errors import CdcError, Fenced, TableStopped
 from cdc_service.core.identity import HINDRANCES, Identities, Judgement, Outcome
 from cdc_service.core.types import Mode, TableId, Target
 from cdc_service.line.loop import Line
-from cdc_service.line.stops import snapshot_failed, snapshotted_anew, topic_gone
+from cdc_service.line.stops import snapshot_failed, snapshotted_anew, source_went_back, topic_gone
 from cdc_service.line.table import Goal, Table
 from cdc_service.watch import Facts
 from mergers.protocol import Destination, TableState
@@ -219,6 +219,8 @@ class Progress:
         """Whether all that the table's rows hold is known to be so up to ``facts.position``: the source's identity of the table, read after
         it, is the one under which the rows were read, or the target follows it now. Else the table stops, or is read anew."""
         found, kept = facts.identities, table.kept
+        if found is not None and found.position < (facts.position or 0) and not table.stopped:
+            raise source_went_back(table.config)
         if found is None or found.position < max(kept.identity_at, facts.position or 0) or table.source in found.busy:
             return False
         now = found.tables.get(table.source)

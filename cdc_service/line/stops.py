@@ -45,6 +45,16 @@ def snapshot_failed(config: TableConfig, status: str) -> TableStopped:
     )
 
 
+def source_went_back(config: TableConfig) -> TableStopped:
+    return TableStopped(
+        f"{config.source}: the source's log ends before what the connector has sent already: the source was restored, or failed over to a"
+        " server that lagged",
+        state="error",
+        code="source_went_back",
+        hint=f"cdc register --delete\ncdc register\ncdc resync {config.source}",
+    )
+
+
 def topic_gone(config: TableConfig, *, exists: bool) -> CdcError:
     topic = config.topic
     if not exists:

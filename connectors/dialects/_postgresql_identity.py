@@ -33,6 +33,7 @@ from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
 from connectors.dialects import _postgresql_catalog as catalog
 from connectors.dialects._postgresql_catalog import qualified, quoted
+from connectors.dialects._postgresql_settings import is_sealed
 
 FIRST_OWN_OID = 16384
 """Types from here on are a database's own (PostgreSQL's transam.h); the built-in ones never change."""
@@ -105,7 +106,9 @@ SELECT p.oid::bigint, p.xmin::text::bigint AS edition, p.pubowner::bigint AS own
 FROM pg_publication p WHERE p.pubname = :publication
 """
 _SLOT = """
-SELECT current_user::text AS role, (SELECT plugin::text FROM pg_replication_slots WHERE slot_name = :slot AND wal_status <> 'lost') AS slot
+SELECT current_user::text AS role, s.plugin::text AS slot, coalesce((s.confirmed_flush_lsn - '0/0'::pg_lsn)::bigint, 0) AS sent_from,
+       coalesce(s.active, false) AS active
+FROM (SELECT 1) AS one LEFT JOIN pg_replication_slots s ON s.slot_name = :slot AND s.wal_status <> 'lost'
 """
 
 
@@ -132,7 +135,7 @@ def read(
         asked = {"schemas": [t.schema for t in tables], "names": [t.name for t in tables], "publication": names.publication}
         rows = connection.execute(text(statement), asked).all()
         publication = connection.execute(text(_PUBLICATION), {"publication": names.publication}).mappings().first()
-        role, slot = connection.execute(text(_SLOT), {"slot": names.slot}).one()
+        role, slot, sent_from, active = connection.execute(text(_SLOT), {"slot": names.slot}).one()
         own = [str(row.oid) for row in rows if (row.newest_type or 0) >= FIRST_OWN_OID]
         types = {row["oid"]: row for row in connection.execute(text(_TYPES), {"oids": own}).mappings()} if own else {}
     finally:
@@ -142,6 +145,7 @@ def read(
         "published_as": names.publication,
         "role": role,
         "slot": slot,
+        "sealed": None if connector is None else is_sealed(connector),
     }
     captured = None if connector is None else connector.get("table.include.list", "")
     left_out = None if connector is None else connector.get("column.exclude.list", "")
@@ -153,7 +157,7 @@ def read(
             cache[table] = told, _identity(table, row._mapping, types, shared, captured, left_out, unwanted)
         found[table] = cache[table][1]
     busy = {TableId(row.schema, row.name) for row in rows if locked and not locked.isdisjoint(_oids(row))}
-    return Identities(position, found, frozenset(busy))
+    return Identities(position, found, frozenset(busy), int(sent_from), active)
 
 
 def _oids(row: Any) -> set[int]:
@@ -352,6 +356,9 @@ def _unpublished(table: TableId, new: Mapping[str, Any], old: Mapping[str, Any] 
         names = {c[_NUMBER]: c[_NAME] for c in new["columns"]}
         columns = ", ".join(names[n] for n in new["out"])
         return stops("columns_left_out", f"has columns that the connector leaves out: {columns}", "cdc register")
+    if new["sealed"] is False or (new["captured"] is not None and new["sealed"] is None and old is not None and old.get("sealed")):
+        why = "may lack changes: its connector's settings were changed by another hand than cdc register"
+        return stops("connector_changed", why, "cdc register")
     if old is not None and old["slot"] and new["slot"] != old["slot"]:
         return stops("slot_gone", "is not read any more: the replication slot is gone, and what it held of the log with it", "cdc register")
     return None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from collections.abc import Mapping
 
 from cdc_service.core.errors import ConfigError
 from connectors.protocol import MESSAGE_BYTES_MAX, ConnectorRequest
@@ -102,6 +105,32 @@ PINNED = {
     "value.converter.replace.null.with.default",
 }
 """Settings that options may not change: values or events would be lost without a trace, or the pipeline take another's place."""
+
+SEAL = "cdc.seal"
+"""Written by registration into the connector's configuration, which Debezium ignores: a digest of its settings that DECIDE."""
+
+DECIDE = re.compile(
+    r"connector\.class|plugin\.name|topic\.prefix|slot\.name|publication\..*|publish\..*|database\.(dbname|initial\.statements)"
+    r"|skipped\.operations|errors\.tolerance|event\..*|message\..*|converters|transforms(\..*)?|predicates(\..*)?"
+    r"|(schema|table)\.(include|exclude)\.list|column\.(include\.list|mask\..*|truncate\..*|propagate\..*)|provide\..*"
+    r"|snapshot\.(mode|select|include)\b.*|include\..*|.*\.handling\.mode|time\.precision\.mode|unavailable\.value\.placeholder"
+)
+"""Settings that decide which changes and values are sent. Not table.include.list and column.exclude.list, which are judged by the table."""
+JUDGED_BY_TABLE = {"table.include.list", "column.exclude.list"}
+
+
+def sealed(config: Mapping[str, str]) -> dict[str, str]:
+    return {**config, SEAL: _seal(config)}
+
+
+def is_sealed(config: Mapping[str, str]) -> bool | None:
+    """Whether what decides is as it was registered; None where no seal tells (registered before there was one)."""
+    return None if SEAL not in config else config[SEAL] == _seal(config)
+
+
+def _seal(config: Mapping[str, str]) -> str:
+    deciding = {key: value for key, value in config.items() if DECIDE.fullmatch(key) and key not in JUDGED_BY_TABLE}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def keyless_settings(request: ConnectorRequest) -> dict[str, str]:

@@ -31,7 +31,7 @@ from connectors.dialects import _postgresql_reading as reading
 from connectors.dialects import _postgresql_schema as learned
 from connectors.dialects import _postgresql_slot as slots
 from connectors.dialects._postgresql_catalog import column_alone, leave_out, pattern, qualified, quoted
-from connectors.dialects._postgresql_settings import PINNED, SETTINGS, keyless_settings, session_options, signal_settings
+from connectors.dialects._postgresql_settings import PINNED, SETTINGS, keyless_settings, sealed, session_options, signal_settings
 from connectors.dialects._postgresql_settle import settle
 from connectors.dialects._postgresql_statements import grants, publication_statements, signal_table
 from connectors.protocol import (
@@ -401,7 +401,7 @@ class PostgresDialect:
         config |= {**keyless_settings(request), **request.options}
         if exclusions:
             config["column.exclude.list"] = ",".join(sorted(exclusions))
-        return config
+        return sealed(config)
 
     def registered(self, config: Mapping[str, str]) -> frozenset[TableId]:
         items = re.findall(r"((?:[^,\\]|\\.)+)", config.get("table.include.list", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
+from deploy.local.process import StackError
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase
 from tests.support.line import Line, line
@@ -180,6 +182,35 @@ def test_sigterm_ends_the_service_while_all_its_servers_are_away(stack: Stack, p
         pipeline.stop()
         stack.start()
         pipeline.start()
+        end_equal(pipeline)
+
+
+def test_a_source_that_went_back_in_its_log_stops_the_tables_and_the_cure_heals(
+    stack: Stack, pg_database: PgDatabase, tmp_path: Path
+) -> None:
+    """Restored with its slot, it would go on where nobody listens: what it commits up to the connector's position is never sent."""
+    data, kept = Path(stack.state.postgres_data), tmp_path / "kept"
+    with running(stack, pg_database, tmp_path) as pipeline:
+        stack.stop(["postgres"])
+        subprocess.run(["cp", "-a", str(data), str(kept)], check=True)
+        stack.start()
+        pipeline.execute(CHANGES)
+        pipeline.await_complete("public.a")
+        stack.stop(["postgres"])
+        shutil.rmtree(data)
+        subprocess.run(["cp", "-a", str(kept), str(data)], check=True)
+        stack.start()
+        pipeline.execute("INSERT INTO a VALUES (5000, 'in the gap')")
+        found = pipeline.await_state("public.a", "error")
+        assert found["error"]["code"] == "source_went_back"
+        assert found["error"]["hint"].splitlines() == ["cdc register --delete", "cdc register", "cdc resync public.a"]
+        with pytest.raises(StackError, match="needs_ddl") as left:
+            pipeline.call("register", "--delete", "--yes")
+        said = str(left.value)
+        pipeline.execute(json.loads(said[said.index("{") :])["error"]["hint"])
+        pipeline.register()
+        pipeline.call("resync", "public.a", "--yes")
+        pipeline.await_state("public.a", "streaming", limit_seconds=120)
         end_equal(pipeline)
 
 

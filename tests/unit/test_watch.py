@@ -9,7 +9,8 @@ import pytest
 
 from cdc_service.consume import kafka
 from cdc_service.core.clock import RealClock
-from cdc_service.watch import SIGHTINGS_MAX, Sightings, Watch
+from cdc_service.core.identity import Identities
+from cdc_service.watch import SIGHTINGS_MAX, Sightings, Slot, Watch
 from connectors.connect import KafkaConnect
 from connectors.protocol import Names
 from deploy.local.stack import HOST, free_ports
@@ -78,3 +79,22 @@ def test_i29_of_a_source_that_was_set_back_no_later_position_counts() -> None:
     assert seen.reached(249) == 1_000
     assert seen.reached(250) == 2_000
     assert seen.reached(120) is None, "what was passed is forgotten: nobody knows, and nothing is told"
+
+
+@pytest.mark.parametrize(
+    ("looks", "position", "told"),
+    [
+        ([], 50, None),
+        ([(100, True), (120, True)], 110, None),  # At work the slot is told a moment before Kafka Connect has it.
+        ([(100, True), (100, False)], 100, None),
+        ([(100, False), (130, False)], 100, 130),  # Moved while the connector was paused.
+        ([(100, False), (130, True)], 100, 130),  # The connector is back already.
+        ([(100, False), (130, True)], 140, None),  # It was at work between the two looks, and came there by itself.
+        ([(100, False), (0, False)], 100, None),  # Gone: that is told elsewhere.
+    ],
+)
+def test_i28_a_slot_that_was_moved_while_nobody_read_it_is_noticed(looks: list[tuple[int, bool]], position: int, told: int | None) -> None:
+    slot = Slot()
+    for sent_from, is_read in looks:
+        slot.add(Identities(200, {}, frozenset(), sent_from, is_read))
+    assert slot.moved_to(position) == told
