@@ -12,7 +12,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from connectors.connect import KafkaConnect
 from deploy.local.stack import Stack
 from tests.support.line import FACTOR, Line, database, line
 
@@ -157,62 +156,6 @@ def test_i28_what_does_not_arrive_stops_its_table_and_the_cure_heals(pipeline: L
     await_right(pipeline, name, pipeline.fence())
     pipeline.execute(f"UPDATE {name} SET n = 12 WHERE id = 2")
     await_right(pipeline, name, pipeline.fence())
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"skipped.operations": "d"},
-        {
-            **{"transforms": "drop", "transforms.drop.type": "org.apache.kafka.connect.transforms.Filter", "predicates": "one"},
-            **{
-                "transforms.drop.predicate": "one",
-                "predicates.one.type": "org.apache.kafka.connect.transforms.predicates.TopicNameMatches",
-            },
-            **{"predicates.one.pattern": ".*[.]renamed"},
-        },
-    ],
-    ids=["skipped operations", "filter"],
-)
-def test_i28_a_connector_that_leaves_changes_out_stops_its_tables(pipeline: Line, settings: dict[str, str]) -> None:
-    connect, name = KafkaConnect(pipeline.stack.connect_url), f"cdc_{pipeline.database.name}"
-    registered = connect.config(name)
-    assert registered is not None
-    connect.apply(connect.plan({**registered, **settings}))
-    pipeline.await_that("renamed says so", lambda: claim(pipeline, "renamed").get("error_code") == "connector_changed", 60)
-    said = claim(pipeline, "renamed")
-    assert (said["is_complete"], said["error_hint"]) == (False, "cdc register")
-    pipeline.execute(
-        "DELETE FROM renamed WHERE id = 4; INSERT INTO renamed (id, k, u) VALUES (4, 4, 4000); DELETE FROM renamed WHERE id = 5"
-    )
-    pipeline.call("register", "--yes")
-    assert connect.config(name) == registered
-    await_right(pipeline, "renamed", pipeline.fence())
-    pipeline.execute("INSERT INTO renamed (id, k, u) VALUES (5, 5, 5000)")
-    await_right(pipeline, "renamed", pipeline.fence())
-    connect.apply(connect.plan({**registered, "max.batch.size": "1000"}))  # Tuning is free.
-    pipeline.execute("UPDATE renamed SET k = 6 WHERE id = 5")
-    await_right(pipeline, "renamed", pipeline.fence())
-    connect.apply(connect.plan(registered))
-
-
-@pytest.mark.parametrize("how", ["advanced", "made anew"])
-def test_i28_a_slot_that_was_moved_while_the_connector_stood_still_has_every_table_read_anew(pipeline: Line, how: str) -> None:
-    connect, name = KafkaConnect(pipeline.stack.connect_url), f"cdc_{pipeline.database.name}"
-    connect.pause(name)
-    with psycopg.connect(pipeline.database.url, autocommit=True) as session:
-        active = f"SELECT 1 FROM pg_replication_slots WHERE slot_name = '{name}' AND active".encode()
-        pipeline.await_that("nobody reads the slot", lambda: session.execute(active).fetchone() is None, 30)
-    pipeline.execute("DELETE FROM dice WHERE id = 1; UPDATE dice SET n = 44 WHERE id = 2")
-    pipeline.execute(
-        f"SELECT pg_replication_slot_advance('{name}', pg_current_wal_lsn())"
-        if how == "advanced"
-        else f"SELECT pg_drop_replication_slot('{name}'); SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')"
-    )
-    connect.resume(name)
-    fence = pipeline.fence()
-    for table in ("dice", "renamed"):
-        await_right(pipeline, table, fence)
 
 
 def test_the_neighbours_went_on(pipeline: Line) -> None:
