@@ -83,6 +83,7 @@ class Progress:
         self._seen: Facts | None = None
         self._ends: dict[tuple[TableId, int], int] = {}  # by table and generation: another process may have begun a later one
         self._quiet: dict[TableId, float] = {}
+        self._unheard: dict[tuple[TableId, int], int] = {}  # likewise: as of which position a lost signal was written again
         self._saved: dict[TableId, float] = {}
         self._wondering: dict[TableId, tuple[int, Mapping[int, int] | None]] = {}
         """Tables of which it is not known yet whether the log told that they were emptied: as of which position, and where it ends then."""
@@ -315,7 +316,12 @@ class Progress:
             self._forget(table)
             table.reload = "the connector began anew after it had read the rows; what happened between the two was not sent"
             return
-        if (table.source, table.kept.generation) in self._ends:
+        place = table.source, table.kept.generation
+        if place in self._ends:
+            return
+        if table.kept.resync and facts.scans.skipped > max(table.kept.opened_record, self._unheard.get(place, 0)):
+            self._unheard[place] = facts.scans.skipped  # The signal was written where the log is not read any more.
+            self._ask(table)
             return
         if self._scanned(table, facts):
             # Notifications overtake rows: whatever the snapshot wrote lies before what the source commits from now on.
