@@ -13,6 +13,20 @@ import pyarrow.compute as pc
 from cdc_service.core.canonical import Canonical
 from cdc_service.core.logical import INFINITY, Kind
 
+SPELLING = {
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "quote_all_identifiers": "off",
+    "client_encoding": "UTF8",
+    "standard_conforming_strings": "on",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
+}
+"""How values are spelled in our own sessions, whatever is set for the role and the database."""
+
 INTERVAL_TEXT = """CASE WHEN {0} IS NOT NULL THEN format('P%sY%sM%sDT%sH%sM%sS',
         extract(year FROM {0}), extract(month FROM {0}), extract(day FROM {0}), extract(hour FROM {0}),
         extract(minute FROM {0}), trim_scale(extract(second FROM {0}))) END"""

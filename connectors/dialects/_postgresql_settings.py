@@ -8,23 +8,10 @@ import re
 from collections.abc import Mapping
 
 from cdc_service.core.errors import ConfigError
+from cdc_service.core.postgresql import SPELLING
 from connectors.protocol import MESSAGE_BYTES_MAX, ConnectorRequest
 
 HEARTBEAT_SECONDS = 1.0
-
-SPELLING = {
-    "DateStyle": "ISO",
-    "IntervalStyle": "postgres",
-    "TimeZone": "UTC",
-    "bytea_output": "hex",
-    "extra_float_digits": "1",
-    "quote_all_identifiers": "off",
-    "client_encoding": "UTF8",
-    "standard_conforming_strings": "on",
-    "array_nulls": "on",
-    "transform_null_equals": "off",
-}
-"""How values are spelled in our own sessions, whatever is set for the role and the database; the connector's driver sets some of it."""
 
 
 def session_options(given: str, *more: str) -> str:

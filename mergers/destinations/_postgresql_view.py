@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL
 
 from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.logical import Kind
-from cdc_service.core.postgresql import CANONICAL, INTERVAL_TEXT, input_text, unwrapped
+from cdc_service.core.postgresql import CANONICAL, INTERVAL_TEXT, SPELLING, input_text, unwrapped
 from cdc_service.core.types import Column, TableSchema
 from mergers.statements import MergeSql
 from mergers.view import View
@@ -39,7 +39,7 @@ class PostgreSqlView(View):
             raise _translated(error) from None
         try:
             # A read that row level security would narrow has to fail: what it does not show would count as missing.
-            settings = ("statement_timeout = 0", "row_security = off")
+            settings = ("statement_timeout = 0", "row_security = off", *(f"{name} = '{value}'" for name, value in SPELLING.items()))
             for sql in ("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY", *(f"SET LOCAL {s}" for s in settings)):
                 self._execute(sql)
             super().__init__(statements)
