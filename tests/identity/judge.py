@@ -20,12 +20,14 @@ Row = Mapping[str, str | None]
 class Record:
     """What the source held at a moment. ``position`` is a log position behind it, None within a transaction (which may show ahead of the
     position, and is never what a claim has to reach). ``rows`` is None while there is no such table. ``only`` are the rows without those of
-    inheriting tables, where there are some: a service that leaves those out is right too, if it does so throughout."""
+    inheriting tables, where there are some: a service that leaves those out is right too, if it does so throughout. ``generated`` are the
+    columns that the source computes, which ``rows`` are without."""
 
     position: int | None
     key: tuple[str, ...] = ()
     rows: Mapping[Key, Row] | None = None
     only: Mapping[Key, Row] | None = None
+    generated: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +101,17 @@ def _wrong(after: Sequence[Record], claim: Claim, *, whole: bool) -> list[str]:
         keys |= here.keys()
         found += [f"key {', '.join(map(str, key))}: more than one row" for key in twice[:2]]
     for key in sorted(keys, key=str):
-        if not any(_same(under[record.key][0].get(key), _held(record, whole).get(key)) for record in after):
+        # What is ahead of the claim is held to its columns: one that was generated there has no values yet.
+        if not any(_same(under[record.key][0].get(key), _held(record, whole).get(key), due.generated) for record in after):
             told = [_told(under[record.key][0].get(key), _held(record, whole).get(key)) for record in after]
             found.append(f"key {', '.join(map(str, key))}: {min(told)[1]}")
     return found[:5] + ([f"and {len(found) - 5} more"] if len(found) > 5 else [])
 
 
-def _same(target: Row | None, source: Row | None) -> bool:
+def _same(target: Row | None, source: Row | None, without: frozenset[str]) -> bool:
     if target is None or source is None:
         return target is None and source is None
-    return all(name in target and target[name] == value for name, value in source.items())
+    return all(name in without or (name in target and target[name] == value) for name, value in source.items())
 
 
 def _told(target: Row | None, source: Row | None) -> tuple[int, str]:
