@@ -359,8 +359,9 @@ class Table:
         stands nowhere, and what the destination and the source raise."""
         m = self.means
         if any(batch.num_rows for batch in run):
-            if self._versions.may_be_renamed(delta.schema):
+            if self._versions.has_others(delta.schema):
                 self._ask_identity()
+            if self._versions.may_be_renamed(delta.schema):
                 self._versions.distrust_passing(delta.schema)
             self._versions.evolve(delta.schema, _stream_records(run), initial=delta.snapshot_record is not None)
             failpoint("line.evolved")
@@ -387,18 +388,29 @@ class Table:
         return merge()
 
     def _ask_identity(self) -> None:
-        """Rows came whose columns are others than the target's: where the source says that a column has another name, so it has here."""
+        """Rows came whose columns are others than the target's: where the source says that a column has another name, so it has here. Where
+        they were sent in part, or only reading tells what rows hold, the table says so before they are merged. Raises TableStopped."""
+        if not self.kept.identity:
+            return
         found = self.means.identities([self.source])
         now = found.tables.get(self.source)
-        if not self.kept.identity or now is None:
+        if now is None or self.source in found.busy:
             return
         judged = self.means.source.judge(self.source, self.kept.identity, now)
         if judged.outcome is Outcome.CARRIED:
             self.carry(judged, now, found.position)
+        elif judged.outcome is Outcome.STOPS:
+            raise TableStopped(judged.why, state=judged.state, hint=judged.hint, code=judged.code)
+        elif judged.outcome is Outcome.ANEW and not judged.unless_truncated:
+            self.reload = judged.why
+            if self.state == "streaming":
+                self.keep(state="snapshotting")
 
     def carry(self, judged: Judgement, identity: str, position: int) -> None:
         """Makes the target follow a change of the source that no row tells of, and keeps the ``identity`` that the source has since, as
         of ``position``. ``reload`` says why where it cannot follow. Raises what the destination raises."""
+        if judged.renamed:
+            self.keep(columns_at=position)  # Before a reader sees the new names, under which the rows are older still.
         unknown = self._versions.follow(judged.renamed, position) if judged.columns else ""
         if unknown:
             self._await_column(unknown, position)

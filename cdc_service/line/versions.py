@@ -123,8 +123,12 @@ class Versions:
             names |= {old: c.name for old, until in mine if old in there and latest <= until and old not in held}
         return batch.renamed(names) if names else batch
 
+    def has_others(self, incoming: TableSchema) -> bool:
+        """Whether it has other columns than the target: one may have another name, or may not be sent."""
+        return bool(self.all) and {c.name for c in self.all[-1].columns if not c.dropped} != set(incoming.names)
+
     def may_be_renamed(self, incoming: TableSchema) -> bool:
-        """Whether a column is new and another one is missing, so that one may be the other."""
+        """Whether a column is new still and another one is missing, so that one may be the other."""
         live = {c.name for c in self.all[-1].columns if not c.dropped} if self.all else set(incoming.names)
         return bool(set(incoming.names) - live and live - set(incoming.names))
 

@@ -265,7 +265,11 @@ class Round:
         for action in found:
             waiting.cures.append(str(action))
             if problem := self._do(action):
-                return Violation("cure", number, f"{status}; {action}: {problem}")
+                # What was followed for another table may have cured this one too, or brought another cause to light: then it says so soon.
+                if (status.state, status.at, status.hint) == waiting.failed:
+                    return Violation("cure", number, f"{status}; {action}: {problem}")
+                waiting.failed = status.state, status.at, status.hint
+                return None
         self.drivers[name].record()
         waiting.fence, waiting.deadline, waiting.polls = self.line.fence(), time.monotonic() + self.limit_seconds, self.observer.polls + 1
         return None
@@ -286,9 +290,8 @@ class Round:
             return None
         asked = [one for one in actions(_hint(done.stdout) or _hint(done.stderr)) if one.sql]
         if again and asked:
-            for one in asked:
-                self._do(one)
-            return self._do(action, again=False)
+            problems = [problem for one in asked if (problem := self._do(one))]
+            return " | ".join(filter(None, (self._do(action, again=False), *problems))) or None
         return f"it ended with {done.returncode}: {done.stdout[-1500:]}{done.stderr[-1500:]}"
 
 
@@ -300,6 +303,8 @@ class _Waiting:
     """A status is taken from the observer's poll after this one."""
     asked: tuple[str, str] | None = None
     cured_at: float = 0.0
+    failed: tuple[str, str, str] | None = None
+    """The status whose cure could not be followed; it gets as long as one that was followed to change."""
     cured: list[str] = field(default_factory=list)
     cures: list[str] = field(default_factory=list)
     parked_since: float | None = None

@@ -9,7 +9,7 @@ import pytest
 
 from deploy.local.stack import Stack
 from reconcile import words
-from tests.support.line import Line, database, line
+from tests.support.line import EACH, Line, database, line
 
 T = "public.t"
 SETUP = """CREATE TABLE t (id int PRIMARY KEY, n int, g int GENERATED ALWAYS AS (id * 2) STORED, spans interval[], secret text);
@@ -36,7 +36,7 @@ def verified(pipeline: Line) -> int:
     return int(pipeline.tables()[T]["verified_position"])
 
 
-@pytest.mark.parametrize("destination", ["duckdb", "postgresql"])
+@pytest.mark.parametrize("destination", EACH)
 def test_a_column_that_the_target_lacks_is_a_finding_until_its_cure_was_followed(stack: Stack, tmp_path: Path, destination: str) -> None:
     tables, exclude = f"{T}: {{}}\n  public.log: {{keyless: append}}", 'column.exclude.list: "public\\\\.t\\\\.secret"'
     with database(stack) as made, line(stack, made, tmp_path, tables, options=exclude, destination=destination) as pipeline:

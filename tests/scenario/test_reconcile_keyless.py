@@ -14,7 +14,7 @@ import pytest
 from deploy.local.process import StackError
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase
-from tests.support.line import Line, line
+from tests.support.line import EACH, Line, line
 
 SETUP = """
 CREATE TABLE bare (a int, t text, f float8, at timestamptz, j jsonb, b bytea, l int[]);
@@ -57,7 +57,7 @@ def writing(url: str, sessions: int = 2) -> Iterator[list[int]]:
             thread.join(30)
 
 
-@pytest.mark.parametrize("destination", ["duckdb", "postgresql"])
+@pytest.mark.parametrize("destination", EACH)
 def test_i27_a_table_without_a_key_is_compared_by_counting_its_rows(
     stack: Stack, pg_database: PgDatabase, tmp_path: Path, destination: str
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deploy.local.stack import Stack
-from tests.support.line import Line, database, line
+from tests.support.line import EACH, Line, database, line
 
 TYPES = (("int", "7"), ("boolean", "true"), ("smallint", "3"), ("numeric(4,1)", "1.5"), ("varchar(2)", "'ab'"))
 WIDTHS = {"duckdb": 1_600, "postgresql": 1_583}
@@ -30,7 +30,7 @@ def compared(pipeline: Line, mode: str, code: int) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("destination", WIDTHS)
+@pytest.mark.parametrize("destination", EACH)
 def test_a_wide_table_is_compared_explained_and_mended(stack: Stack, tmp_path: Path, destination: str) -> None:
     columns = WIDTHS[destination]
     last = f"c{columns - 1}"

@@ -11,12 +11,12 @@ import pytest
 
 from connectors.connect import KafkaConnect
 from deploy.local.stack import Stack
-from tests.support.line import FACTOR, Line, database, line
+from tests.support.line import EACH, Line, database, line
 
 TABLES = ("public.a", "public.b")
 
 
-@pytest.fixture(scope="module", params=["duckdb", "postgresql"] if FACTOR >= 1 else ["duckdb"])
+@pytest.fixture(scope="module", params=EACH)
 def pipeline(stack: Stack, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Line]:
     configured = "\n  ".join(f"{table}: {{}}" for table in TABLES)
     with (

@@ -25,7 +25,7 @@ from reconcile.compare import key_table
 from reconcile.repair import repair
 from reconcile.run import Subject
 from tests.conftest import PgDatabase
-from tests.support.line import Line, database, line
+from tests.support.line import EACH, Line, database, line
 from tests.support.still import StillLog
 
 TABLES = "public.a: {}\n  public.b: {}"
@@ -49,7 +49,7 @@ def as_before(pipeline: Line) -> Iterator[None]:
         pipeline.execute("ALTER ROLE cdc NOBYPASSRLS")
 
 
-@pytest.mark.parametrize("destination", ["duckdb", "postgresql"])
+@pytest.mark.parametrize("destination", EACH)
 def test_i30_what_policies_hide_is_neither_judged_nor_removed(stack: Stack, tmp_path: Path, destination: str) -> None:
     with database(stack) as made, line(stack, made, tmp_path, TABLES, destination=destination) as pipeline, as_before(pipeline):
         pipeline.execute(SETUP)

@@ -49,6 +49,8 @@ COMPLETE_SECONDS = 120.0
 END_SECONDS = 60.0
 FACTOR = float(os.environ.get("CDC_TEST_LOAD", "1"))
 """How much larger than usual the loads of these tests are."""
+EACH = ("duckdb", "postgresql") if FACTOR >= 1 else ("duckdb",)
+"""Destinations for what hangs on the source or on what reconcile does with it; with less than the whole load one will do."""
 
 
 class Line:
