@@ -291,7 +291,8 @@ class Round:
         asked = [one for one in actions(_hint(done.stdout) or _hint(done.stderr)) if one.sql]
         if again and asked:
             problems = [problem for one in asked if (problem := self._do(one))]
-            return " | ".join(filter(None, (self._do(action, again=False), *problems))) or None
+            left = self._do(action, again=False)
+            return left and " | ".join((left, *problems))
         return f"it ended with {done.returncode}: {done.stdout[-1500:]}{done.stderr[-1500:]}"
 
 
