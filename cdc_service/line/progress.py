@@ -87,6 +87,7 @@ class Progress:
         self._saved: dict[TableId, float] = {}
         self._wondering: dict[TableId, tuple[int, Mapping[int, int] | None]] = {}
         """Tables of which it is not known yet whether the log told that they were emptied: as of which position, and where it ends then."""
+        self._newest: list[int | None] = []
         self._moving: dict[Target, Table] = {}
         """Tables whose complete_through is to be written down in this look."""
         self._moved: dict[TableId, tuple[int, float]] = {}
@@ -105,6 +106,7 @@ class Progress:
         if news is not None:
             self._follow(news)
         self._moving.clear()
+        self._newest.clear()
         for table in self._line.tables:
             try:
                 if news is not None:
@@ -423,8 +425,12 @@ class Progress:
         return d.sweep(table.target, kept.generation, newest) if newest is not None else 0
 
     def _newest_snapshot(self) -> int | None:
-        """The record order of the initial snapshot's last attempt, of which some table has a row."""
-        return max((h for t in self._line.tables if (h := self._destination.highest_snapshot(t.target)) is not None), default=None)
+        """The record order of the initial snapshot's last attempt, of which some table has a row. Asked once in a look, in which nothing is
+        merged: where a thousand tables come to their end in one, each would ask for all."""
+        if not self._newest:
+            found = [self._destination.highest_snapshot(table.target) for table in self._line.tables]
+            self._newest.append(max((highest for highest in found if highest is not None), default=None))
+        return self._newest[0]
 
     def _outdated(self, table: Table) -> bool:
         """Whether changes were applied that the connector sent before its last attempt at the snapshot. A connector that is killed before
