@@ -46,7 +46,6 @@ class Driver:
         )
         self._inside: list[Record] | None = None
         self._key: tuple[str, ...] = ()
-        self._generated: frozenset[str] = frozenset()
 
     def close(self) -> None:
         self._connection.close()
@@ -85,7 +84,7 @@ class Driver:
         rows, only, key = self._content()
         found = self._connection.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn").fetchone()
         assert found is not None
-        self.records.append(Record(int(found[0]), key, rows, only, self._generated))
+        self.records.append(Record(int(found[0]), key, rows, only))
 
     # ---- one step ----------------------------------------------------------
 
@@ -144,7 +143,7 @@ class Driver:
                 self._run(statement)
                 rows, only, key = self._content()
                 self._run("RELEASE SAVEPOINT one")
-                self._inside.append(Record(None, key, rows, only, self._generated))
+                self._inside.append(Record(None, key, rows, only))
                 return None
             except psycopg.Error as error:
                 if self._connection.broken:
@@ -182,7 +181,6 @@ class Driver:
         if shape is None:
             return None, None, ()
         key = self._key = shape.key or self._key
-        self._generated = frozenset(column.name for column in shape.columns if column.generated)
         whole = self._rows(shape, key, "")
         inherits = any("_child" in name for name in shape.beside)
         return whole, self._rows(shape, key, "ONLY") if inherits else None, key

@@ -14,22 +14,18 @@ from decimal import Decimal
 Key = tuple[str | None, ...]
 Row = Mapping[str, str | None]
 """Column to canonical text."""
-UNSENT_LENGTH = 1_000
-"""Longer texts may stand outside of their row (TOAST)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """What the source held at a moment. ``position`` is a log position behind it, None within a transaction (which may show ahead of the
     position, and is never what a claim has to reach). ``rows`` is None while there is no such table. ``only`` are the rows without those of
-    inheriting tables, where there are some: a service that leaves those out is right too, if it does so throughout. ``generated`` are the
-    columns that the source computes, which ``rows`` are without."""
+    inheriting tables, where there are some: a service that leaves those out is right too, if it does so throughout."""
 
     position: int | None
     key: tuple[str, ...] = ()
     rows: Mapping[Key, Row] | None = None
     only: Mapping[Key, Row] | None = None
-    generated: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,26 +99,16 @@ def _wrong(after: Sequence[Record], claim: Claim, *, whole: bool) -> list[str]:
         keys |= here.keys()
         found += [f"key {', '.join(map(str, key))}: more than one row" for key in twice[:2]]
     for key in sorted(keys, key=str):
-        past = _held(due, whole).get(key) or {}
-        if not any(_same(under[record.key][0].get(key), _held(record, whole).get(key), due.generated, past) for record in after):
+        if not any(_same(under[record.key][0].get(key), _held(record, whole).get(key)) for record in after):
             told = [_told(under[record.key][0].get(key), _held(record, whole).get(key)) for record in after]
             found.append(f"key {', '.join(map(str, key))}: {min(told)[1]}")
     return found[:5] + ([f"and {len(found) - 5} more"] if len(found) > 5 else [])
 
 
-def _same(target: Row | None, source: Row | None, without: frozenset[str], past: Row) -> bool:
-    """What is ahead of the claim is held to what the claim can know: a column that was generated there (``without``) has no values yet, and
-    a large value that an update does not send, after a rewrite, is still the one of the ``past``."""
+def _same(target: Row | None, source: Row | None) -> bool:
     if target is None or source is None:
         return target is None and source is None
-
-    def right(name: str, value: str | None) -> bool:
-        if name not in target:
-            return False
-        unsent = len(value or "") > UNSENT_LENGTH and target[name] == past.get(name)
-        return target[name] == value or unsent
-
-    return all(name in without or right(name, value) for name, value in source.items())
+    return all(name in target and target[name] == value for name, value in source.items())
 
 
 def _told(target: Row | None, source: Row | None) -> tuple[int, str]:

@@ -71,7 +71,7 @@ def killed(processes: dict[int, str]) -> None:
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGKILL", "SIGKILL of the worker"])
 def test_tests_that_are_interrupted_leave_nothing_running(tmp_path: Path, how: str, workers: int) -> None:
     if "worker" in how and not workers:
-        pytest.skip("there is none")
+        pytest.skip("with -n 0 there is no worker that could be killed")
     (tmp_path / "test_waits.py").write_text(TEST)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     begun = tmp_path / "begun"
