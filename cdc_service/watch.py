@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -24,7 +24,7 @@ from connectors.notifications import IDENTITY, RETURNING, SKIPPED, Notification,
 from connectors.protocol import LogHold, Names, Progress, SourceDialect
 
 LOOK_SECONDS = 1.0
-LOOK_SHARE, LOOK_SECONDS_MAX = 0.02, 10.0
+LOOK_SHARE, LOOK_SECONDS_MAX = 0.01, 10.0
 """With many tables a look takes a while of a processor: it is repeated so rarely that all of them take this share of its time."""
 SLOW_SECONDS = 5.0
 """How often the connector's state and the source's log are looked at."""
@@ -56,6 +56,8 @@ class Kafka(Topics, Protocol):
     """What the watcher asks of Kafka (consume.kafka.Admin)."""
 
     def cluster_id(self) -> str: ...
+
+    def describe(self, names: Sequence[str], *, lows: bool = True) -> Mapping[str, TopicFacts]: ...
 
     def send(self, topic: str, records: Iterable[tuple[str, bytes]]) -> None: ...
 
@@ -177,6 +179,7 @@ class Facts:
     snapshot: bool = False
     incremental: bool = False
     topics: Mapping[str, TopicFacts] = field(default_factory=dict)
+    """Only their ids and high offsets are told."""
     scans: Scans = field(default_factory=Scans)
     identities: Identities | None = None
     trouble: CdcError | None = None
@@ -309,7 +312,7 @@ class Watch:
         self._kafka.cluster_id()  # First, so that it is named where it is away: Connect answers nothing then, and would get the blame.
         config = self._connect.config(name)
         progress = self._source.progress(self._connect.offsets(name))
-        topics = self._kafka.describe(list(self._topics))
+        topics = self._kafka.describe(list(self._topics), lows=False)
         scans = self._follow(progress)
         connector, hold, trouble = old.connector, old.hold, None
         identities = None

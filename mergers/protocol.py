@@ -81,7 +81,8 @@ class TableState:
     ``resync`` is true its rows still arrive, and its end sweeps. ``complete_through`` is the source commit position up to which the table
     holds everything: the source stood there at ``complete_at`` (microseconds since 1970). ``identity`` is the source's identity of the
     table (core.identity) under which its rows were read, as the source said it at position ``identity_at``; empty where nobody asked yet.
-    Before ``columns_at`` the source had other columns than the target has now: what it holds is complete only from there on.
+    Before ``columns_at`` the source had other columns than the target has now, or was not asked for them: what the target holds is
+    complete only from there on.
     """
 
     state: str = "waiting"
@@ -250,9 +251,9 @@ class Destination(Protocol):
         With Mode.APPEND only rows of initial snapshots are concerned, and a resync removes none: ``record`` says which attempt counts."""
         ...
 
-    def highest_snapshot(self, target: Target) -> int | None:
-        """The highest record order of an initial-snapshot row (< 0) that any merge of the target was given, whether the row is still there
-        or not: the newest attempt at the snapshot. None where there was none since ``forget``."""
+    def highest_snapshot(self) -> int | None:
+        """The highest record order of an initial-snapshot row (< 0) that any merge of the pipeline was given, whether the row is still
+        there or not: the newest attempt at the snapshot. None where there was none, or all of it was forgotten since."""
         ...
 
     def holds_before(self, target: Target, generation: int, position: int) -> bool:

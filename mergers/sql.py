@@ -189,8 +189,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
 
     def save_progress(self, moved: Mapping[Target, TableState]) -> Mapping[Target, TableState]:
         with self._transaction() as c:
-            kept = {target: states.advance(c, self._sql(target), state) for target, state in moved.items()}
-        return {target: state for target, state in kept.items() if state is not None}
+            return states.advance(c, self.dialect, self._meta_schema, self._pipeline, moved)
 
     # Comparisons with the source
 
@@ -474,10 +473,10 @@ WHERE {s.in_scope()} AND cluster_id = {p} AND topic = {p} AND topic_id = {p} AND
         rows = self.connection().fetch(sql, [*s.scope, log.cluster_id, log.topic, log.topic_id])
         return {row[0]: Tail(*row[1:]) for row in rows}
 
-    def highest_snapshot(self, target: Target) -> int | None:
-        s = self._sql(target)
-        sql = f"SELECT MAX(high_snapshot) FROM {s.meta(meta.CHECKPOINT)} WHERE {s.in_scope()}"
-        highest: int | None = self.connection().fetch(sql, s.scope)[0][0]
+    def highest_snapshot(self) -> int | None:
+        place = self.dialect.quote(self._meta_schema, meta.CHECKPOINT.name)
+        sql = f"SELECT MAX(high_snapshot) FROM {place} WHERE pipeline = {self.dialect.placeholder}"
+        highest: int | None = self.connection().fetch(sql, [self._pipeline])[0][0]
         return highest
 
     def holds_before(self, target: Target, generation: int, position: int) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from cdc_service.core.errors import Fenced
+from cdc_service.core.types import Target
 from mergers import meta
 from mergers.connection import Connection
 from mergers.dialect import Dialect
@@ -59,14 +60,25 @@ def store(c: Connection, s: MergeSql, state: TableState) -> TableState:
     return kept
 
 
-def advance(c: Connection, s: MergeSql, state: TableState) -> TableState | None:
-    """Writes how far the table is complete; the state with its new version, or None where it is not the one that was read. Inside of a
-    transaction."""
-    p, kept = s.dialect.placeholder, replace(state, version=state.version + 1)
-    sets = ", ".join(f"{name} = {p}" for name in ("complete_through", "complete_at_us", "identity_at", "version"))
-    sql = f"UPDATE {s.meta(meta.TABLE_STATE)} SET {sets}, updated_at = now() WHERE {s.in_scope()} AND version = {p}"
-    values = [kept.complete_through, kept.complete_at, kept.identity_at, kept.version]
-    return kept if c.execute(sql, [*values, *s.scope, state.version]) else None
+def advance(
+    c: Connection, dialect: Dialect, meta_schema: str, pipeline: str, moved: Mapping[Target, TableState]
+) -> dict[Target, TableState]:
+    """Writes how far tables are complete, in one statement (a thousand of them, each by itself, took over a second of a core); their states
+    with the new versions, without those that are not the ones that were read. Inside of a transaction."""
+    names = {
+        "source_table": "VARCHAR",
+        "target_table": "VARCHAR",
+        **dict.fromkeys(("through", "at_us", "identity_at", "version"), "BIGINT"),
+    }
+    rows = ", ".join(f"UNNEST(CAST({dialect.placeholder} AS {type_}[])) AS {name}" for name, type_ in names.items())
+    sql = f"""UPDATE {dialect.quote(meta_schema, meta.TABLE_STATE.name)} AS t SET complete_through = m.through, complete_at_us = m.at_us,
+    identity_at = m.identity_at, version = m.version + 1, updated_at = now()
+FROM (SELECT {rows}) AS m
+WHERE t.pipeline = {dialect.placeholder} AND t.source_table = m.source_table AND t.target_table = m.target_table AND t.version = m.version
+RETURNING t.source_table, t.target_table"""
+    told = [(str(t.source), str(t), s.complete_through, s.complete_at, s.identity_at, s.version) for t, s in moved.items()]
+    written = set(c.fetch(sql, [*map(list, zip(*told, strict=True)), pipeline]))
+    return {t: replace(s, version=s.version + 1) for t, s in moved.items() if (str(t.source), str(t)) in written}
 
 
 def _select(dialect: Dialect, place: str) -> str:

@@ -248,12 +248,14 @@ class Reconciler:
         return found["run_id"], keys_of(schema, [d["key"] for d in self._destination.differences(config.target, found["run_id"])])
 
     def _merge(self, target: Target) -> Callable[[Delta, TableSchema], None]:
-        d = self._destination
+        d, line = self._destination, self._lines.get(target.source)
 
         def merge(delta: Delta, schema: TableSchema) -> None:
             if list(d.schemas(target))[-1] != schema:
                 raise Fenced(f"{target}: its schema was changed meanwhile", hint="compare and repair it again")
             d.merge(delta, {}, NO_LOG, schema)
+            if line is not None:
+                line.recount()
 
         return lambda delta, schema: self._on_line(partial(merge, delta, schema))
 

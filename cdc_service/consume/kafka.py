@@ -35,6 +35,7 @@ from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.types import LogId, RawBatch
 
 ANSWER_SECONDS = 10.0
+FETCH_WAIT_MS = (500, 2_000)
 QUEUE_KILOBYTES = 32 * 1024
 SLICE_BYTES = 4 * 2**20
 SLICE_RECORDS = (50, 2_000)
@@ -125,6 +126,8 @@ class Log:
             "enable.partition.eof": True,
             # librdkafka's default of 1000 ms stalls a fast reader to a third of its rate.
             "fetch.queue.backoff.ms": 5,
+            # An idle fetch names all partitions: with many it is sent less often. The first record ends the wait of one.
+            "fetch.wait.max.ms": min(max(FETCH_WAIT_MS[0], 2 * len(topics)), FETCH_WAIT_MS[1]),
             "queued.max.messages.kbytes": QUEUE_KILOBYTES,
             "queued.min.messages": 200_000,
             # A fetch comes compressed: schemas that repeat in each event make twenty times as much of it, beyond what the queue may hold.
@@ -475,10 +478,13 @@ class Admin:
         return {name: len(t.partitions) for name, t in self._metadata().topics.items()}
 
     def cluster_id(self) -> str:
-        return str(self._metadata().cluster_id)
+        try:
+            return str(self._admin.describe_cluster(request_timeout=ANSWER_SECONDS).result(timeout=ANSWER_SECONDS + 5).cluster_id)
+        except KafkaException as error:
+            raise self._away(error) from error
 
-    def describe(self, names: Sequence[str]) -> Mapping[str, TopicFacts]:
-        """Facts of the topics that exist; the others are left out."""
+    def describe(self, names: Sequence[str], *, lows: bool = True) -> Mapping[str, TopicFacts]:
+        """Facts of the topics that exist; the others are left out. Without ``lows`` the low offsets are not asked for, and are 0."""
         cluster = self.cluster_id()
         ids, partitions = {}, []
         for name, future in self._admin.describe_topics(TopicCollection(list(names)), request_timeout=ANSWER_SECONDS).items():
@@ -486,7 +492,8 @@ class Admin:
             if description is not None:
                 ids[name] = str(description.topic_id)
                 partitions += [TopicPartition(name, p.id) for p in description.partitions]
-        low, high = (self._offsets(partitions, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
+        low = self._offsets(partitions, OffsetSpec.earliest()) if lows else {(p.topic, p.partition): 0 for p in partitions}
+        high = self._offsets(partitions, OffsetSpec.latest())
         ends: dict[str, dict[int, tuple[int, int]]] = {name: {} for name in ids}
         for (name, partition), first in low.items():
             if (name, partition) in high:
@@ -546,7 +553,10 @@ class Admin:
         try:
             return self._admin.list_topics(timeout=ANSWER_SECONDS)
         except KafkaException as error:
-            raise Unavailable(f"Kafka does not answer at {self._bootstrap}: {error.args[0].str()}", hint=self._cure()) from error
+            raise self._away(error) from error
+
+    def _away(self, error: KafkaException) -> Unavailable:
+        return Unavailable(f"Kafka does not answer at {self._bootstrap}: {error.args[0].str()}", hint=self._cure())
 
     def _offsets(self, partitions: Sequence[TopicPartition], spec: OffsetSpec) -> dict[tuple[str, int], int]:
         if not partitions:

@@ -26,7 +26,7 @@ from cdc_service.line.merging import Merging, Outcome, Submit, TopicIds, at_once
 from cdc_service.line.table import Table
 
 POLL_SECONDS = 0.05
-IDLE_POLL_SECONDS = 0.0005
+IDLE_POLL_SECONDS = 0.001
 """So much longer for each table while nothing comes: a turn goes over all of them. The first record ends the wait."""
 POLL_BYTES = (6 * 2**20, 28 * 2**20)
 """At most of one table, at most of all: decoding has its price for each poll and table, and what is polled takes memory several times."""
@@ -88,7 +88,7 @@ class Line:
         self.log = structlog.get_logger()
         self._by_topic = {t.config.topic: t for t in self.tables}
         self._means = means
-        self._merging = Merging(ids, submit, clock)
+        self._merging = Merging(ids, means.identities, submit, clock)
         self._memory = memory
         self._clock = clock
         self._record_bytes = 64_000.0  # Until it is known: the first polls are short.

@@ -6,6 +6,7 @@ line's thread has taken the outcomes before it does; what a table received after
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -14,6 +15,8 @@ from typing import Protocol, TypeVar
 
 from cdc_service.core.clock import Clock
 from cdc_service.core.errors import CdcError, Unavailable
+from cdc_service.core.identity import Identities
+from cdc_service.core.types import TableId
 from cdc_service.failpoints import failpoint
 from cdc_service.line.stops import topic_gone
 from cdc_service.line.table import Table
@@ -68,10 +71,11 @@ class Outcome:
 
 
 class Merging:
-    """The round that is under way, if any. Called from the line's thread only."""
+    """The round that is under way, if any. Called from the line's thread only. ``identities`` is as in Means."""
 
-    def __init__(self, ids: TopicIds, submit: Submit, clock: Clock) -> None:
+    def __init__(self, ids: TopicIds, identities: Callable[[Sequence[TableId]], Identities], submit: Submit, clock: Clock) -> None:
         self._ids = ids
+        self._identities = identities
         self._submit = submit
         self._clock = clock
         self._round: Future[list[Outcome]] | None = None
@@ -118,16 +122,23 @@ class Merging:
         except CdcError as error:
             again = Unavailable(error.message, hint=error.hint, code=error.code)
             return [Outcome(table, {}, 0, 0.0, again) for table in tables]
-        return [self._merge_one(table, ids.get(table.config.topic)) for table in tables]
+        found = self._identify([table.source for table in tables if table.is_ahead])
+        return [self._merge_one(table, ids.get(table.config.topic), found) for table in tables]
 
-    def _merge_one(self, table: Table, topic_id: str | None) -> Outcome:
+    def _identify(self, ahead: Sequence[TableId]) -> Identities | None:
+        """What the source says, after the last record of the batch, of the tables whose changes are ``ahead`` of what it said before."""
+        with contextlib.suppress(CdcError):  # Then nothing is known, and the tables say so.
+            return self._identities(ahead) if ahead else None
+        return None
+
+    def _merge_one(self, table: Table, topic_id: str | None, found: Identities | None) -> Outcome:
         began, before, moved = self._clock.monotonic(), table.merges, dict[int, int]()
         error: Exception | None = None
         try:
             if table.log is None or table.log.topic_id != topic_id:
                 raise topic_gone(table.config, exists=topic_id is not None)
             failpoint("line.flush")
-            moved.update(table.flush())
+            moved.update(table.flush(found))
         except Exception as failed:
             error = failed
         return Outcome(table, moved, table.merges - before, self._clock.monotonic() - began, error)

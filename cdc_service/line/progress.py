@@ -23,8 +23,8 @@ from cdc_service.line.table import Goal, Table
 from cdc_service.watch import Facts
 from mergers.protocol import Destination, TableState
 
-SAVE_SECONDS = 10.0
-"""How often a moving complete_through is written down."""
+SAVE_SECONDS, SAVE_SECONDS_EACH = 10.0, 0.02
+"""How often moving positions of completeness are written down, all of them at once: so often, or less where there are many tables."""
 ASK_AGAIN_SECONDS = 60.0
 """How long nothing may be heard of a snapshot before it is asked for (again)."""
 SCANS_MAX = 3
@@ -400,14 +400,14 @@ class Progress:
             if table.doubtful or self._outdated(table):
                 table.reload = "the connector began its snapshot anew after it had sent changes; what happened between the two was not sent"
                 return
-            swept = self._sweep(table)
+            swept, table.counted = self._sweep(table), False
             table.make()
             self._forget(table)
             table.keep(state="streaming", resync=False, complete_through=goal.position, complete_at=goal.at_us)
             self._log.info("snapshot complete", table=str(table.source), swept=swept)
         elif goal.position >= (table.kept.complete_through or 0):
             table.advance(goal)
-            if now - self._saved.get(table.source, float("-inf")) >= SAVE_SECONDS:
+            if now - self._saved.get(table.source, float("-inf")) >= max(SAVE_SECONDS, SAVE_SECONDS_EACH * len(self._line.tables)):
                 self._moving[table.target] = table
             return
         self._saved[table.source] = now
@@ -426,10 +426,9 @@ class Progress:
 
     def _newest_snapshot(self) -> int | None:
         """The record order of the initial snapshot's last attempt, of which some table has a row. Asked once in a look, in which nothing is
-        merged: where a thousand tables come to their end in one, each would ask for all."""
+        merged."""
         if not self._newest:
-            found = [self._destination.highest_snapshot(table.target) for table in self._line.tables]
-            self._newest.append(max((highest for highest in found if highest is not None), default=None))
+            self._newest.append(self._destination.highest_snapshot())
         return self._newest[0]
 
     def _outdated(self, table: Table) -> bool:

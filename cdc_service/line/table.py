@@ -22,7 +22,7 @@ from cdc_service.core.append import gather
 from cdc_service.core.clock import Backoff
 from cdc_service.core.errors import CdcError, Fenced, TableStopped, Unavailable
 from cdc_service.core.fold import fold
-from cdc_service.core.identity import HINDRANCES, Judgement, Outcome
+from cdc_service.core.identity import HINDRANCES, Identities, Judgement, Outcome
 from cdc_service.core.order import generations
 from cdc_service.core.screen import nothing_parked, screen
 from cdc_service.core.types import ChangeBatch, Delta, LogId, Mode, RawBatch, Receipt, TableId, Tail, Target
@@ -81,6 +81,8 @@ class Table:
         """Parked records that nobody has decided on, by code; ``decided`` are the others, by their state."""
         self.decided: Mapping[str, int] = {}
         self.rows: int | None = None
+        self.counted = False
+        """Whether ``rows`` is still so: nothing was merged or swept since."""
         self.high_commit: int | None = None
         self.source_us: int | None = None
         self.synced_us: int | None = None
@@ -313,17 +315,24 @@ class Table:
             self._bytes += sum(batch.nbytes for batch in self._aside)
         self._aside, self._bytes_aside = [], 0
 
-    def flush(self) -> Mapping[int, int]:
+    @property
+    def is_ahead(self) -> bool:
+        """Whether what was set aside tells of changes that the source made after it last said what the table is."""
+        records = _stream_records(self._aside) if self.kept.identity and self.state == "streaming" else None
+        return records is not None and records[1] > self.kept.identity_at
+
+    def flush(self, found: Identities | None = None) -> Mapping[int, int]:
         """Merges what was set aside, one transaction for each run of one schema version; the checkpoints that moved.
 
-        What was merged before an error is gone from it, the rest stays. Raises what the destination and the source raise. May run beside
+        ``found`` is what the source said after the records came, None where it was not asked or did not answer. What was merged before an
+        error is gone from what was set aside, the rest stays. Raises what the destination and the source raise. May run beside
         ``receive``, and beside nothing else of the table.
         """
         moved: dict[int, int] = {}
         while self._aside:
             self._aside = [self.translated(batch) for batch in self._aside]
             count, run = one_version(self._aside)
-            receipt, tails = self._merge(run)
+            receipt, tails = self._merge(run, found)
             del self._aside[:count]
             self.waiting = self.waiting + Counter(r.code for batch in run for r in batch.rejected)
             self._applied(receipt)
@@ -334,7 +343,7 @@ class Table:
             failpoint("line.merged")
         return moved
 
-    def _merge(self, run: Sequence[ChangeBatch]) -> tuple[Receipt, Mapping[int, Tail]]:
+    def _merge(self, run: Sequence[ChangeBatch], found: Identities | None) -> tuple[Receipt, Mapping[int, Tail]]:
         assert self.log is not None
         self._batches += 1
         batch_id = f"{max(p.epoch for p in self.parts.values())}.{self._batches}"
@@ -344,7 +353,7 @@ class Table:
         self._refuse_flood(delta)
         epochs = {span.partition: self.parts[span.partition].epoch for span in delta.spans}
         try:
-            receipt = self.apply(run, delta, epochs, self.log)
+            receipt = self.apply(run, delta, epochs, self.log, found)
         except Unreadable as lost:
             # Its raw bytes are gone by now: the log is read again from the checkpoint, and the record parked on its way.
             self._refused |= lost.records
@@ -354,13 +363,14 @@ class Table:
             self.source_us = max(self.source_us or 0, latest or 0) or None
         return receipt, delta.tails
 
-    def apply(self, run: Sequence[ChangeBatch], delta: Delta, epochs: Mapping[int, int], log: LogId) -> Receipt:
-        """Makes the target hold rows as ``run`` has them, and merges ``delta``, which was folded of it. Raises Unreadable where a value
-        stands nowhere, and what the destination and the source raise."""
+    def apply(
+        self, run: Sequence[ChangeBatch], delta: Delta, epochs: Mapping[int, int], log: LogId, found: Identities | None = None
+    ) -> Receipt:
+        """Makes the target hold rows as ``run`` has them, and merges ``delta``, which was folded of it. ``found`` is as in ``flush``.
+        Raises Unreadable where a value stands nowhere, and what the destination and the source raise."""
         m = self.means
         if any(batch.num_rows for batch in run):
-            if self._versions.has_others(delta.schema):
-                self._ask_identity()
+            self._identify(run, found, others=self._versions.has_others(delta.schema))
             if self._versions.may_be_renamed(delta.schema):
                 self._versions.distrust_passing(delta.schema)
             self._versions.evolve(delta.schema, _stream_records(run), initial=delta.snapshot_record is not None)
@@ -387,16 +397,23 @@ class Table:
                 delta = complete(unknown)
         return merge()
 
-    def _ask_identity(self) -> None:
-        """Rows came whose columns are others than the target's: where the source says that a column has another name, so it has here. Where
-        they were sent in part, or only reading tells what rows hold, the table says so before they are merged. Raises TableStopped."""
-        if not self.kept.identity:
+    def _identify(self, run: Sequence[ChangeBatch], found: Identities | None, *, others: bool) -> None:
+        """Before rows are merged of which the source was not asked yet: what it says of the table since. An event does not tell that a
+        value that it leaves out was written anew, or that it lacks a column; ``others`` are rows with other columns than the target.
+        Where rows would show what never was, the table says first that it is not complete. Raises TableStopped, and what the source
+        raises where there are ``others``."""
+        kept, records = self.kept, _stream_records(run)
+        latest = records[1] if records else 0
+        if not kept.identity or not (others or (self.state == "streaming" and latest > kept.identity_at)):
             return
-        found = self.means.identities([self.source])
-        now = found.tables.get(self.source)
-        if now is None or self.source in found.busy:
+        if others and (found is None or found.position < latest):
+            found = self.means.identities([self.source])
+        now = found.tables.get(self.source) if found else None
+        if found is None or now is None or found.position < latest or self.source in found.busy:
+            if kept.columns_at < latest:
+                self.keep(columns_at=latest)  # Until it is known.
             return
-        judged = self.means.source.judge(self.source, self.kept.identity, now)
+        judged = self.means.source.judge(self.source, kept.identity, now)
         if judged.outcome is Outcome.CARRIED:
             self.carry(judged, now, found.position)
         elif judged.outcome is Outcome.STOPS:
@@ -519,6 +536,7 @@ class Table:
 
     def _applied(self, receipt: Receipt) -> None:
         self.merges += 1
+        self.counted = False
         self.synced_us = self.means.clock.wall_us()
         if receipt.high_commit is not None:
             self.high_commit = max(self.high_commit or 0, receipt.high_commit)
@@ -537,7 +555,7 @@ class Table:
     def recount(self) -> Totals:
         totals = self.means.destination.totals(self.target)
         self.counts, self.waiting, self.decided = dict(totals.counts), Counter(totals.waiting), dict(totals.decided)
-        self.high_commit, self.synced_us = totals.high_commit, totals.synced_us
+        self.high_commit, self.synced_us, self.counted = totals.high_commit, totals.synced_us, False
         self.verified = totals.verified_us, totals.verified_position
         return totals
 
@@ -561,8 +579,9 @@ class Table:
             self.allow_more_parked()
 
     def refresh(self) -> None:
-        """Counts the target's rows."""
-        self.rows = self.means.destination.table_rows(self.target)
+        """Counts the target's rows, where anything was merged since."""
+        if not self.counted:
+            self.rows, self.counted = self.means.destination.table_rows(self.target), True
 
     def keep(self, **changes: object) -> None:
         """Changes the kept state and saves it."""

@@ -298,8 +298,8 @@ class MemoryDestination:
                 return before - len(kept.changes)
             return _remove_below(kept, target, (generation, record))
 
-    def highest_snapshot(self, target: Target) -> int | None:
-        return self.kept(target).snapshot
+    def highest_snapshot(self) -> int | None:
+        return max((kept.snapshot for kept in self.tables.values() if kept.snapshot is not None), default=None)
 
     def holds_before(self, target: Target, generation: int, position: int) -> bool:
         kept = self.kept(target)

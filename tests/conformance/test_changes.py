@@ -203,7 +203,7 @@ def test_rows_of_a_snapshot_without_a_key_are_counted_too(harness: Harness, bare
     bare.apply(*(row(R, 1, first, "alike") for _ in range(3)))
     bare.apply(*(row(R, 1, first, "alike") for _ in range(2)), *(row(R, 1, second, "alike") for _ in range(2)))
     bare.apply(*(row(R, 1, second, "alike") for _ in range(3)), row(C, 1, 60, "alike", order=1))
-    assert bare.destination.highest_snapshot(bare.target) == second
+    assert bare.destination.highest_snapshot() == second
     assert bare.destination.sweep(bare.target, 0, second) == 5
     assert [(r[3], r[4]) for r in held(harness, bare)] == [*((second, n) for n in range(5)), (60, 0)]
     # What only the first attempt saw never comes back.

@@ -757,15 +757,15 @@ def test_of_two_readings_of_an_incremental_snapshot_the_later_one_stays(harness:
 
 def test_i5_ghosts_of_a_snapshot_that_was_begun_twice_are_swept_for_ever(harness: Harness, feed: Feed) -> None:
     first, second = -(2**63) + 1_000, -(2**63) + 2_000
-    assert feed.destination.highest_snapshot(feed.target) is None
+    assert feed.destination.highest_snapshot() is None
     ghost = item(R, 1, first, "ghost")
     feed.apply(ghost, item(R, 2, first, "kept"), item(R, 3, first, "kept", partition=1))
-    assert feed.destination.highest_snapshot(feed.target) == first
+    assert feed.destination.highest_snapshot() == first
     feed.apply(item(R, 2, second, "kept"), item(R, 3, second, "kept", partition=1))
     # No row of the second attempt is left, and the attempt is known all the same.
     feed.apply(item(U, 2, 3_000, "streamed"), item(D, 3, 3_001, partition=1))
-    assert feed.destination.highest_snapshot(feed.target) == second
-    assert harness.open().highest_snapshot(feed.target) == second
+    assert feed.destination.highest_snapshot() == second
+    assert harness.open().highest_snapshot() == second
     assert feed.destination.sweep(feed.target, 0, second) == 1
     assert live(harness, feed) == {2: ("streamed", None)}
     feed.apply(ghost)

@@ -268,7 +268,7 @@ def check(houses: list[House], schema: TableSchema, source: Source, generation: 
     expected = [e for e in source.log if e not in source.lost]
     for house in houses:
         if source.lost and not generation:
-            highest = house.destination.highest_snapshot(house.target)
+            highest = house.destination.highest_snapshot()
             assert house.destination.sweep(house.target, 0, highest) == len(source.lost)
         elif source.lost:
             expected = source.log

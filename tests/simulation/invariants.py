@@ -4,8 +4,8 @@ For each key there is a *floor*: the latest moment that a record tells of which 
 claims). The target has to show what the source held at one moment not before the floor, nor before the one that it showed last.
 
 What no record tells (values written anew, names of columns, changes that no publication had) counts from the first claim of a moment not
-before it: until then nothing is claimed that it could make wrong, and rows of before it may stand beside rows of after it. From then on
-every row has to be so, and every column to have the name that it has at the source (I28).
+before it: until then rows of before it may stand beside rows of after it, but each of them, while the table says that it is complete, has
+to be a row that the source held. From then on every row has to be so, and every column to have the name that it has at the source (I28).
 """
 
 from __future__ import annotations
@@ -195,7 +195,9 @@ class Invariants:
         t = self.world.source.tables[target.source.name]
         claimed = 0 if state.complete_through is None else self.world.source.moment_of(state.complete_through)
         if t.moved > claimed:
-            return  # Nothing that was claimed is of after it.
+            if state.state == "streaming" and not state.resync and (state.complete_through or 0) >= state.columns_at:
+                self._ahead(target, t, seen, claimed, schema, found)
+            return
         if state.resync or (state.state != "streaming" and self.world.connector.attempts > 1):
             return  # Rows of several ages stand beside one another until the resync, or the judgement of a second snapshot, has ended.
         # What older rows hold in a new column may take reading the table anew; until then they are NULL in it.
@@ -220,6 +222,17 @@ class Invariants:
                 seen.reached[key] = reached
         if strangers := set(found) - set(range(KEYS)):
             self._wrong("I2", target, f"the source never had the keys {sorted(strangers)}")
+
+    def _ahead(self, target: Target, t: Table, seen: Seen, claimed: int, schema: TableSchema, found: Mapping[int, Row]) -> None:
+        """Rows of after something that no event told: each has to be what the source held, be it under other names, at some moment."""
+        live = {c.name for c in schema.columns if not c.dropped}
+        for key, shown in found.items():
+            if key in seen.parked:
+                continue
+            self.checked["I28"] += 1
+            held = [named for _, row in t.since(key, claimed) if row is not None for named in t.ever_named(row)]
+            if held and not any(all(shown.get(name) in (value, None) for name, value in row.items() if name in live) for row in held):
+                self._wrong("I28", target, f"key {key} shows {_brief(shown)} ahead of its claim, which the source never held")
 
     def shown(self, target: Target, schema: TableSchema) -> Mapping[int, Row]:
         """The rows that the target shows, by key."""

@@ -300,8 +300,8 @@ def _() -> Sequence[Patch]:
         same = [replace(c, log=log) for c in checkpoints if c.log.topic == log.topic]
         return {p: min(start, ends[p][1]) for p, start in real(table, log, dict.fromkeys(ends, (0, 10**9)), partitions, same, rows).items()}
 
-    def merge_one(self: Any, table: Any, topic_id: Any) -> Any:
-        return real_merge_one(self, table, topic_id if table.log is None else table.log.topic_id)
+    def merge_one(self: Any, table: Any, topic_id: Any, found: Any) -> Any:
+        return real_merge_one(self, table, topic_id if table.log is None else table.log.topic_id, found)
 
     def compare(self: Any, table: Any, facts: Any) -> None:
         topic = facts.topics.get(table.config.topic)
@@ -503,6 +503,11 @@ def _() -> Sequence[Patch]:
         return real(self, table, replace(facts, identities=replace(before, position=facts.identities.position)))
 
     return [(progress_module.Progress, "_identify", identify)]
+
+
+@mutant("rows ahead are taken as they come", "values that events leave out are kept in rows that were written anew meanwhile")
+def _() -> Sequence[Patch]:
+    return [(table_module.Table, "is_ahead", False), (table_module.Table, "_identify", lambda self, run, found, *, others: None)]
 
 
 @mutant("identities are names", "two identities are compared by the names of the columns alone")

@@ -227,4 +227,37 @@ CATALOG = {
         catalog - detach t0
         turn w0 524620 look
         """,
+    "an update leaves out a value that the same transaction wrote anew, and comes before the next look": """
+        begin tables=t0:upsert partitions=1 memory=1000000000 rows=0 alone=1
+        deliver 1
+        turn w0 1 look
+        deliver 10
+        store
+        turn w0 2 look
+        wait 2
+        turn w0 3 look
+        write 0 insert t0 7 1
+        commit 0
+        deliver 10
+        store
+        turn w0 4 look
+        wait 2
+        turn w0 5 look
+        write 0 update t0 7 1
+        commit 0
+        deliver 10
+        store
+        turn w0 6 look
+        wait 2
+        turn w0 7 look
+        turn w0 8 look
+        catalog 0 rewrite t0 body
+        write 0 update t0 7 0
+        commit 0
+        deliver 10
+        turn w0 9
+        wait 2
+        turn w0 10
+        turn w0 11
+        """,
 }

@@ -63,6 +63,8 @@ class Table:
 
     moved: int = 0
     grown: int = 0
+    called: set[Names] = field(default_factory=set)
+    """The names that its columns ever had."""
 
     @property
     def columns(self) -> Names:
@@ -76,6 +78,10 @@ class Table:
         """By the names that its columns have now."""
         names = dict(self.columns)
         return {names[role]: value for role, value in row.items() if role in names}
+
+    def ever_named(self, row: Row) -> list[Row]:
+        """By all names that its columns ever had."""
+        return [{name: row[role] for role, name in names if role in row} for names in {*self.called, self.columns}]
 
     def at(self, key: int, moment: int) -> Row | None:
         """What the key held at a moment."""
@@ -217,6 +223,7 @@ class Source:
 
     def _alter(self, change: Altered) -> None:
         t = self.tables[change.table]
+        t.called.add(t.columns)
         t.shape = change.shape
         if change.shows:
             self.moment += 1
