@@ -181,6 +181,8 @@ class Service:
 
     def stop(self) -> None:
         self._stop.set()
+        if (works := self._works) is not None:
+            works.line.ask(lambda: None)  # Else it may wait for records for a while.
 
     def snapshot(self) -> dict[str, Any]:
         works, now = self._works, self._clock.wall_us()

@@ -136,7 +136,7 @@ class Log:
             "session.timeout.ms": 10_000,
             "heartbeat.interval.ms": 2_000,
             # A topic that is registered later is found soon; librdkafka's default is five minutes.
-            "topic.metadata.refresh.interval.ms": 10_000,
+            "topic.metadata.refresh.interval.ms": max(10_000, 30 * len(topics)),
             "isolation.level": "read_committed",
             **client_options(bootstrap, options),
         }

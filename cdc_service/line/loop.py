@@ -26,8 +26,9 @@ from cdc_service.line.merging import Merging, Outcome, Submit, TopicIds, at_once
 from cdc_service.line.table import Table
 
 POLL_SECONDS = 0.05
-IDLE_POLL_SECONDS = 0.001
-"""So much longer for each table while nothing comes: a turn goes over all of them. The first record ends the wait."""
+IDLE_POLL_SECONDS, IDLE_SLICE_SECONDS = 0.002, 0.2
+"""So much longer for each table while nothing comes: a turn goes over all of them. The first record ends the wait, and after each slice of
+it a command does."""
 POLL_BYTES = (6 * 2**20, 28 * 2**20)
 """At most of one table, at most of all: decoding has its price for each poll and table, and what is polled takes memory several times."""
 POLL_RECORDS = (100, 5_000, 40_000)
@@ -140,7 +141,10 @@ class Line:
 
     def _poll(self, seconds: float) -> bool:
         """Whether nothing came."""
-        polled = self._log.poll(self._records_max(), seconds)
+        polled = self._log.poll(self._records_max(), min(seconds, IDLE_SLICE_SECONDS))
+        while seconds > IDLE_SLICE_SECONDS and not (polled.batches or polled.errors) and self._commands.empty():
+            seconds -= IDLE_SLICE_SECONDS
+            polled = self._log.poll(self._records_max(), min(seconds, IDLE_SLICE_SECONDS))
         for error in polled.errors:
             self._cannot_read(error)
         if records := sum(raw.num_rows for raw in polled.batches):

@@ -23,7 +23,7 @@ from cdc_service.line.table import Goal, Table
 from cdc_service.watch import Facts
 from mergers.protocol import Destination, TableState
 
-SAVE_SECONDS, SAVE_SECONDS_EACH = 10.0, 0.02
+SAVE_SECONDS, SAVE_SECONDS_EACH = 10.0, 0.03
 """How often moving positions of completeness are written down, all of them at once: so often, or less where there are many tables."""
 ASK_AGAIN_SECONDS = 60.0
 """How long nothing may be heard of a snapshot before it is asked for (again)."""

@@ -13,11 +13,16 @@ from pathlib import Path
 
 from deploy.local.stack import Stack
 from tests.bench.measure import cpu_seconds, family
-from tests.support.line import database, line
+from tests.support.line import Line, database, line
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "idle.json"
 COLUMNS = "id bigint PRIMARY KEY, a text, b int, c numeric(10,2), d timestamptz, e date, f text, g boolean, h varchar(20), i jsonb"
 START_SECONDS = 900.0
+
+
+def counted(pipeline: Line) -> bool:
+    """Whether the work that follows the first load is done too."""
+    return all(table.get("rows") == 1 for table in pipeline.tables().values())
 
 
 def measure(stack: Stack, folder: Path, tables: int, seconds: float, kind: str) -> dict[str, object]:
@@ -29,6 +34,7 @@ def measure(stack: Stack, folder: Path, tables: int, seconds: float, kind: str) 
         pipeline.register()
         pipeline.start()
         pipeline.await_complete(limit_seconds=START_SECONDS)
+        pipeline.await_that(f"the rows of {tables} tables are counted", lambda: counted(pipeline), START_SECONDS)
         assert pipeline.process is not None
         pids = family(pipeline.process.pid)
         began, before = time.monotonic(), cpu_seconds(pids)
