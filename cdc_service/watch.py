@@ -24,7 +24,7 @@ from connectors.notifications import IDENTITY, RETURNING, SKIPPED, Notification,
 from connectors.protocol import LogHold, Names, Progress, SourceDialect
 
 LOOK_SECONDS = 1.0
-LOOK_SHARE, LOOK_SECONDS_MAX = 0.005, 10.0
+LOOK_SHARE, LOOK_SECONDS_MAX = 0.005, 15.0
 """With many tables a look takes a while of a processor: it is repeated so rarely that all of them take this share of its time."""
 SLOW_SECONDS = 5.0
 """How often the connector's state and the source's log are looked at."""

@@ -46,6 +46,7 @@ FAULTS = {
     "backup": "the warehouse is restored from a backup",
     "catalog": "a table changes with no event: columns change names, values are written anew, partitions come and go, it is not published,"
     " row security hides rows",
+    "rewrites": "a transaction writes large values anew, and changes their rows without sending them",
     "clock": "the clocks of service and source step by an hour, or back",
 }
 RUNS = (

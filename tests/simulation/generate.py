@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from cdc_service.core.types import Mode
 from tests.simulation.catalog import NAMES
 from tests.simulation.schedule import ACTIONS, Outcome, Setting, Simulation, Step, play_out
-from tests.simulation.source import KEYS, TRANSACTIONAL
+from tests.simulation.source import BIG, KEYS, TRANSACTIONAL
 from tests.simulation.warehouses import Warehouses
 
 Draw = random.Random
-CATALOG_SHARE = 0.35
-"""Of the seeds so many change the catalog, too."""
+CATALOG_SHARE, REWRITES_SHARE = 0.35, 0.1
+"""Of the seeds so many change the catalog, too, and so many write values anew that later events leave out."""
 FILLS = ("null", "filled", "?")
 
 
@@ -64,6 +64,16 @@ def _catalog(draw: Draw, s: Simulation) -> Step:
         words = str(draw.randrange(KEYS)), str(draw.randrange(KEYS))
     within = what in TRANSACTIONAL and draw.random() < 0.4
     return Step("catalog", (str(draw.randrange(3)) if within else "-", what, table, *words))
+
+
+def _rewrite(draw: Draw, s: Simulation) -> Step:
+    """A transaction writes large values anew, and then changes such a row without touching them."""
+    altered = [(slot, table) for slot, tx in s.world.source.open.items() for table in tx.shapes]
+    if not altered or draw.random() < 0.3:
+        return Step("catalog", (str(draw.randrange(3)), "rewrite", _table(draw, s), "body"))
+    slot, table = draw.choice(altered)
+    large = [key for key, row in s.world.source.tables[table].rows.items() if str(row["body"]).startswith(BIG)]
+    return Step("write", (str(slot), "update", table, str(draw.choice(large or [0])), "0"))
 
 
 CATALOG = {
@@ -117,6 +127,7 @@ KINDS: dict[str, tuple[tuple[float, Callable[[Draw, Simulation], Step]], ...]] =
         (3, _catalog),
         (0.02, lambda d, s: Step("lag")),
     ),
+    "rewrites": ((3, _rewrite),),
     "clock": (
         (0.3, lambda d, s: Step("wall_clock", (str(d.choice([-3600, 3600])),))),
         (0.5, lambda d, s: Step("source_clock", (str(d.choice([-100, 100])),))),
@@ -137,7 +148,7 @@ def profile(draw: Draw) -> Profile:
     modes = tuple((f"t{n}", draw.choice(list(Mode))) for n in range(tables))
     setting = Setting(modes, draw.choice([1, 2, 3, 3]), draw.choice([1000, 10**9, 10**9]), draw.choice([0, 2, 6]), draw.random() < 0.5)
     share = draw.choice([0.0, 0.2, 0.4, 0.6])
-    kinds = frozenset(kind for kind in KINDS if kind != "catalog" and draw.random() < share)
+    kinds = frozenset(kind for kind in KINDS if kind not in ("catalog", "rewrites") and draw.random() < share)
     return Profile(setting, kinds, draw.choice([60, 150, 300]))
 
 
@@ -172,4 +183,6 @@ def run(seed: int, warehouses: Warehouses) -> Outcome:
     p = profile(draw)
     if random.Random(f"catalog a:{seed}").random() < CATALOG_SHARE:  # Most seeds that catch a design bug keep their schedules by it.
         p = replace(p, kinds=p.kinds | {"catalog"})
+    if random.Random(f"rewrites:{seed}").random() < REWRITES_SHARE:
+        p = replace(p, kinds=p.kinds | {"rewrites"})
     return play_out(p.setting, warehouses, _steps(draw, p))

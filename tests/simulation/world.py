@@ -183,7 +183,8 @@ class World:
     def catalog(self) -> Identities:
         """What the source says of its tables now."""
         position = self.lagging if self.lagging is not None else self.source.lsn
-        return Identities(position, {TableId("public", name): t.identity for name, t in self.source.tables.items()})
+        tables = {TableId("public", name): t.identity for name, t in self.source.tables.items()}
+        return Identities(position, tables, frozenset(table for table in tables if self.source.locked(table.name)))
 
     def judge(self, table: TableId, before: str | None, after: str | None) -> Judgement:
         return judge(table, before, after)
