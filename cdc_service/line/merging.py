@@ -6,14 +6,13 @@ line's thread has taken the outcomes before it does; what a table received after
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from cdc_service.core.clock import Clock
+from cdc_service.core.clock import Backoff, Clock
 from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.identity import Identities
 from cdc_service.core.types import TableId
@@ -76,6 +75,8 @@ class Merging:
     def __init__(self, ids: TopicIds, identities: Callable[[Sequence[TableId]], Identities], submit: Submit, clock: Clock) -> None:
         self._ids = ids
         self._identities = identities
+        self._asking = Backoff(clock)
+        """The wait after the source did not answer: merges go on meanwhile."""
         self._submit = submit
         self._clock = clock
         self._round: Future[list[Outcome]] | None = None
@@ -127,9 +128,15 @@ class Merging:
 
     def _identify(self, ahead: Sequence[TableId]) -> Identities | None:
         """What the source says, after the last record of the batch, of the tables whose changes are ``ahead`` of what it said before."""
-        with contextlib.suppress(CdcError):  # Then nothing is known, and the tables say so.
-            return self._identities(ahead) if ahead else None
-        return None
+        if not ahead or self._asking.waiting:
+            return None
+        try:
+            found = self._identities(ahead)
+        except CdcError:
+            self._asking.failed()
+            return None  # The tables say that it is not known.
+        self._asking.succeeded()
+        return found
 
     def _merge_one(self, table: Table, topic_id: str | None, found: Identities | None) -> Outcome:
         began, before, moved = self._clock.monotonic(), table.merges, dict[int, int]()
