@@ -379,13 +379,13 @@ class Progress:
         )
 
     def _emptied(self, table: Table, facts: Facts) -> bool:
-        """Whether the connector began anew with a snapshot in which the table, which was complete before, had no row: then nothing comes
-        that would tell so, and what was deleted at the source stays."""
+        """Whether the connector began anew with a snapshot after the table was complete, and no row may come that would tell so: it had
+        none, or they wait in the quarantine. What was deleted at the source would stay."""
         since_ms, scans = (table.kept.complete_at or 0) // 1000, facts.scans
         # By the attempts that this process saw, whatever its clock says; by the time what came while no process ran.
         anew = scans.attempts > self._attempts.setdefault(table.source, scans.attempts)
         at_ms, before_ms = self._emptied_at(table, facts), self._emptied_before.get((table.source, table.kept.generation), 0)
-        found = bool(at_ms) and (anew or at_ms > max(since_ms, before_ms))
+        found = anew or at_ms > max(since_ms, before_ms)
         return bool(since_ms and scans.repeated and found and table.target.mode is not Mode.APPEND)
 
     def _emptied_at(self, table: Table, facts: Facts) -> int:
@@ -401,9 +401,10 @@ class Progress:
                 table.reload = "the connector began its snapshot anew after it had sent changes; what happened between the two was not sent"
                 return
             swept, table.counted = self._sweep(table), False
-            table.make()
+            table.make(goal.position)
             self._forget(table)
             table.keep(state="streaming", resync=False, complete_through=goal.position, complete_at=goal.at_us)
+            self._attempts[table.source] = self._seen.scans.attempts if self._seen else 0
             self._log.info("snapshot complete", table=str(table.source), swept=swept)
         elif goal.position >= (table.kept.complete_through or 0):
             table.advance(goal)

@@ -527,12 +527,15 @@ class Table:
         self.recall()
         self._versions.load(self.applied_to, self.kept.generation)
 
-    def make(self) -> None:
-        """Makes the target of a table of which no event ever came, empty; none where it is not certain how its events will look."""
+    def make(self, position: int) -> None:
+        """Makes the target of a table of which no event ever came, empty; none where it is not certain how its events will look. A target
+        that is empty takes the source's columns, as of ``position``: no row brings them."""
         self._versions.load(self.applied_to, self.kept.generation)
-        schema = None if self._versions.all else self.means.schema_of(self.source)
-        if schema is not None:
-            self._versions.evolve(schema, None)
+        if not self._versions.all:
+            if (schema := self.means.schema_of(self.source)) is not None:
+                self._versions.evolve(schema, None)
+        elif self.kept.resync and not self.means.destination.table_rows(self.target):
+            self._versions.follow({}, position)
 
     def _applied(self, receipt: Receipt) -> None:
         self.merges += 1

@@ -11,8 +11,9 @@ Values of a row change without an event in few ways, and each leaves a trace in 
   version of the table's creation, where ATTACH wrote all of them anew. VACUUM FULL of a partition swaps its TOAST table with the same
   command (cmin) as the table itself, TRUNCATE with the next one; without a TOAST table nobody can tell.
 
-Something that was changed and changed back between two looks shows in the row versions of pg_class, pg_publication and pg_enum and in new
-rows of pg_publication_rel and pg_inherits; where a row version moved and nothing in the row explains it, the table is read anew.
+Something that was changed and changed back between two looks shows in the row versions of pg_class, pg_attribute, pg_publication and
+pg_enum and in new rows of pg_publication_rel and pg_inherits; where a row version moved and nothing in the row explains it, the table is
+read anew (two columns that change names, and change them back, send the rows in between under each other's names).
 Sources: PostgreSQL's cluster.c, tablecmds.c, publicationcmds.c; each trace is held by a test on a real server.
 """
 
@@ -55,8 +56,12 @@ SELECT n.nspname AS schema, c.relname AS name, c.oid::bigint, c.relkind::text AS
        (SELECT i.indkey::text FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident) AS replica_index,
        (SELECT json_agg(json_build_array(a.attnum, a.attname, a.atttypid::bigint, a.atttypmod, a.attgenerated <> '', a.atthasmissing,
                                          a.xmin::text::bigint,
-                                         a.xmin = c.xmin AND a.cmin::text::bigint > c.cmin::text::bigint) ORDER BY a.attnum)
-        FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)::text AS columns,
+                                         a.xmin = c.xmin AND a.cmin::text::bigint > c.cmin::text::bigint,
+                                         md5(json_build_array(a.attnotnull, a.atthasdef, d.oid, a.attidentity, a.attstattarget,
+                                                              a.attstorage, a.attcompression, a.attoptions, a.attacl, a.attndims,
+                                                              a.attislocal, a.attinhcount)::text)) ORDER BY a.attnum)
+        FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)::text AS columns,
        CASE WHEN c.relkind = 'r' AND c.relhassubclass THEN
             (SELECT json_agg(format('%I.%I', kn.nspname, k.relname) ORDER BY k.oid) FROM pg_inherits i JOIN pg_class k ON k.oid = i.inhrelid
              JOIN pg_namespace kn ON kn.oid = k.relnamespace WHERE i.inhparent = c.oid) END::text AS kids,
@@ -184,8 +189,9 @@ def _identity(
 
 _PLAIN = ("schema", "name", "oid", "kind", "persistence", "partition", "replica", "file", "toast", "edition", "rest", "hidden")
 _JSON = ("key", "columns", "kids", "parts", "member")
-_NUMBER, _NAME, _TYPE, _MODIFIER, _GENERATED, _MISSING, _VERSION, _CLEARED = range(8)
-"""Places in an entry of ``columns``: _CLEARED says that only a rewrite that keeps values can have written it last."""
+_NUMBER, _NAME, _TYPE, _MODIFIER, _GENERATED, _MISSING, _VERSION, _CLEARED, _REST = range(9)
+"""Places in an entry of ``columns``: _CLEARED says that only a rewrite that keeps values can have written it last, _REST stands for all
+that changes no value. Identities that were kept before there was a _REST have none."""
 _PART, _PART_KIND, _PART_FILE, _PART_LINK, _PART_LEAVING, _PART_LOGGED, _PART_SWEPT, _PART_BORN = range(8)
 """Places in an entry of ``parts``: _PART_LINK is the row version of its place in the tree, _PART_SWEPT whether VACUUM FULL or CLUSTER
 gave it its file, _PART_BORN whether it was created as a partition."""
@@ -431,7 +437,14 @@ def _columns_moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
             return f"the column {column[_NAME]} has another type"
         if rewritten and known[_VERSION] != column[_VERSION] and not (known[_MISSING] and column[_CLEARED]):
             return f"its rows were written anew as the column {column[_NAME]} was altered: they may hold other values"
+        if len(known) > _REST and known[_VERSION] != column[_VERSION] and _settled(known) == _settled(column):
+            return f"the column {column[_NAME]} was changed and changed back"
     return ""
+
+
+def _settled(column: Sequence[Any]) -> list[Any]:
+    """All of it but its row version."""
+    return [value for place, value in enumerate(column) if place not in (_VERSION, _CLEARED)]
 
 
 _TEXTS = {25, 1043}

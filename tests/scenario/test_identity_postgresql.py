@@ -83,6 +83,8 @@ def table(source: Source) -> Iterator[str]:
         "GRANT SELECT ON t TO PUBLIC",
         "GRANT SELECT (n) ON t TO PUBLIC",
         "ALTER TABLE t ALTER n SET DEFAULT 5; ALTER TABLE t ALTER n SET NOT NULL; ALTER TABLE t ALTER n SET STATISTICS 5",
+        "ALTER TABLE t ALTER n SET DEFAULT 5; ALTER TABLE t ALTER n SET DEFAULT 6; ALTER TABLE t ALTER k DROP DEFAULT",
+        "ALTER TABLE t ALTER w SET STORAGE EXTERNAL; ALTER TABLE t ALTER w SET (n_distinct = 5); ALTER TABLE t ADD UNIQUE (w)",
         "ALTER TABLE t SET (fillfactor = 70); COMMENT ON TABLE t IS 'ours'",
         "ALTER TABLE t ADD CHECK (n < 1000); ALTER TABLE t REPLICA IDENTITY FULL",
         "ALTER TABLE t ALTER v TYPE varchar(40); ALTER TABLE t ALTER c TYPE numeric(20,4); ALTER TABLE t ALTER v TYPE text",
@@ -108,6 +110,12 @@ def test_a_name_that_was_never_there_is_carried_as_a_name(source: Source, table:
     [
         ("ALTER TABLE t RENAME n TO kk; ALTER TABLE t ADD n int DEFAULT 0", "changed names"),
         ("ALTER TABLE t RENAME n TO x; ALTER TABLE t RENAME m TO n; ALTER TABLE t RENAME x TO m", "changed names"),
+        (
+            "ALTER TABLE t RENAME n TO x; ALTER TABLE t RENAME m TO n; ALTER TABLE t RENAME x TO m;"
+            "INSERT INTO t(id, n, m, u) VALUES (9, 1, 2, 9);"
+            "ALTER TABLE t RENAME n TO x; ALTER TABLE t RENAME m TO n; ALTER TABLE t RENAME x TO m",
+            "changed back",
+        ),
         ("ALTER TABLE t DROP w; ALTER TABLE t ADD w int DEFAULT 7", "made again"),
         ("ALTER TABLE t ALTER c TYPE numeric(12,2)", "written anew"),
         ("ALTER TABLE t ALTER m TYPE int USING m * 100", "written anew"),

@@ -249,6 +249,8 @@ def _reading(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
             return "columns changed names among each other"
         if old["file"] != new["file"] and was["edition"] != now["edition"]:
             return "its rows were written anew as a column was altered"
+        if was["edition"] != now["edition"] and was["name"] == now["name"]:
+            return "a column was changed and changed back"
     if old["edition"] != new["edition"] and all(old[name] == new[name] for name in ("file", "most", "hidden")):
         return "its definition was changed and changed back"
     return ""
