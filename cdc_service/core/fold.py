@@ -37,6 +37,7 @@ class _Sorted:
     record: Ints
     op: npt.NDArray[np.int8]
     partition: npt.NDArray[np.int32]
+    offset: Ints
 
 
 def fold(batches: Sequence[ChangeBatch], *, batch_id: str, target: Target, generations: Generations, loading: bool = False) -> Delta:
@@ -64,7 +65,7 @@ def fold(batches: Sequence[ChangeBatch], *, batch_id: str, target: Target, gener
     code = _numpy(codes.indices.fill_null(-1)).astype(np.int64)
     if not (np.diff(code[rows]) > 0).all():  # Codes rise with the first row of each key: where each has one, they are in order.
         rows = rows[np.lexsort((offset[rows], op[rows] != Op.DELETE, record[rows], gen[rows], code[rows]))]
-    s = _Sorted(rows, code[rows], gen[rows], record[rows], op[rows], partition[rows])
+    s = _Sorted(rows, code[rows], gen[rows], record[rows], op[rows], partition[rows], offset[rows])
 
     same_key = _same_as_next(s.code)
     winners = np.flatnonzero(~same_key)
@@ -216,6 +217,10 @@ def _parents(s: _Sorted, text: pa.Array, old_text: pa.Array, is_move: Bools, *, 
     previous[(previous >= 0) & (s.record[previous] == INCREMENTAL)] = -1
     # Of a key that went to another partition, later changes on the old one may not be read yet.
     previous[(previous >= 0) & (s.partition[previous] != s.partition)] = -1
+    # A change that came again behind a later one: what came between the two may be applied already, and not be in the batch.
+    again = _same_as_previous(s.code) & _same_as_previous(s.gen) & _same_as_previous(s.record) & _same_as_previous(s.op)
+    first = s.offset[np.maximum.accumulate(np.where(again, 0, np.arange(n)))]
+    previous[(previous >= 0) & (first[previous] > s.offset)] = -1
     deleted_before = (previous >= 0) & (s.op[previous] == Op.DELETE)
     parent = np.where(deleted_before, -1, previous)
     base_move = np.where(deleted_before & ~is_move, s.record, np.int64(-1))
