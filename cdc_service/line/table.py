@@ -528,14 +528,19 @@ class Table:
         self._versions.load(self.applied_to, self.kept.generation)
 
     def make(self, position: int) -> None:
-        """Makes the target of a table of which no event ever came, empty; none where it is not certain how its events will look. A target
-        that is empty takes the source's columns, as of ``position``: no row brings them."""
+        """At the end of a load: makes the target of a table of which no event ever came, empty; none where it is not certain how its events
+        will look. Columns of the source, as of ``position``, that no row brought are added; ``reload`` says so where a column was called
+        otherwise while rows came."""
         self._versions.load(self.applied_to, self.kept.generation)
         if not self._versions.all:
             if (schema := self.means.schema_of(self.source)) is not None:
                 self._versions.evolve(schema, None)
-        elif self.kept.resync and not self.means.destination.table_rows(self.target):
+            return
+        there, live = set(self.means.columns_of(self.source)), {c.name for c in self._versions.all[-1].columns if not c.dropped}
+        if there - live:
             self._versions.follow({}, position)
+        elif live - there and len(self._versions.all) > 1:
+            self.reload = f"its column {min(live - there)} was called otherwise, or dropped, while its rows came"
 
     def _applied(self, receipt: Receipt) -> None:
         self.merges += 1

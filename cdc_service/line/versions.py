@@ -95,6 +95,11 @@ class Versions:
             self.reload = f"a column is called {taken[0]} now, and the target has one of that name already"
             return False
 
+        strange = {new for old, new in renamed.items() if old not in live} - {c.name for c in own.columns}
+        if strange & set(self._means.columns_of(self._target.source)):
+            self.reload = f"a column is called {min(strange)} now, and its rows came under a name that it had in between"
+            return False
+
         def named(c: Column) -> Column:
             return replace(c, name=mine[c.name], former=(*c.former, (c.name, position))) if c.name in mine else c
 
