@@ -67,7 +67,7 @@ class Judgement:
     """``why`` is a sentence that begins with the table's name, ``hint`` the cure of what STOPS, ``code`` and ``state`` as TableStopped has
     them. ``renamed`` are columns that are the same under another name (old -> new); ``columns`` says whether the columns are others at
     all, so that the target has to follow. ``unless_truncated``: of what is ANEW nothing has to be read where the log has told since that
-    the table was emptied."""
+    the table was emptied; then the rest of the judgement counts as with CARRIED."""
 
     outcome: Outcome
     why: str = ""

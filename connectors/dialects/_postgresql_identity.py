@@ -266,16 +266,16 @@ def judge(table: TableId, before: str | None, after: str | None) -> Judgement:
         return Judgement(Outcome.STOPS, why, hint, "schema_stopped", "schema_stopped")
     if why := _reading(old, new):
         return Judgement(Outcome.ANEW, f"{table}: {why}")
+    mine = {c[_NUMBER]: c for c in old["columns"]}
+    renamed = {mine[c[_NUMBER]][_NAME]: c[_NAME] for c in new["columns"] if c[_NUMBER] in mine and mine[c[_NUMBER]][_NAME] != c[_NAME]}
+    others = [_shape(c) for c in old["columns"]] != [_shape(c) for c in new["columns"]]
     if emptied := _emptied(old.get("parts") or (), new.get("parts") or ()):
         why = (
             f"{table}: {emptied} partitions were emptied or written anew by themselves, which the log does not tell under the table's name"
         )
         # TRUNCATE of the whole, which the log does tell, looks the same where it is told of all of them.
         whole = emptied == sum(part[_PART_KIND] == "r" for part in old["parts"])
-        return Judgement(Outcome.ANEW, why, unless_truncated=whole)
-    mine = {c[_NUMBER]: c for c in old["columns"]}
-    renamed = {mine[c[_NUMBER]][_NAME]: c[_NAME] for c in new["columns"] if c[_NUMBER] in mine and mine[c[_NUMBER]][_NAME] != c[_NAME]}
-    others = [_shape(c) for c in old["columns"]] != [_shape(c) for c in new["columns"]]
+        return Judgement(Outcome.ANEW, why, renamed=renamed, columns=others, unless_truncated=whole)
     return Judgement(Outcome.CARRIED, renamed=renamed, columns=others)
 
 
