@@ -233,7 +233,8 @@ class Progress:
             if not told and not (table.state == "waiting" and judged.code in NOT_YET):
                 self._line.stop(table, TableStopped(judged.why, state=judged.state, hint=judged.hint, code=judged.code))
             return False
-        emptied = judged.unless_truncated and self._truncated(table, facts, found)
+        # One that stands still merges nothing that could tell so, and is read anew in any case.
+        emptied = judged.unless_truncated and not table.stopped and self._truncated(table, facts, found)
         if emptied is None:
             return False
         if table.stopped or (judged.outcome is Outcome.ANEW and not emptied):
