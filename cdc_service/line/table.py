@@ -539,9 +539,11 @@ class Table:
                 self._versions.evolve(schema, None)
             return
         there, live = set(self.means.columns_of(self.source)), {c.name for c in self._versions.all[-1].columns if not c.dropped}
-        if there - live:
+        if there == live or self.means.identities([self.source]).tables.get(self.source) != self.kept.identity:
+            return  # What it became since is for the next look to judge.
+        if live <= there or (there - live and not self.means.destination.table_rows(self.target)):
             self._versions.follow({}, position)
-        elif live - there and len(self._versions.all) > 1:
+        elif len(self._versions.all) > 1:
             self.reload = f"its column {min(live - there)} was called otherwise, or dropped, while its rows came"
 
     def _applied(self, receipt: Receipt) -> None:
