@@ -543,5 +543,35 @@ REGRESSIONS = {
         deliver 3
         wall_clock -3600
         """,
+    "the connector begins anew after the table was complete, and all rows that it reads then wait in the quarantine": """
+        begin tables=t0:soft_delete,t1:soft_delete,t2:soft_delete partitions=2 memory=1000000000 rows=0 alone=1
+        turn w0 236087 crash@1(kafka.poll)
+        join 269704
+        join 717803
+        turn w1 56919 crash@1(kafka.poll)
+        turn w3 905786 crash@5(warehouse.totals)
+        turn w2 917599 look crash@3(kafka.describe)
+        turn w4 225659 crash@2(warehouse.load_state)
+        turn w5 104192 look
+        write 0 insert t0 5 6
+        write 2 insert t1 5 0
+        commit 2
+        deliver 10
+        turn w5 999047 look
+        write 0 insert t2 7 6
+        store
+        write 2 insert t1 1 7
+        turn w5 68837
+        commit 2
+        turn w5 536497
+        poison
+        deliver 1
+        write 0 delete t1 5 7
+        commit 0
+        turn w5 734457 look
+        forget_offsets
+        turn w5 489708
+        deliver 10
+        """,
     **CATALOG,
 }

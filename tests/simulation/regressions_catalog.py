@@ -260,4 +260,95 @@ CATALOG = {
         turn w0 10
         turn w0 11
         """,
+    "two columns change names and change them back around a row, in one transaction": """
+        begin tables=t0:append partitions=1 memory=1000000000 rows=6 alone=0
+        write 0 delete t0 2 3
+        commit 0
+        catalog 1 swap t0
+        write 1 insert t0 2 6
+        catalog 1 swap t0
+        """,
+    "the key of a table without rows gets another name while it is read anew": """
+        begin tables=t0:upsert,t1:soft_delete partitions=2 memory=1000 rows=2 alone=1
+        turn w0 590270 look freeze@3(warehouse.checkpoints)
+        turn w1 168734 freeze@2(warehouse.load_state)
+        turn w2 788003 freeze@3(kafka.describe)
+        write 1 delete t1 0 1
+        turn w3 906591 freeze@1(kafka.poll)
+        turn w4 802878 look freeze@3(kafka.describe)
+        deliver 1
+        deliver 1
+        commit 1
+        deliver 10
+        turn w5 42555 freeze@4(line.folded)
+        turn w6 358036 look freeze@3(warehouse.checkpoints)
+        turn w7 857346 freeze@5(warehouse.totals)
+        turn w8 634126 freeze@5(warehouse.totals)
+        catalog 0 rewrite t1 body
+        turn w9 240965 lose@3(warehouse.checkpoints)
+        turn w9 303429 look
+        commit 0
+        turn w9 331795 look
+        catalog - rename t1 id 2
+        store
+        catalog 0 show t1
+        commit 0
+        turn w9 796792 look
+        deliver 10
+        turn w9 243789 freeze@11(warehouse.drift)
+        turn w10 732177 look freeze@7(warehouse.load_state)
+        turn w11 717395 freeze@3(warehouse.checkpoints)
+        turn w12 277785 look
+        turn w12 788802 look
+        store
+        turn w12 333798 look
+        """,
+    "a column comes before the first look at a table of which only a truncation came": """
+        begin tables=t0:append,t1:upsert partitions=1 memory=1000 rows=0 alone=0
+        truncate t0
+        add_column t0 null
+        turn w0 227143
+        turn w0 394980 look
+        deliver 10
+        turn w0 76786 look
+        store
+        turn w0 468430 look
+        """,
+    "a column gets two names before the first look, and a row came with the first of them": """
+        begin tables=t0:soft_delete partitions=2 memory=1000 rows=0 alone=1
+        turn w0 675219 lose@2(warehouse.load_state)
+        catalog 2 rename t0 name 1
+        turn w0 10913
+        turn w0 310149 crash@7(warehouse.take)
+        write 2 insert t0 6 1
+        commit 2
+        deliver 10
+        catalog 1 rename t0 name 2
+        turn w1 523015 crash@1(kafka.poll)
+        turn w2 49619 look
+        wait 30
+        turn w2 262842
+        """,
+    "a column gets another name as the first load ends": """
+        begin tables=t0:upsert,t1:soft_delete,t2:append partitions=2 memory=1000000000 rows=0 alone=0
+        turn w0 440457 look
+        kill w0 162751
+        kill w1 830018
+        kill w2 4404
+        deliver 10
+        kill w3 42199
+        turn w4 719051
+        turn w4 192377 look
+        write 2 insert t1 4 1
+        commit 2
+        deliver 1
+        store
+        turn w4 930418
+        turn w4 657950 look
+        join 742255
+        turn w5 185135 look
+        turn w4 909323
+        turn w5 699692
+        catalog 2 rename t1 name 2
+        """,
 }
