@@ -7,7 +7,6 @@ the topics, since the ends were read after it. A server that does not answer lea
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -23,9 +22,9 @@ from connectors.connect import ConnectorStatus, KafkaConnect
 from connectors.notifications import IDENTITY, RETURNING, SKIPPED, Notification, parse, skipped
 from connectors.protocol import LogHold, Names, Progress, SourceDialect
 
-LOOK_SECONDS = 1.0
-LOOK_SHARE, LOOK_SECONDS_MAX = 0.005, 15.0
-"""With many tables a look takes a while of a processor: it is repeated so rarely that all of them take this share of its time."""
+LOOK_SECONDS, LOOK_SECONDS_EACH, LOOK_SECONDS_MAX = 1.0, 0.015, 15.0
+"""How often all is asked: so often, or so much for each table where there are many, since a look at a thousand takes a fifth of a second of
+a processor; but not more seldom than the last."""
 SLOW_SECONDS = 5.0
 """How often the connector's state and the source's log are looked at."""
 IDENTITY_SHARE, IDENTITY_SECONDS_MAX = 0.04, 5.0
@@ -276,10 +275,9 @@ class Watch:
     def _run(self) -> None:
         said, wait = "", LOOK_SECONDS
         while not self._done.wait(wait):
-            began = time.thread_time()
+            wait = min(max(LOOK_SECONDS, LOOK_SECONDS_EACH * len(self._topics)), LOOK_SECONDS_MAX)
             try:
                 self.look()
-                wait = max(LOOK_SECONDS, min((time.thread_time() - began) / LOOK_SHARE, LOOK_SECONDS_MAX))
             except RuntimeError:
                 if self._done.is_set():
                     return  # What it asked was closed meanwhile.
