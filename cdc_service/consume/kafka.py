@@ -20,6 +20,7 @@ from confluent_kafka import (
     OFFSET_END,
     Consumer,
     ConsumerGroupTopicPartitions,
+    IsolationLevel,
     KafkaError,
     KafkaException,
     Message,
@@ -27,7 +28,7 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
 
 from cdc_service.consume.records import HeadLength, Heads, Taken, batch, part_of
 from cdc_service.core.errors import CdcError, Unavailable
@@ -35,8 +36,6 @@ from cdc_service.core.types import LogId, RawBatch
 
 ANSWER_SECONDS = 10.0
 FETCH_WAIT_MS = (500, 2_000)
-EARLIEST, LATEST = -2, -1
-"""What stands for a time in ListOffsets (https://kafka.apache.org/protocol: ListOffsets, timestamp)."""
 QUEUE_KILOBYTES = 32 * 1024
 SLICE_BYTES = 4 * 2**20
 SLICE_RECORDS = (50, 2_000)
@@ -473,30 +472,25 @@ class Admin:
         self._bootstrap = bootstrap
         self._options = client_options(bootstrap, options)
         self._admin = AdminClient(self._options)
-        self._consumer: Consumer | None = None
-        self._lock = threading.Lock()
 
     def topics(self) -> Mapping[str, int]:
         """Names of all topics with their number of partitions."""
         return {name: len(t.partitions) for name, t in self._metadata().topics.items()}
 
     def cluster_id(self) -> str:
-        try:
-            return str(self._admin.describe_cluster(request_timeout=ANSWER_SECONDS).result(timeout=ANSWER_SECONDS + 5).cluster_id)
-        except KafkaException as error:
-            raise self._away(error) from error
+        return str(self._metadata().cluster_id)
 
     def describe(self, names: Sequence[str], *, lows: bool = True) -> Mapping[str, TopicFacts]:
         """Facts of the topics that exist; the others are left out. Without ``lows`` the low offsets are not asked for, and are 0."""
-        cluster = self.cluster_id()
+        cluster = self.cluster_id()  # This reads all metadata anew: else a partition that was added would be unknown below.
         ids, partitions = {}, []
         for name, future in self._admin.describe_topics(TopicCollection(list(names)), request_timeout=ANSWER_SECONDS).items():
             description = self._result(future, missing=(KafkaError.UNKNOWN_TOPIC_OR_PART,))
             if description is not None:
                 ids[name] = str(description.topic_id)
                 partitions += [TopicPartition(name, p.id) for p in description.partitions]
-        low = self._offsets(partitions, EARLIEST) if lows else {(p.topic, p.partition): 0 for p in partitions}
-        high = self._offsets(partitions, LATEST)
+        low = self._offsets(partitions, OffsetSpec.earliest()) if lows else {(p.topic, p.partition): 0 for p in partitions}
+        high = self._offsets(partitions, OffsetSpec.latest())
         ends: dict[str, dict[int, tuple[int, int]]] = {name: {} for name in ids}
         for (name, partition), first in low.items():
             if (name, partition) in high:
@@ -552,39 +546,22 @@ class Admin:
         try:
             return self._admin.list_topics(timeout=ANSWER_SECONDS)
         except KafkaException as error:
-            raise self._away(error) from error
+            raise Unavailable(f"Kafka does not answer at {self._bootstrap}: {error.args[0].str()}", hint=self._cure()) from error
 
-    def _away(self, error: KafkaException) -> Unavailable:
-        return Unavailable(f"Kafka does not answer at {self._bootstrap}: {error.args[0].str()}", hint=self._cure())
-
-    def _offsets(self, partitions: Sequence[TopicPartition], which: int) -> dict[tuple[str, int], int]:
-        """The offsets EARLIEST or LATEST (next to be written), as committed readers see them; without partitions that do not exist. One
-        call for all: list_offsets makes a future of each, which for thousands of partitions takes twice as long."""
+    def _offsets(self, partitions: Sequence[TopicPartition], spec: OffsetSpec) -> dict[tuple[str, int], int]:
         if not partitions:
             return {}
-        asked = [TopicPartition(p.topic, p.partition, which) for p in partitions]
-        try:
-            found = self._reader().offsets_for_times(asked, timeout=ANSWER_SECONDS)
-        except KafkaException as error:
-            raise _unavailable(error) from error
-        told = {}
-        for p in found:
-            if p.error is None:
-                told[p.topic, p.partition] = int(p.offset)
-            elif p.error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                raise _unavailable(KafkaException(p.error))
+        futures = self._admin.list_offsets(
+            dict.fromkeys(partitions, spec), isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ANSWER_SECONDS
+        )
+        missing = (KafkaError.UNKNOWN_TOPIC_OR_PART,)
+        found = {(p.topic, p.partition): self._result(future, missing=missing) for p, future in futures.items()}
+        told = {where: int(result.offset) for where, result in found.items() if result is not None}
         # Under load an answer without an offset (OFFSET_INVALID) was seen; taken for one, the log would seem to have shrunk.
         if unknown := sorted(where for where, offset in told.items() if offset < 0):
             topic, partition = unknown[0]
             raise Unavailable(f"Kafka did not tell the offsets of topic {topic}, partition {partition}", hint=self._cure())
         return told
-
-    def _reader(self) -> Consumer:
-        with self._lock:
-            if self._consumer is None:
-                own = {"group.id": "cdc_offsets", "isolation.level": "read_committed"}  # Never joined: a consumer must name one.
-                self._consumer = Consumer({**self._options, "enable.auto.commit": False, **own})
-            return self._consumer
 
     def _result(self, future: Future[Any], missing: tuple[int, ...] = (), value: Any = None) -> Any:
         try:
