@@ -402,9 +402,12 @@ class Table:
         value that it leaves out was written anew, or that it lacks a column; ``others`` are rows with other columns than the target.
         Where rows would show what never was, the table says first that it is not complete. Raises TableStopped, and what the source
         raises where there are ``others``."""
-        kept, records = self.kept, _stream_records(run)
+        kept = self.kept
+        if not kept.identity or not (others or self.state == "streaming"):
+            return
+        records = _stream_records(run)
         latest = records[1] if records else 0
-        if not kept.identity or not (others or (self.state == "streaming" and latest > kept.identity_at)):
+        if not others and latest <= kept.identity_at:
             return
         if others and (found is None or found.position < latest):
             found = self.means.identities([self.source])
