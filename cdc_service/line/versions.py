@@ -177,7 +177,7 @@ class Versions:
             self._distrust(lacking, why)
 
     def _distrust(self, names: Sequence[str], why: str) -> None:
-        self.reload = why.format(names[0])
+        self.reload = self.reload or why.format(names[0])
         self.doubt(names)
 
     def doubt(self, names: Collection[str]) -> None:
