@@ -593,6 +593,7 @@ def heal(world: World, group: Group, *, alone: bool = True) -> None:
 
 @settings(max_examples=round(120 * FACTOR), deadline=None)
 @example(seed=500826)
+@example(seed=4)  # A merge fails as a parked record is decided.
 @given(seed=st.integers(0, 2**32))
 def test_i1_i2_i4_i12_i14_i21_i24_i25_whatever_happens_the_warehouse_becomes_the_source(seed: int) -> None:
     _run(seed)
