@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import queue
 import random
+import threading
 import time
 from datetime import UTC, datetime
 from typing import Protocol
@@ -37,25 +37,30 @@ class RealClock:
 
 class Stop:
     """Whether to stop: set once, from any thread or in a signal's handler. A threading.Event has a lock that the very thread which the
-    signal interrupts may hold, and would wait for it for ever; putting into a SimpleQueue is reentrant (the library's documentation)."""
+    signal interrupts may hold, and would wait for it for ever; here a lock is only ever released by whoever sets. (SimpleQueue.get, in
+    Python 3.11, waits for ever where its time limit passes within the call.)"""
 
     def __init__(self) -> None:
         self._set = False
-        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._unset = threading.Lock()
+        self._unset.acquire()
 
     def set(self) -> None:
         self._set = True
-        self._wake.put(None)
+        self._open()
 
     def is_set(self) -> bool:
         return self._set
 
     def wait(self, seconds: float) -> bool:
         """Waits so long, or until it is set; whether it is."""
-        if not self._set:
-            with contextlib.suppress(queue.Empty):
-                self._wake.get(timeout=seconds)
+        if not self._set and self._unset.acquire(timeout=seconds):
+            self._open()  # For others that wait.
         return self._set
+
+    def _open(self) -> None:
+        with contextlib.suppress(RuntimeError):  # It is open.
+            self._unset.release()
 
 
 def rfc3339(us: int | None) -> str | None:

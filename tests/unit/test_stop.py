@@ -23,3 +23,17 @@ for _ in range(10_000):
 def test_a_stop_that_a_signal_sets_wakes_the_thread_that_it_interrupts_wherever_that_is() -> None:
     """With threading.Event this hangs."""
     subprocess.run([sys.executable, "-c", INTERRUPTED], timeout=120, check=True)
+
+
+SHORT = """
+from cdc_service.core.clock import Stop
+
+stop = Stop()
+for _ in range(100_000):
+    assert not stop.wait(0.000001)
+"""
+
+
+def test_a_wait_ends_whose_time_passes_as_it_begins() -> None:
+    """With SimpleQueue.get this hangs."""
+    subprocess.run([sys.executable, "-c", SHORT], timeout=120, check=True)
