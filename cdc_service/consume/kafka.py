@@ -35,7 +35,7 @@ from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.types import LogId, RawBatch
 
 ANSWER_SECONDS = 10.0
-FETCH_WAIT_MS = (500, 2_000)
+FETCH_WAIT_MS = (500, 5_000)
 QUEUE_KILOBYTES = 32 * 1024
 SLICE_BYTES = 4 * 2**20
 SLICE_RECORDS = (50, 2_000)
@@ -127,7 +127,7 @@ class Log:
             # librdkafka's default of 1000 ms stalls a fast reader to a third of its rate.
             "fetch.queue.backoff.ms": 5,
             # An idle fetch names all partitions: with many it is sent less often. The first record ends the wait of one.
-            "fetch.wait.max.ms": min(max(FETCH_WAIT_MS[0], 2 * len(topics)), FETCH_WAIT_MS[1]),
+            "fetch.wait.max.ms": min(max(FETCH_WAIT_MS[0], 5 * len(topics)), FETCH_WAIT_MS[1]),
             "queued.max.messages.kbytes": QUEUE_KILOBYTES,
             "queued.min.messages": 200_000,
             # A fetch comes compressed: schemas that repeat in each event make twenty times as much of it, beyond what the queue may hold.
