@@ -75,7 +75,7 @@ def _missing(s: MergeSql, delta: Delta) -> tuple[list[int], list[int]]:
 
 def _complete(c: Connection, s: MergeSql, delta: Delta, kept: Sequence[int], unsent: Sequence[int]) -> str:
     """Gives the winners the values that stand in the warehouse; which staged table holds the rows to write."""
-    moves = delta.base_move is not None and delta.base_move.null_count < len(delta.base_move)
+    moves = delta.base is not None and delta.base.about["move"].null_count < delta.base.about.num_rows
     rows = s.complete(meta.DELETED_KEYS, meta.QUARANTINE, unsent, kept, moves=moves)
     c.fill(FILLED, rows.sql, rows.params)
     missing = pa.array([row[0] for row in c.fetch(s.unfilled())], pa.int64())

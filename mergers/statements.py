@@ -85,14 +85,14 @@ def stage_table(delta: Delta, table: TableSchema) -> tuple[pa.Table, list[Logica
         letters = pa.array(list(LETTERS)).take(meta["op"])
         columns += [("letter", string, letters), ("seq", _LONG, meta["seq"])]
         columns += [("before", string, meta["before"]), ("missing", string, meta["missing"])]
-    if unsent:
+    if delta.base is not None:
         columns += [
             ("needs", flag, _any(list(unsent.values()), rows)),
             ("unsent", string, _marks([unsent[name] for name in table.names if name in unsent])),
-            ("base_text", string, delta.base_text),
-            ("base_move", _LONG, delta.base_move),
-            ("base_rec", _LONG, delta.base_record),
-            ("base_part", _INT, pa.nulls(rows, pa.int32()) if delta.base_partition is None else delta.base_partition),
+            ("base_text", string, delta.base.about["text"]),
+            ("base_move", _LONG, delta.base.about["move"]),
+            ("base_rec", _LONG, delta.base.about["record"]),
+            ("base_part", _INT, delta.base.about["partition"]),
         ]
     sent = set(delta.schema.names)
     for i, column in enumerate(table.columns):
@@ -102,8 +102,8 @@ def stage_table(delta: Delta, table: TableSchema) -> tuple[pa.Table, list[Logica
             constant = pa.scalar(None if column.dropped or delta.target.mode is Mode.APPEND else column.default, column.type.arrow)
             values = pa.repeat(constant, rows)
         columns.append((f"c{i}", column.type, values))
-    if unsent and delta.base_key is not None:
-        columns += [(f"b{j}", table.column(name).type, delta.base_key[name]) for j, name in enumerate(table.key)]
+    if delta.base is not None:
+        columns += [(f"b{j}", table.column(name).type, delta.base.key[name]) for j, name in enumerate(table.key)]
     arrow = pa.table([values for _, _, values in columns], names=[name for name, _, _ in columns])
     return arrow, [type_ for _, type_, _ in columns]
 

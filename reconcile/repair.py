@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from cdc_service.core.keys import key_text
 from cdc_service.core.side import Scan
-from cdc_service.core.types import META, Column, Delta, Op, TableSchema, Target
+from cdc_service.core.types import BASE, META, Base, Column, Delta, Op, TableSchema, Target
 from reconcile.compare import key_table, typed_table
 from reconcile.document import Kind
 from reconcile.judge import KEYS_AT_ONCE, Found, Judge, Verdicts
@@ -131,10 +131,12 @@ def _delta(
         }
     )
     unsent = {c.name: pa.array([True] * rows + [False] * deletes) for c in schema.columns if c.name not in sent and not c.dropped}
-    base = {} if not unsent else {"unsent": pa.table(unsent), "base_key": table.select(key), "base_text": texts}
-    if unsent:
-        base |= {"base_move": pa.nulls(n, pa.int64()), "base_record": pa.nulls(n, pa.int64())}
-    return Delta(batch_id, target, schema, table, meta, (), {}, **base)
+    if not unsent:
+        return Delta(batch_id, target, schema, table, meta, (), {})
+    about = [texts, *(pa.nulls(n, field.type) for field in list(BASE)[1:])]
+    return Delta(
+        batch_id, target, schema, table, meta, (), {}, unsent=pa.table(unsent), base=Base(table.select(key), pa.table(about, schema=BASE))
+    )
 
 
 def _chunks(values: pa.Array | pa.ChunkedArray) -> list[pa.Array]:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from cdc_service.core.keys import key_text
 from cdc_service.core.order import INCREMENTAL, is_snapshot
-from cdc_service.core.types import ChangeBatch, Delta, Op, Span, Target, Truncation
+from cdc_service.core.types import BASE, Base, ChangeBatch, Delta, Op, Span, Target, Truncation
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -154,7 +154,7 @@ def _fill(
     *,
     loading: bool,
 ) -> Delta:
-    """Follows each unsent value back to the image that holds it; what the batch does not hold is named by ``base_*``."""
+    """Follows each unsent value back to the image that holds it; what the batch does not hold is named by ``base``."""
     n = len(s.order)
     here = np.arange(n)
     old_text = key_text(old_key).take(pa.array(s.order)) if old_key is not None else pa.nulls(n, pa.string())
@@ -194,15 +194,17 @@ def _fill(
     # Behind a change of key, what stands under the old key is the image only if it is older than the change that left it.
     left = _last_on_the_way(np.where(parent >= 0, parent, here), is_move)[winners]
     bound = np.where(left >= 0, s.record[left], s.record[winners])
+    about = [
+        key_of_end,
+        pa.array(move, mask=(move < 0) | (ends < 0)),
+        pa.array(bound, mask=ends < 0),
+        pa.array(base_partition[ends], mask=ends < 0),
+    ]
     return replace(
         delta,
         data=filled,
         unsent=pa.table({name: pa.array(mask) for name, mask in still.items()}),
-        base_key=key,
-        base_text=key_of_end,
-        base_move=pa.array(move, mask=(move < 0) | (ends < 0)),
-        base_record=pa.array(bound, mask=ends < 0),
-        base_partition=pa.array(base_partition[ends], mask=ends < 0),
+        base=Base(key, pa.table(about, schema=BASE)),
     )
 
 

@@ -331,18 +331,41 @@ class Tail:
     seq: int
 
 
+BASE = pa.schema(
+    [pa.field("text", pa.string()), pa.field("move", pa.int64()), pa.field("record", pa.int64()), pa.field("partition", pa.int32())]
+)
+"""Where the earlier image of a row stands, and what it must be to be that image; all NULL where nothing of the row is unsent.
+
+``text`` is its key as canonical text, ``move`` the record position of the move where a change of key brought the row here whose other half
+is *not* in the delta (it was applied before, or is yet to come). ``record`` is the position below which the row under the key is that
+image: under an old key another row may stand by now. ``partition`` is the one that the image must have come by (NULL: any; -1: none, it is
+not to be had): where partitions were added, the changes of a key are on two, and later ones of the first may not be read yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """For each row of a delta the image that its unsent values are taken from: ``key`` is its key (columns of the schema's key, NULL where
+    nothing is unsent), ``about`` has the columns of BASE."""
+
+    key: pa.Table
+    about: pa.Table
+
+    def cleared(self, rows: pa.Array) -> Base:
+        """The same with NULL where ``rows`` is true."""
+
+        def table(one: pa.Table) -> pa.Table:
+            columns = [pc.if_else(rows, pa.scalar(None, column.type), column) for column in one.columns]
+            return pa.table(columns, schema=one.schema)
+
+        return Base(table(self.key), table(self.about))
+
+
 @dataclass(frozen=True, slots=True)
 class Delta:
     """What one transaction does to one target: at most one row a key, the latest version within the batch; with Mode.APPEND every change.
 
     ``data``, ``meta`` and ``unsent`` are as in ChangeBatch, plus ``meta['gen']`` (int32), ``meta['key']`` (canonical key text, string)
-    and ``meta['moved']`` (bool). ``schema`` is the version that the rows were written under. ``base_key`` is present when something is
-    unsent: the key (columns of the schema's key) under which the row's earlier image stands, NULL where nothing is unsent; ``base_text``
-    is that key as canonical text, and ``base_move`` (int64, nullable) the record position of the move when the row was moved here by a
-    change of key whose other half is *not* in this delta (it was applied before, or is yet to come). ``base_record`` (int64, nullable) is
-    the record position below which the row under ``base_key`` is that image: under an old key another row may stand by now.
-    ``base_partition`` (int32, nullable) is the partition that the image must have come by (None or NULL: any; -1: none, it is not to be
-    had): where partitions were added, the changes of a key are on two, and later ones of the first may not be read yet.
+    and ``meta['moved']`` (bool). ``schema`` is the version that the rows were written under. ``base`` is present when something is unsent.
     ``doubtful`` is as in ChangeBatch, true also for a row that took a value from a doubtful one.
     ``counts`` per partition hold what is known before the merge: folded and duplicate within the batch. ``snapshot_record`` is the highest
     record of the batch's initial-snapshot rows, those that were folded away too (None: it had none).
@@ -362,11 +385,7 @@ class Delta:
     spans: tuple[Span, ...]
     counts: Mapping[int, Mapping[str, int]]
     unsent: pa.Table | None = None
-    base_key: pa.Table | None = None
-    base_text: pa.Array | None = None
-    base_move: pa.Array | None = None
-    base_record: pa.Array | None = None
-    base_partition: pa.Array | None = None
+    base: Base | None = None
     truncation: Truncation | None = None
     rejected: tuple[Rejected, ...] = ()
     snapshot_record: int | None = None

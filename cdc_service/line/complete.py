@@ -150,23 +150,15 @@ def _replaced(delta: Delta, place: pa.Array, rows: pa.Table, again: Reread) -> D
     delta = replace(delta, data=data, meta=pa.table(meta, schema=delta.meta.schema), doubtful=doubtful)
     if delta.unsent is None:
         return delta
-    assert delta.base_key is not None
+    assert delta.base is not None
     masks = {name: pc.and_(delta.unsent.column(name), pc.invert(mine)) for name in delta.unsent.column_names}
     still = {name: mask for name, mask in masks.items() if pc.any(mask).as_py()}
     return replace(
         delta,
         unsent=pa.table(still) if still else None,
-        base_key=pa.table({n: _nulled(mine, delta.base_key.column(n)) for n in delta.base_key.column_names}) if still else None,
-        base_text=_nulled(mine, delta.base_text) if still and delta.base_text is not None else None,
-        base_move=_nulled(mine, delta.base_move) if still and delta.base_move is not None else None,
-        base_record=_nulled(mine, delta.base_record) if still and delta.base_record is not None else None,
-        base_partition=_nulled(mine, delta.base_partition) if still and delta.base_partition is not None else None,
+        base=delta.base.cleared(mine) if still else None,
     )
 
 
 def _rows(where: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
     return np.flatnonzero(pc.fill_null(where, False).to_numpy(**({} if isinstance(where, pa.ChunkedArray) else {"zero_copy_only": False})))
-
-
-def _nulled(where: pa.Array, values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    return pc.if_else(where, pa.scalar(None, values.type), values)

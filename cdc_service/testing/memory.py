@@ -23,6 +23,7 @@ from cdc_service.core.keys import key_text
 from cdc_service.core.logical import INFINITY, Kind
 from cdc_service.core.order import INCREMENTAL
 from cdc_service.core.types import (
+    BASE,
     Checkpoint,
     Decision,
     Delta,
@@ -435,13 +436,9 @@ def incoming(delta: Delta) -> list[Incoming]:
     rows = delta.meta.num_rows
     columns = {name: plain(delta.data[name]) for name in delta.schema.names}
     masks = {} if delta.unsent is None else {name: delta.unsent[name].to_pylist() for name in delta.unsent.column_names}
-    none = [None] * rows
-    base_text = none if delta.base_text is None else delta.base_text.to_pylist()
-    base_move = none if delta.base_move is None else delta.base_move.to_pylist()
-    base_record = none if delta.base_record is None else delta.base_record.to_pylist()
-    base_partition = none if delta.base_partition is None else delta.base_partition.to_pylist()
-    if delta.base_key is not None and delta.base_text is not None:
-        assert key_text(delta.base_key).to_pylist() == base_text, "base_text is not the text of base_key"
+    bases = [dict.fromkeys(BASE.names)] * rows if delta.base is None else delta.base.about.to_pylist()
+    if delta.base is not None:
+        assert key_text(delta.base.key).to_pylist() == [base["text"] for base in bases], "the base's text is not that of its key"
     return [
         Incoming(
             op=Op(meta["op"]),
@@ -453,10 +450,7 @@ def incoming(delta: Delta) -> list[Incoming]:
             moved=meta["moved"],
             values={name: column[i] for name, column in columns.items()},
             unsent=frozenset(name for name, mask in masks.items() if mask[i]),
-            base_text=base_text[i],
-            base_move=base_move[i],
-            base_record=base_record[i],
-            base_partition=base_partition[i],
+            **{f"base_{name}": base for name, base in bases[i].items()},
             place=i,
         )
         for i, meta in enumerate(delta.meta.to_pylist())

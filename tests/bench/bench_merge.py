@@ -19,7 +19,7 @@ import pyarrow as pa
 from cdc_service.core.evolve import evolve
 from cdc_service.core.keys import key_text
 from cdc_service.core.logical import Kind, LogicalType, decimal
-from cdc_service.core.types import Column, Delta, LogId, Mode, Op, Span, TableId, TableSchema, Target
+from cdc_service.core.types import BASE, Base, Column, Delta, LogId, Mode, Op, Span, TableId, TableSchema, Target
 from mergers.protocol import Destination, open_destination
 
 ORDERS = TableSchema(
@@ -69,7 +69,8 @@ def delta(target: Target, ids: np.ndarray, start: int, record: int, op: Op, unse
     }
     keys = pa.table({"id": numbers})
     flags = {"key": key_text(keys), "moved": pa.array(np.zeros(rows, np.bool_))}
-    missing = {"unsent": pa.table({"note": pa.array(np.ones(rows, np.bool_))}), "base_key": keys, "base_text": flags["key"]}
+    about = pa.table([flags["key"], pa.nulls(rows, pa.int64()), pa.array(meta["record"]), pa.nulls(rows, pa.int32())], schema=BASE)
+    missing = {"unsent": pa.table({"note": pa.array(np.ones(rows, np.bool_))}), "base": Base(keys, about)}
     return Delta(
         batch_id=f"b{start}",
         target=target,
@@ -78,7 +79,7 @@ def delta(target: Target, ids: np.ndarray, start: int, record: int, op: Op, unse
         meta=pa.table({**{name: pa.array(values) for name, values in meta.items()}, **flags}),
         spans=(Span(0, start, start + rows, rows),),
         counts={},
-        **({**missing, "base_move": pa.nulls(rows, pa.int64()), "base_record": pa.array(meta["record"])} if unsent else {}),
+        **(missing if unsent else {}),
     )
 
 

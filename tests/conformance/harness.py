@@ -28,7 +28,9 @@ from cdc_service.core.evolve import evolve
 from cdc_service.core.keys import key_text
 from cdc_service.core.logical import INFINITY, Kind, LogicalType
 from cdc_service.core.types import (
+    BASE,
     META,
+    Base,
     Column,
     Delta,
     LogId,
@@ -517,11 +519,14 @@ def _with_base(delta: Delta, changes: Sequence[Change]) -> Delta:
     schema = delta.schema
     bases = [(c.base or {k: c.values[k] for k in schema.key}) if c.unsent else dict.fromkeys(schema.key) for c in changes]
     base_key = pa.table([restore([b[k] for b in bases], schema.column(k).type.arrow) for k in schema.key], names=list(schema.key))
+    about = [
+        key_text(base_key),
+        pa.array([c.move for c in changes], pa.int64()),
+        pa.array([(c.left or c.record) if c.unsent else None for c in changes], pa.int64()),
+        pa.nulls(len(changes), pa.int32()),
+    ]
     return Delta(
-        **{f.name: getattr(delta, f.name) for f in fields(delta) if f.name != "unsent" and not f.name.startswith("base_")},
+        **{f.name: getattr(delta, f.name) for f in fields(delta) if f.name not in ("unsent", "base")},
         unsent=pa.table({name: pa.array([name in c.unsent for c in changes]) for name in names}),
-        base_key=base_key,
-        base_text=key_text(base_key),
-        base_move=pa.array([c.move for c in changes], pa.int64()),
-        base_record=pa.array([(c.left or c.record) if c.unsent else None for c in changes], pa.int64()),
+        base=Base(base_key, pa.table(about, schema=BASE)),
     )

@@ -20,7 +20,7 @@ import mergers.destinations
 from cdc_service.core.errors import CommitUnknown, Fenced, TableStopped, Unavailable
 from cdc_service.core.evolve import evolve
 from cdc_service.core.logical import INFINITY, Kind, LogicalType, decimal
-from cdc_service.core.types import Column, LogId, Mode, Op, PartitionCounts, TableId, TableSchema, Truncation
+from cdc_service.core.types import BASE, Column, LogId, Mode, Op, PartitionCounts, TableId, TableSchema, Truncation
 from mergers.protocol import TableState, UnsentUnknown
 from tests.conformance.harness import HARNESSES, ITEMS, LOG, PARAMS, Change, Feed, Harness, harness_of, number, parsed_statements, text
 
@@ -461,8 +461,10 @@ def test_i11_a_row_that_came_by_another_partition_is_not_the_base(harness: Harne
     """Partitions were added, so that a key's changes are on two: later ones of the first may not be read yet."""
     feed.apply(item(C, 1, 10, "a", "long"), item(C, 2, 11, "b", "B", partition=1))
     delta = feed.delta(*(item(U, id_, 20 + id_, unsent=("body",), partition=1) for id_ in (1, 2)))
+    assert delta.base is not None
+    about = delta.base.about.set_column(3, BASE.field("partition"), delta.meta["partition"])
     with pytest.raises(UnsentUnknown) as caught:
-        feed.merge(replace(delta, base_partition=delta.meta["partition"].combine_chunks()))
+        feed.merge(replace(delta, base=replace(delta.base, about=about)))
     assert caught.value.keys.to_pylist() == [{"id": 1}]
     feed.apply(item(D, 1, 30, partition=1, moved=True), item(D, 2, 31, partition=1, moved=True))
     feed.apply(item(C, 12, 31, "moved", unsent=("body",), base={"id": 2}, move=31))

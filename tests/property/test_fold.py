@@ -160,22 +160,19 @@ def _live(delta: object, name: str) -> list[bool]:
 def test_i11_move_whose_other_half_is_elsewhere_names_it() -> None:
     events = [Event(Op.CREATE, 1, 5, 200, 7, a=UNSENT, b="x", old=3)]
     delta = fold([batch_of(events, {1: 5}, {1: 6})], batch_id="b", target=TARGET, generations=lambda p, o, r: np.zeros(len(p), np.int32))
-    assert delta.base_key is not None
-    assert delta.base_key.to_pylist() == [{"id": 3}]
-    assert delta.base_text is not None
-    assert delta.base_text.to_pylist() == ['["3"]']
-    assert delta.base_move is not None
-    assert delta.base_move.to_pylist() == [200]
+    assert delta.base is not None
+    assert delta.base.key.to_pylist() == [{"id": 3}]
+    assert delta.base.about["text"].to_pylist() == ['["3"]']
+    assert delta.base.about["move"].to_pylist() == [200]
 
 
 def test_i11_update_of_a_row_outside_of_the_batch_looks_under_its_own_key() -> None:
     events = [Event(Op.UPDATE, 0, 5, 200, 4, a=UNSENT, b="x"), Event(Op.UPDATE, 0, 6, 210, 4, a=UNSENT, b="y")]
     delta = fold([batch_of(events, {0: 5}, {0: 7})], batch_id="b", target=TARGET, generations=lambda p, o, r: np.zeros(len(p), np.int32))
     assert delta.data.to_pylist() == [{"id": 4, "a": None, "b": "y"}]
-    assert delta.base_key is not None
-    assert delta.base_key.to_pylist() == [{"id": 4}]
-    assert delta.base_move is not None
-    assert delta.base_move.to_pylist() == [None]
+    assert delta.base is not None
+    assert delta.base.key.to_pylist() == [{"id": 4}]
+    assert delta.base.about["move"].to_pylist() == [None]
 
 
 def test_key_text_is_injective_where_joining_collides() -> None:
@@ -216,11 +213,8 @@ def test_i11_what_stands_under_a_key_that_was_left_is_bounded_by_the_change_that
         Event(Op.CREATE, 0, 9, 220, 7, a=UNSENT, b="x", old=5),
     ]
     delta = fold([batch_of(events, {0: 5}, {0: 10})], batch_id="b", target=TARGET, generations=lambda p, o, r: np.zeros(len(p), np.int32))
-    assert delta.base_text is not None
-    assert delta.base_move is not None
-    assert delta.base_record is not None
     place = delta.data["id"].to_pylist().index(7)
-    assert (delta.base_text[place].as_py(), delta.base_move[place].as_py(), delta.base_record[place].as_py()) == ('["3"]', None, 200)
+    assert delta.base.about.to_pylist()[place] == {"text": '["3"]', "move": None, "record": 200, "partition": 0}
 
 
 def test_i11_an_image_that_came_by_another_partition_is_looked_up() -> None:
@@ -230,8 +224,7 @@ def test_i11_an_image_that_came_by_another_partition_is_looked_up() -> None:
     second = batch_of(later, {1: 0}, {1: 2})
     delta = fold([first, second], batch_id="b", target=TARGET, generations=lambda p, o, r: np.zeros(len(p), np.int32))
     assert delta.unsent is not None
-    assert delta.base_partition is not None
-    assert (delta.unsent["a"].to_pylist(), delta.base_partition.to_pylist()) == ([True], [1])
+    assert (delta.unsent["a"].to_pylist(), delta.base.about["partition"].to_pylist()) == ([True], [1])
 
 
 def test_i11_the_image_behind_a_change_of_key_came_by_the_partition_of_its_delete() -> None:
@@ -239,8 +232,7 @@ def test_i11_the_image_behind_a_change_of_key_came_by_the_partition_of_its_delet
     delta = fold(
         [batch_of(events, {0: 5, 1: 0}, {0: 6, 1: 1})], batch_id="b", target=TARGET, generations=lambda p, o, r: np.zeros(len(p), np.int32)
     )
-    assert delta.base_partition is not None
-    assert delta.base_partition[delta.data["id"].to_pylist().index(5)].as_py() == 0
+    assert delta.base.about["partition"][delta.data["id"].to_pylist().index(5)].as_py() == 0
 
 
 def test_i11_what_stands_under_a_key_is_bounded_by_the_change_that_left_it_whatever_came_before_and_after() -> None:
@@ -252,7 +244,5 @@ def test_i11_what_stands_under_a_key_is_bounded_by_the_change_that_left_it_whate
         Event(Op.UPDATE, 0, 8, 210, 5, a=UNSENT, b="y"),
     ]
     delta = fold([batch_of(events, {0: 5}, {0: 9})], batch_id="b", target=TARGET, generations=lambda p, o, r: np.zeros(len(p), np.int32))
-    assert delta.base_text is not None
-    assert delta.base_record is not None
     place = delta.data["id"].to_pylist().index(5)
-    assert (delta.base_text[place].as_py(), delta.base_record[place].as_py()) == ('["3"]', 200)
+    assert (delta.base.about["text"][place].as_py(), delta.base.about["record"][place].as_py()) == ('["3"]', 200)

@@ -158,16 +158,14 @@ def completed(delta: Delta, unknown: UnsentUnknown, source: Source) -> Delta:
             meta["op"][i], data["name"][i], data["body"][i] = int(Op.DELETE), None, None
         meta["moved"][i] = False
     assert delta.unsent is not None
-    assert delta.base_key is not None
+    assert delta.base is not None
     cleared = pa.array([i in again for i in range(len(ids))])
     return replace(
         delta,
         data=pa.table(data, schema=delta.data.schema),
         meta=pa.table(meta, schema=delta.meta.schema),
         unsent=pa.table({name: pc.if_else(cleared, False, delta.unsent[name]) for name in delta.unsent.column_names}),
-        base_key=pa.table({"id": pc.if_else(cleared, None, delta.base_key["id"])}),
-        base_text=pc.if_else(cleared, None, delta.base_text),
-        base_move=pc.if_else(cleared, None, delta.base_move),
+        base=delta.base.cleared(cleared),
     )
 
 

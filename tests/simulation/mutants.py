@@ -185,7 +185,7 @@ def _() -> Sequence[Patch]:
         counts = {s.partition: {"applied": s.records - s.filtered, "folded": 0, "duplicate": 0} for s in delta.spans}
         for rejected in delta.rejected:
             counts[rejected.partition]["applied"] -= 1
-        nothing = dict.fromkeys(("unsent", "base_key", "base_text", "base_move", "base_record", "base_partition", "truncation"))
+        nothing = dict.fromkeys(("unsent", "base", "truncation"))
         first = replace(delta, data=delta.data.slice(0, 0), meta=delta.meta.slice(0, 0), counts=counts, **nothing)
         receipt = real(self, first, epochs, log, table)
         real(self, replace(delta, spans=(), rejected=()), epochs, log, table)
@@ -347,7 +347,7 @@ def _() -> Sequence[Patch]:
 
 
 def _without_unsent(delta: Delta) -> Delta:
-    return replace(delta, unsent=None, base_key=None, base_text=None, base_move=None, base_record=None, base_partition=None)
+    return replace(delta, unsent=None, base=None)
 
 
 @mutant("an image of any age", "an unsent value of a changed key is taken from whatever row stands under the old key")

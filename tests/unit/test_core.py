@@ -370,7 +370,7 @@ def test_a_truncate_takes_what_is_below_it_and_the_account_closes() -> None:
     assert delta.counts == {0: {"applied": 1, "folded": 4, "duplicate": 0}}
     assert delta.rejected == rejected
     assert (delta.batch_id, delta.target, delta.spans) == ("b", TARGET, (Span(0, 0, 6, 6),))
-    assert (delta.unsent, delta.base_key, delta.base_text, delta.base_move, delta.base_record) == (None,) * 5
+    assert (delta.unsent, delta.base) == (None, None)
     assert delta.meta["gen"].type == pa.int32()
     assert delta.meta["key"].to_pylist() == ['["2"]']
     newer = fold([changes((T, 90, 0, None), (C, 5, 1, 1))], batch_id="b", target=TARGET, generations=lambda p, o, r: o.astype(np.int32))
@@ -432,8 +432,8 @@ def bases(delta: Any) -> list[tuple[int, Any, Any, Any, Any]]:
     """Of each row that lacks a value: its key, and the key, text, move and record of its base."""
     assert delta.unsent is not None
     found = zip(
-        delta.data["id"].to_pylist(), delta.unsent["v"].to_pylist(), delta.base_key["id"].to_pylist(), delta.base_text.to_pylist(),
-        delta.base_move.to_pylist(), delta.base_record.to_pylist(), strict=True,
+        delta.data["id"].to_pylist(), delta.unsent["v"].to_pylist(), delta.base.key["id"].to_pylist(),
+        *(delta.base.about[name].to_pylist() for name in ("text", "move", "record")), strict=True,
     )  # fmt: skip
     return sorted((i, k, t, m, r) for i, missing, k, t, m, r in found if missing)
 
@@ -454,7 +454,7 @@ def test_unsent_values_are_followed_back_within_a_batch_or_named() -> None:
     assert filled.unsent is None
     named = folded(unsent(changes((U, 2, 0, 1), (U, 3, 1, 1), (C, 4, 2, 9)), v=[True, True, False]))
     assert bases(named) == [(1, 1, '["1"]', None, 3)]
-    assert named.base_key["id"].to_pylist() == [1, None]
+    assert named.base.key["id"].to_pylist() == [1, None]
     # Behind a delete the image is not to be had from the batch: the record says from where it was meant.
     for gone in (
         unsent(changes((C, 1, 0, 1), (D, 2, 1, 1), (U, 3, 2, 1)), v=[False, False, True]),
@@ -473,10 +473,10 @@ def test_a_row_that_lacks_nothing_has_no_base_beside_one_that_does() -> None:
     delta = folded(unsent(changes((U, 2, 0, 1), (C, 1, 1, 9), (U, 4, 2, 9)), v=[True, False, True]))
     assert delta.data.to_pylist() == [{"id": 1, "v": None}, {"id": 9, "v": "v1"}]
     assert delta.unsent["v"].to_pylist() == [True, False]
-    assert delta.base_key["id"].to_pylist() == [1, None]
-    assert delta.base_text.to_pylist() == ['["1"]', None]
-    assert delta.base_record.to_pylist() == [2, None]
-    assert delta.base_partition.to_pylist() == [0, None]
+    assert delta.base.key["id"].to_pylist() == [1, None]
+    assert delta.base.about["text"].to_pylist() == ['["1"]', None]
+    assert delta.base.about["record"].to_pylist() == [2, None]
+    assert delta.base.about["partition"].to_pylist() == [0, None]
     # The base's key is its own, also where the batch begins with a row that has none.
     assert bases(folded(unsent(changes((T, 1, 0, None), (U, 2, 1, 1)), v=[False, True]))) == [(1, 1, '["1"]', None, 2)]
 
@@ -520,7 +520,7 @@ def test_what_a_change_of_key_takes_along_is_unknown_while_the_table_is_loaded()
     delta = fold([batch], batch_id="b", target=TARGET, generations=none, loading=True)
     # Nothing comes by the partition -1. A row that kept its key goes on as ever.
     assert bases(delta) == [(2, 1, '["1"]', None, 5), (3, 3, '["3"]', None, 7)]
-    assert dict(zip(delta.data["id"].to_pylist(), delta.base_partition.to_pylist(), strict=True)) == {1: None, 2: -1, 3: 0}
+    assert dict(zip(delta.data["id"].to_pylist(), delta.base.about["partition"].to_pylist(), strict=True)) == {1: None, 2: -1, 3: 0}
 
 
 def test_the_other_half_of_a_move_is_the_delete_of_that_key_at_that_record() -> None:
@@ -537,8 +537,8 @@ def test_a_row_that_was_moved_and_one_that_was_not_lack_values_side_by_side() ->
     batch = changes((C, 5, 0, 2), (U, 9, 1, 2), (U, 7, 2, 4), (C, 1, 3, 6))
     delta = folded(unsent(batch, v=[True, True, True, False], old=[7, None, None, None]))
     assert bases(delta) == [(2, 7, '["7"]', 5, 5), (4, 4, '["4"]', None, 7)]
-    assert delta.base_key["id"].to_pylist() == [7, 4, None]
-    assert delta.base_text.to_pylist() == ['["7"]', '["4"]', None]
+    assert delta.base.key["id"].to_pylist() == [7, 4, None]
+    assert delta.base.about["text"].to_pylist() == ['["7"]', '["4"]', None]
     # The log repeats what it held before: the move stands behind a change that was merged after it, or after yet another one.
     late = unsent(changes((U, 5, 0, 1), (C, 3, 1, 1)), v=[True, True], old=[None, 9])
     assert bases(folded(late)) == [(1, 1, '["1"]', None, 5)]
