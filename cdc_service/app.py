@@ -543,9 +543,9 @@ class _Snapshots:
 
     parts: Parts
 
-    def ask(self, table: TableId, signal_id: str) -> None:
+    def ask(self, table: TableId, signal_id: str, *, afresh: bool = False) -> None:
         p = self.parts
-        request_snapshots(p.names, [table], p.source, p.connect, p.kafka, ids={table: signal_id})
+        request_snapshots(p.names, [table], p.source, p.connect, p.kafka, ids={table: signal_id}, afresh=afresh)
 
     def names(self, text: str, table: TableId) -> bool:
         return self.parts.source.names_collection(text, table)

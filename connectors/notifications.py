@@ -18,8 +18,9 @@ class Notification:
     """One record of the notification topic, its kinds in Debezium's words.
 
     ``aggregate`` is initial, incremental or registration; ``type`` STARTED, IN_PROGRESS, TABLE_SCAN_COMPLETED, COMPLETED, SKIPPED,
-    ABORTED, ... ``status`` is SUCCEEDED, or EMPTY, at the end of a table's scan that read the table, NO_PRIMARY_KEY where it has no key to
-    be read by; anything else there (UNKNOWN_SCHEMA, ...) is a scan that did not. ``tables`` are as ``SourceDialect.names_collection``
+    ABORTED, ... ``status`` is SUCCEEDED, or EMPTY, at the end of a table's scan that read the table; anything else there is a scan that did
+    not: UNKNOWN_SCHEMA, SQL_EXCEPTION, NO_PRIMARY_KEY where it has no key to be read by, or one whose columns the connector knows by other
+    names than the catalog has now. ``tables`` are as ``SourceDialect.names_collection``
     understands them: the one table that the record is about, or at STARTED all that were asked for (there a name with a comma falls apart).
     ``at_ms`` is the connector's clock.
 
@@ -49,7 +50,7 @@ class Notification:
     @property
     def scanned(self) -> bool:
         """Whether this ends the scan of its table well."""
-        return self.type == "TABLE_SCAN_COMPLETED" and self.status in ("SUCCEEDED", "EMPTY", "NO_PRIMARY_KEY")
+        return self.type == "TABLE_SCAN_COMPLETED" and self.status in ("SUCCEEDED", "EMPTY")
 
     @property
     def failed(self) -> bool:

@@ -385,17 +385,30 @@ def request_snapshots(
     connect: KafkaConnect,
     kafka: KafkaAdmin,
     ids: Mapping[TableId, str] | None = None,
+    *,
+    afresh: bool = False,
 ) -> Mapping[TableId, str]:
     """Asks the connector for an incremental snapshot of each table; returns the ids of the signals, which its notifications carry unless
     another signal comes meanwhile (connectors.notifications says more). ``ids`` gives them; tables with one id are asked for in one signal.
-    A snapshot of which no notification comes, since the connector failed meanwhile, has to be asked for again. Raises ConfigError
-    (table_refused), and asks for none, where one of them would end the connector."""
+    A snapshot of which no notification comes, since the connector failed meanwhile, has to be asked for again. ``afresh`` lets the
+    connector begin anew where the log goes on, after one that failed: it knows a table's columns as the log told of them last, by which
+    it may find neither them nor the key, and reads the catalog when it begins. Raises ConfigError (table_refused), and asks for none,
+    where one of them would end the connector."""
     config = connect.config(names.connector)
     if config is None:
         raise CdcError(f"connector {names.connector} does not exist", hint="cdc register", code="not_registered")
     _refuse(dialect.snapshot_refusal(t) for t in tables)
     fresh = str(uuid.uuid4())
     asked = {t: fresh if ids is None else ids[t] for t in sorted(tables)}
+    if afresh and not dialect.progress(connect.offsets(names.connector)).snapshot:
+        connect.stop(names.connector)
+        try:
+            if back := dialect.set_back(connect.offsets(names.connector)):
+                connect.change_offsets(names.connector, back)
+            _ask_snapshots(config, asked, dialect, kafka)
+        finally:
+            connect.resume(names.connector)
+        return asked
     _ask_snapshots(config, asked, dialect, kafka)
     return asked
 

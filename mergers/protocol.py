@@ -132,8 +132,7 @@ class Totals:
     """What was done for a target. ``counts`` are its records by what became of them (applied, folded, duplicate, parked, filtered), as far
     as the ledger reaches back; ``waiting`` are, by code, those parked that nobody has decided on, ``decided`` the others by their state;
     ``high_commit`` and ``high_record`` are the highest positions applied, ``synced_us`` when the last merge was (microseconds since 1970).
-    ``verified_*`` are when and at which source position the target was last found equal to its source. ``truncated`` is the highest
-    position of a TRUNCATE that was applied."""
+    ``verified_*`` are when and at which source position the target was last found equal to its source."""
 
     counts: Mapping[str, int]
     waiting: Mapping[str, int]
@@ -143,7 +142,6 @@ class Totals:
     synced_us: int | None = None
     verified_us: int | None = None
     verified_position: int | None = None
-    truncated: int | None = None
 
 
 class Destination(Protocol):

@@ -148,9 +148,9 @@ ON CONFLICT ({", ".join(map(q, SCOPE))}) DO UPDATE SET epoch = w.epoch + 1 RETUR
         summed = ", ".join(f"CAST(COALESCE(SUM({name}), 0) AS BIGINT)" for name in names)
         counts = self.connection().fetch(f"SELECT {summed} FROM {s.meta(meta.BATCH)} WHERE {s.in_scope()}", s.scope)[0]
         kinds = f"SELECT state, code, COUNT(*) FROM {s.meta(meta.QUARANTINE)} WHERE {s.in_scope()} GROUP BY state, code ORDER BY 1, 2"
-        last = f"""SELECT MAX(high_commit), MAX(high_record), {self.dialect.us_of_time.format(time="MAX(committed_at)")},
-  MAX(truncate_commit) FROM {s.meta(meta.CHECKPOINT)} WHERE {s.in_scope()} AND batch_id IS NOT NULL"""
-        ((high, record, synced, truncated),) = self.connection().fetch(last, s.scope)
+        last = f"""SELECT MAX(high_commit), MAX(high_record), {self.dialect.us_of_time.format(time="MAX(committed_at)")}
+FROM {s.meta(meta.CHECKPOINT)} WHERE {s.in_scope()} AND batch_id IS NOT NULL"""
+        ((high, record, synced),) = self.connection().fetch(last, s.scope)
         q = self.dialect.quote
         verified = f"""SELECT {self.dialect.us_of_time.format(time=f"MAX({q('at')})")}, MAX({q("position")})
 FROM {s.meta(meta.RECONCILE_RUN)} WHERE {s.in_scope()} AND {meta.proves(self.dialect)}"""
@@ -161,7 +161,7 @@ FROM {s.meta(meta.RECONCILE_RUN)} WHERE {s.in_scope()} AND {meta.proves(self.dia
                 waiting[code] = count
             else:
                 decided[state] += count
-        return Totals(dict(zip(names, counts, strict=True)), waiting, decided, high, record, synced, at, position, truncated)
+        return Totals(dict(zip(names, counts, strict=True)), waiting, decided, high, record, synced, at, position)
 
     def parked_keys(self, target: Target) -> pa.Array:
         s = self._sql(target)

@@ -66,8 +66,7 @@ class Identities:
 class Judgement:
     """``why`` is a sentence that begins with the table's name, ``hint`` the cure of what STOPS, ``code`` and ``state`` as TableStopped has
     them. ``renamed`` are columns that are the same under another name (old -> new); ``columns`` says whether the columns are others at
-    all, so that the target has to follow. ``unless_truncated``: of what is ANEW nothing has to be read where the log has told since that
-    the table was emptied; then the rest of the judgement counts as with CARRIED."""
+    all, so that the target has to follow."""
 
     outcome: Outcome
     why: str = ""
@@ -76,4 +75,3 @@ class Judgement:
     state: str = "error"
     renamed: Mapping[str, str] = field(default_factory=dict)
     columns: bool = False
-    unless_truncated: bool = False

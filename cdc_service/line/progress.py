@@ -7,7 +7,7 @@ ended only when the connector said so *and* all that it wrote is merged; only th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -15,7 +15,7 @@ import structlog
 
 from cdc_service.core.clock import Clock
 from cdc_service.core.errors import CdcError, Fenced, TableStopped
-from cdc_service.core.identity import HINDRANCES, Identities, Judgement, Outcome
+from cdc_service.core.identity import HINDRANCES, Judgement, Outcome
 from cdc_service.core.types import Mode, TableId, Target
 from cdc_service.line.loop import Line
 from cdc_service.line.stops import snapshot_failed, snapshotted_anew, source_went_back, topic_gone
@@ -27,6 +27,7 @@ SAVE_SECONDS, SAVE_SECONDS_EACH = 10.0, 0.03
 """How often moving positions of completeness are written down, all of them at once: so often, or less where there are many tables."""
 ASK_AGAIN_SECONDS = 60.0
 """How long nothing may be heard of a snapshot before it is asked for (again)."""
+OVER = "nothing to do: this is over, and the table is read anew once what the connector was asked to read before has come"
 SCANS_MAX = 3
 """So often the connector may fail to read a table before it stops: a deadlock or a session that was ended heals by itself."""
 STANDSTILL_SECONDS = 30.0
@@ -42,8 +43,9 @@ NOT_YET = frozenset({"not_in_connector", "not_published", "slot_gone"})
 
 
 class Snapshots(Protocol):
-    def ask(self, table: TableId, signal_id: str) -> None:
-        """Asks the connector for an incremental snapshot of the table."""
+    def ask(self, table: TableId, signal_id: str, *, afresh: bool = False) -> None:
+        """Asks the connector for an incremental snapshot of the table; ``afresh``, after it has begun to read anew what columns the table
+        has."""
         ...
 
     def names(self, text: str, table: TableId) -> bool:
@@ -85,8 +87,6 @@ class Progress:
         self._quiet: dict[TableId, float] = {}
         self._unheard: dict[tuple[TableId, int], int] = {}  # likewise: as of which position a lost signal was written again
         self._saved: dict[TableId, float] = {}
-        self._wondering: dict[TableId, tuple[int, Mapping[int, int] | None]] = {}
-        """Tables of which it is not known yet whether the log told that they were emptied: as of which position, and where it ends then."""
         self._newest: list[int | None] = []
         self._moving: dict[Target, Table] = {}
         """Tables whose complete_through is to be written down in this look."""
@@ -233,12 +233,11 @@ class Progress:
             if not told and not (table.state == "waiting" and judged.code in NOT_YET):
                 self._line.stop(table, TableStopped(judged.why, state=judged.state, hint=judged.hint, code=judged.code))
             return False
-        # One that stands still merges nothing that could tell so, and is read anew in any case.
-        emptied = judged.unless_truncated and not table.stopped and self._truncated(table, facts, found)
-        if emptied is None:
-            return False
-        if table.stopped or (judged.outcome is Outcome.ANEW and not emptied):
+        if table.stopped or judged.outcome is Outcome.ANEW:
             if self._is_read(table, facts):
+                if table.stopped and kept.error_hint != OVER:
+                    table.keep(error_hint=OVER)
+                    self._line.touched()
                 return False
             over = f"{kept.error_message}: this is over, and what was committed meanwhile did not arrive"
             table.reload = over if table.stopped else judged.why
@@ -250,20 +249,6 @@ class Progress:
         else:
             table.kept = replace(kept, identity_at=found.position)
         return not table.reload
-
-    def _truncated(self, table: Table, facts: Facts, found: Identities) -> bool | None:
-        """Whether the log has told since the identity that is kept that the table was emptied; None until all up to ``found`` is merged."""
-        if (table.recount().truncated or 0) > table.kept.identity_at:
-            self._wondering.pop(table.source, None)
-            return True
-        until, ends = self._wondering.setdefault(table.source, (found.position, None))
-        if ends is None and (facts.position or 0) >= until:
-            ends = dict(table.ends)
-            self._wondering[table.source] = until, ends
-        if ends is None or not table.passed(ends):
-            return None
-        self._wondering.pop(table.source)
-        return False
 
     def _is_read(self, table: Table, facts: Facts) -> bool:
         """Whether rows that were asked for may still be on their way. Another reading waits for them: in its generation they would be taken
@@ -337,16 +322,16 @@ class Progress:
         if len(failures) > self._answered.get((table.source, table.kept.generation), 0):
             self._answered[table.source, table.kept.generation] = len(failures)
             self._quiet.pop(table.source, None)
-            self._ask(table)
+            self._ask(table, afresh=True)
             return
         if self._is_quiet(table, facts):
             self._quiet.pop(table.source)
             self._ask(table)
 
-    def _ask(self, table: Table) -> None:
+    def _ask(self, table: Table, *, afresh: bool = False) -> None:
         """Asks the connector to read the table; what does not reach it is asked for again."""
         try:
-            self._snapshots.ask(table.source, signal_id(table))
+            self._snapshots.ask(table.source, signal_id(table), afresh=afresh)
             self._log.info("snapshot asked for", table=str(table.source))
         except CdcError as error:
             if error.code == "table_refused":
@@ -358,6 +343,8 @@ class Progress:
         def holds(texts: frozenset[str]) -> bool:
             return any(self._snapshots.names(text, table.source) for text in texts)
 
+        if not table.config.keyed and self._failures(table, facts):
+            return True  # By parts of its key is how the connector would read it: its log goes on without the rows.
         if table.kept.resync:
             return holds(facts.scans.asked.get(signal_id(table), frozenset()))
         return holds(facts.scans.initial) or holds(facts.scans.incremental)

@@ -421,8 +421,6 @@ class Table:
             self.carry(judged, now, found.position)
         elif judged.outcome is Outcome.STOPS:
             raise TableStopped(judged.why, state=judged.state, hint=judged.hint, code=judged.code)
-        elif judged.unless_truncated:
-            self.keep(columns_at=max(kept.columns_at, latest))  # Whether the log told so is known when all is merged.
         elif judged.outcome is Outcome.ANEW:
             self.reload = judged.why
             if self.state == "streaming":

@@ -256,9 +256,8 @@ class MemoryDestination:
         records = [record for _, record in (*versions, *(change.version for change in kept.changes))]
         counts = {name: sum(getattr(c, name) for _, c in kept.ledger) for name in names}
         decided = Counter(r.state for r in kept.quarantine if r.state != "parked")
-        truncated = None if kept.watermark is None else kept.watermark[1]
         waiting = Counter(r.code for r in kept.parked)
-        return Totals(counts, waiting, decided, high_record=max(records, default=None), truncated=truncated)
+        return Totals(counts, waiting, decided, high_record=max(records, default=None))
 
     def parked_keys(self, target: Target) -> pa.Array:
         return pa.array(sorted({r.key_text for r in self.kept(target).parked if r.key_text is not None}), pa.string())

@@ -269,13 +269,6 @@ def judge(table: TableId, before: str | None, after: str | None) -> Judgement:
     mine = {c[_NUMBER]: c for c in old["columns"]}
     renamed = {mine[c[_NUMBER]][_NAME]: c[_NAME] for c in new["columns"] if c[_NUMBER] in mine and mine[c[_NUMBER]][_NAME] != c[_NAME]}
     others = [_shape(c) for c in old["columns"]] != [_shape(c) for c in new["columns"]]
-    if emptied := _emptied(old.get("parts") or (), new.get("parts") or ()):
-        why = (
-            f"{table}: {emptied} partitions were emptied or written anew by themselves, which the log does not tell under the table's name"
-        )
-        # TRUNCATE of the whole, which the log does tell, looks the same where it is told of all of them.
-        whole = emptied == sum(part[_PART_KIND] == "r" for part in old["parts"])
-        return Judgement(Outcome.ANEW, why, renamed=renamed, columns=others, unless_truncated=whole)
     return Judgement(Outcome.CARRIED, renamed=renamed, columns=others)
 
 
@@ -380,6 +373,7 @@ def _reading(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         or _columns_moved(old, new)
         or _types_moved(old.get("types") or {}, new.get("types") or {})
         or _back_and_forth(old, new)
+        or _partitions_emptied(old.get("parts") or (), new.get("parts") or ())
     )
 
 
@@ -412,10 +406,11 @@ def _partitions_moved(old: Collection[Sequence[Any]], new: Collection[Sequence[A
     return ""
 
 
-def _emptied(old: Collection[Sequence[Any]], new: Collection[Sequence[Any]]) -> int:
-    """How many partitions have another file that no VACUUM FULL or CLUSTER gave them."""
+def _partitions_emptied(old: Collection[Sequence[Any]], new: Collection[Sequence[Any]]) -> str:
+    """Where some have another file that no VACUUM FULL or CLUSTER gave them."""
     mine = {p[_PART]: p[_PART_FILE] for p in old}
-    return sum(p[_PART] in mine and mine[p[_PART]] != p[_PART_FILE] and not p[_PART_SWEPT] for p in new)
+    emptied = sum(p[_PART] in mine and mine[p[_PART]] != p[_PART_FILE] and not p[_PART_SWEPT] for p in new)
+    return f"{emptied} of its partitions were emptied, which the log does not tell where it was done to one by itself" if emptied else ""
 
 
 def _columns_moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

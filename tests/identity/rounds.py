@@ -24,6 +24,7 @@ from typing import Any
 
 import psycopg
 
+from cdc_service.line.progress import OVER
 from deploy.local.stack import Stack
 from tests.identity.cure import Action, actions
 from tests.identity.driver import Driver
@@ -251,10 +252,12 @@ class Round:
             waiting.parked_since = waiting.parked_since or now
             if now - waiting.parked_since < PARKED_SECONDS:
                 return None
+        if status.hint == OVER:
+            return None
         asked = (status.state, status.at)
         if asked == waiting.asked and now - waiting.cured_at < CURE_SECONDS:
             return None
-        if len(waiting.cured) >= CURES:
+        if waiting.cured.count(status.code or "parked") >= CURES:
             return Violation("cure", number, f"it stopped again: {status}; done: {' | '.join(waiting.cures)}")
         found = actions(status.hint) if stopped else [Action(command=("resync", f"public.{name}"))]
         if not found:

@@ -108,6 +108,14 @@ def test_a_renamed_key_is_followed_under_its_name_of_that_time() -> None:
     assert judge(history, claim(20, row(1, n="1"))) != []
 
 
+def test_what_is_no_key_yet_may_stand_there_twice() -> None:
+    history = (record(10, row(1, n="5"), row(2, n="5")), record(20, row(1, n="5"), row(2, n="6"), key="n"))
+    assert judge(history, claim(10, row(1, n="5"), row(2, n="5"))) == []
+    assert judge(history, claim(20, row(1, n="5"), row(2, n="6"))) == []
+    assert judge(history, claim(20, row(1, n="5"), row(2, n="5"))) != []
+    assert "more than one row" in "\n".join(judge(history, claim(10, row(1, n="5"), row(1, n="5"), row(2, n="5"))))
+
+
 def test_what_stands_within_a_transaction_may_show_ahead_of_the_position_and_is_never_due() -> None:
     history = (record(10, row(1, n="1")), record(None, row(1, n="2")), record(20, row(1, n="3")))
     assert [judge(history, claim(10, row(1, n=n))) for n in "123"] == [[], [], []]

@@ -131,7 +131,7 @@ class World:
             self.poisoned.add((event.partition, len(log)))
         log.append(event)
 
-    def ask(self, table: TableId, id_: str) -> None:
+    def ask(self, table: TableId, id_: str, *, afresh: bool = False) -> None:
         """An incremental snapshot: the rows as they are now, behind all that was sent before."""
         self.fail("ask")
         while self.delivered < len(self.source.log):

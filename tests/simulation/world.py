@@ -205,7 +205,7 @@ class World:
 
     # Snapshots
 
-    def ask(self, table: TableId, id_: str) -> None:
+    def ask(self, table: TableId, id_: str, *, afresh: bool = False) -> None:
         def send() -> None:
             self.happened["snapshot asked for"] += 1
             if self.lost_signals:
