@@ -317,7 +317,7 @@ class _Crashing:
         return result
 
     def execute(self, sql: str, *params: Any, **more: Any) -> Any:
-        if sql.startswith(("ROLLBACK", "DROP TABLE IF EXISTS")):
+        if sql.startswith(("ROLLBACK", "DROP TABLE IF EXISTS", "DROP VIEW IF EXISTS")):
             return self._raw.execute(sql, *params, **more)
         return self._use(sql[:40], lambda: self._raw.execute(sql, *params, **more))
 
