@@ -25,7 +25,7 @@ from cdc_service.config.patterns import parse_pattern
 from cdc_service.config.resolve import resolution
 from cdc_service.consume.kafka import Admin, Assignment, Log, Reader, Tail
 from cdc_service.core.clock import RealClock
-from cdc_service.core.decode import Decoder
+from cdc_service.core.decode import Decoder, Positions
 from cdc_service.core.errors import AlreadyRunning, CdcError, ConfigError, Unavailable
 from cdc_service.core.identity import Identities
 from cdc_service.core.types import Mode, TableId, TableSchema, Target
@@ -47,7 +47,6 @@ from connectors.connect import KafkaConnect
 from connectors.decoders.avro import DebeziumAvroDecoder, InJson, Schemas
 from connectors.decoders.debezium_json import DebeziumJsonDecoder
 from connectors.decoders.layout import schema_length
-from connectors.decoders.positions import PostgresPositions
 from connectors.decoders.schemaless import SchemalessJsonDecoder
 from connectors.protocol import Finding, Identity, Names, SourceDialect, SourceTable, open_dialect, without_columns
 from connectors.register import (
@@ -103,7 +102,8 @@ class Parts:
         it stops by itself, and keeps no other from going on."""
         exact = {TableId(*p.exact) for p in map(parse_pattern, self.config.tables) if p.exact is not None}
         gone = exact & set(known) - {t.table for t in catalog}
-        return resolve(self.config, [*selectable(self.config, catalog), *gone], fold, {t.table for t in catalog if not t.key})
+        keyless = {t.table for t in catalog if not t.key}
+        return resolve(self.config, [*selectable(self.config, catalog), *gone], fold, keyless, self.source.positions.ordering)
 
 
 @contextmanager
@@ -463,7 +463,8 @@ def _resolved(p: Parts, destination: Destination, connector: Mapping[str, str] |
     except Unavailable:
         if not known:
             raise
-        configs = [_as_kept(c, destination) for c in resolve(p.config, known, destination.fold)]
+        ordering = p.source.positions.ordering
+        configs = [_as_kept(c, destination) for c in resolve(p.config, known, destination.fold, ordering=ordering)]
         whole = {c.source for c in configs if not c.keyed and c.target.mode is Mode.APPEND}  # No other is taken.
 
     def told(tables: Collection[TableId]) -> Mapping[TableId, TableSchema]:
@@ -471,7 +472,7 @@ def _resolved(p: Parts, destination: Destination, connector: Mapping[str, str] |
 
     schemas = None if p.registry is None else Schemas(p.registry, RealClock().monotonic)
     logs = {c.topic for c in configs if c.source in whole}
-    return configs, lambda: _decoder(connector or {}, configs, destination, logs, told, schemas)
+    return configs, lambda: _decoder(p.source.positions, connector or {}, configs, destination, logs, told, schemas)
 
 
 def _as_kept(config: TableConfig, destination: Destination) -> TableConfig:
@@ -499,6 +500,7 @@ def _options(p: Parts, connector: Mapping[str, str]) -> dict[str, str]:
 
 
 def _decoder(
+    positions: Positions,
     connector: Mapping[str, str],
     configs: Sequence[TableConfig],
     destination: Destination,
@@ -521,10 +523,10 @@ def _decoder(
             raise ConfigError("the connector writes Avro", hint="add at the top:  schema_registry: {url: http://localhost:8081}")
         doubtful = writes_defaults_for_null(connector)
         return DebeziumAvroDecoder(
-            PostgresPositions(), schemas, unavailable=unavailable, known=known, whole=whole, logs=logs, defaults_for_null=doubtful
+            positions, schemas, unavailable=unavailable, known=known, whole=whole, logs=logs, defaults_for_null=doubtful
         )
     if with_schemas:
-        return DebeziumJsonDecoder(PostgresPositions(), unavailable=unavailable, known=known, whole=whole, logs=logs)
+        return DebeziumJsonDecoder(positions, unavailable=unavailable, known=known, whole=whole, logs=logs)
     if new and not by_catalog:
         by_catalog = dict(told(new))
     missing = [str(table) for table in new if table not in by_catalog]
@@ -534,7 +536,7 @@ def _decoder(
             hint="set value.converter.schemas.enable=true in connect.options, at least until each table was loaded once",
         )
     known |= {new[table]: schema for table, schema in by_catalog.items()}
-    return SchemalessJsonDecoder(PostgresPositions(), known, connector, whole, logs)
+    return SchemalessJsonDecoder(positions, known, connector, whole, logs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import pyarrow as pa
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from cdc_service.core.decode import Positions
 from cdc_service.core.errors import ConfigError, Unavailable
 from cdc_service.core.identity import Identities, Judgement
 from cdc_service.core.names import Names as Names
@@ -275,6 +276,7 @@ class SourceDialect(Protocol):
 
     name: str
     connector_class: str
+    positions: Positions
 
     def tables(self, only: TableId | None = None) -> tuple[SourceTable, ...]:
         """Every table outside the system's schemas (or ``only`` this one), partitions included, ordered by id; whether it can be replicated

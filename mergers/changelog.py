@@ -59,7 +59,8 @@ def _same(s: MergeSql, delta: Delta) -> tuple[str, list[object]]:
     """The condition that a staged change and a row are one change, but for the key."""
     p, q = s.dialect.placeholder, s.dialect.quote
     ends = pc.min_max(delta.meta["record"])
-    same = f"""t.{q("_cdc_record")} >= {p} AND t.{q("_cdc_record")} <= {p} AND t.{q("_cdc_record")} = s.rec
+    minor = f" AND t.{q('_cdc_minor')} = s.minor" if s.target.ordering.minor else ""
+    same = f"""t.{q("_cdc_record")} >= {p} AND t.{q("_cdc_record")} <= {p} AND t.{q("_cdc_record")} = s.rec{minor}
   AND t.{q("_cdc_op")} = s.letter AND t.{q("_cdc_seq")} = s.seq AND t.{q("_cdc_source_ts")} IS NOT DISTINCT FROM s.src
   AND s.rec <> {INCREMENTAL} AND (s.rec > 0 OR t.{q("_cdc_gen")} = s.gen)"""
     return same, [ends["min"].as_py(), ends["max"].as_py()]

@@ -108,6 +108,7 @@ DELETED_KEYS = MetaTable(
         ("record", _LONG),
         ("deleted_at", _TIME),
         ("row", "{image}"),
+        ("minor", _LONG),
     ),
 )
 SCHEMA_HISTORY = MetaTable(
@@ -205,7 +206,7 @@ NAMES = (*(table.name for table in TABLES), "migration", "table_status")
 def migrations(dialect: Dialect, schema: str) -> tuple[tuple[str, ...], ...]:
     """The statements of each version, in order; version n is the n-th. The first makes all tables as they are now, and the later ones
     bring those up that an older version of the service made."""
-    return tuple(tuple(step(dialect, schema)) for step in (_first, _second, _third, _fourth, _fifth))
+    return tuple(tuple(step(dialect, schema)) for step in (_first, _second, _third, _fourth, _fifth, _sixth))
 
 
 def _first(dialect: Dialect, schema: str) -> Iterator[str]:
@@ -247,6 +248,10 @@ def _fifth(dialect: Dialect, schema: str) -> Iterator[str]:
     for name, type_ in (("identity", _TEXT), ("identity_at", _LONG), ("columns_at", _LONG)):
         yield f"ALTER TABLE {dialect.quote(schema, TABLE_STATE.name)} ADD COLUMN IF NOT EXISTS {name} {type_}"
     yield from _viewed(dialect, schema)
+
+
+def _sixth(dialect: Dialect, schema: str) -> Iterator[str]:
+    yield f"ALTER TABLE {dialect.quote(schema, DELETED_KEYS.name)} ADD COLUMN IF NOT EXISTS minor {_LONG} DEFAULT 0"
 
 
 def _status_view(dialect: Dialect, schema: str) -> str:

@@ -29,7 +29,7 @@ from mergers.dialect import Dialect, Statement
 from mergers.history import schema_from_json, schema_to_json
 from mergers.meta import SCOPE
 from mergers.protocol import Capabilities, Misfit, Quarantined, TableState, Totals
-from mergers.statements import CHANGE, DELETED, FILLED, METADATA, PARKED, STAGE, High, MergeSql, metadata_columns, stage_table
+from mergers.statements import CHANGE, DELETED, FILLED, METADATA, MINOR, PARKED, STAGE, High, MergeSql, metadata_columns, stage_table
 
 PRUNE_SECONDS = 3600
 ANOTHER_TARGET = "give the table another target in the configuration"
@@ -265,7 +265,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
     def misfit(self, target: Target, schema: TableSchema) -> Misfit | None:
         if self.fold(target.namespace) == self.fold(self._meta_schema) and self.fold(target.name) in map(self.fold, meta.NAMES):
             return Misfit(f"{target.source}: {target} is a table of this service's own", hint=ANOTHER_TARGET)
-        seen = {self.fold(name): "a column of this service" for name, *_ in (*METADATA, DELETED, *CHANGE)}
+        seen = {self.fold(name): "a column of this service" for name, *_ in (*METADATA, MINOR, DELETED, *CHANGE)}
         for column in schema.columns:
             folded = self.fold(column.name)
             if folded in seen:

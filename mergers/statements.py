@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc_service.core.logical import Kind, LogicalType
-from cdc_service.core.order import INCREMENTAL
+from cdc_service.core.order import INCREMENTAL, Ties
 from cdc_service.core.types import Delta, LogId, Mode, Op, TableSchema, Target
 from mergers.dialect import Dialect, Statement
 from mergers.meta import SCOPE, MetaTable
@@ -43,6 +43,8 @@ METADATA = (
     ("_cdc_record", _LONG, "s.rec", False),
 )
 """Row columns of every target: name, type, what a merge writes, and whether ``metadata: minimal`` leaves it out."""
+MINOR = ("_cdc_minor", _LONG, "s.minor", False)
+"""One more where the source's positions have a second part."""
 DELETED = ("_cdc_deleted", LogicalType(Kind.BOOL), f"s.op = {int(Op.DELETE)}", False)
 CHANGE = (
     ("_cdc_op", LogicalType(Kind.STRING), "s.letter", False),
@@ -59,9 +61,11 @@ row by the warehouse's own comparison."""
 
 
 def metadata_columns(target: Target) -> tuple[tuple[str, LogicalType, str, bool], ...]:
+    more = (MINOR,) if target.ordering.minor else ()
     if target.mode is Mode.APPEND:
-        return (*METADATA, *CHANGE)
-    columns = tuple(c for c in METADATA if target.full_metadata or not c[3])
+        return (*METADATA, *more, *CHANGE)
+    ordering = ("_cdc_offset",) if target.ordering.ties is Ties.OFFSET else ()
+    columns = (*(c for c in METADATA if target.full_metadata or not c[3] or c[0] in ordering), *more)
     return (*columns, DELETED) if target.mode is Mode.SOFT_DELETE else columns
 
 
@@ -81,6 +85,8 @@ def stage_table(delta: Delta, table: TableSchema) -> tuple[pa.Table, list[Logica
         ("key", string, meta["key"]),
         ("moved", flag, meta["moved"]),
     ]
+    if delta.target.ordering.minor:
+        columns.append(("minor", _LONG, meta["minor"]))
     if delta.target.mode is Mode.APPEND:
         letters = pa.array(list(LETTERS)).take(meta["op"])
         columns += [("letter", string, letters), ("seq", _LONG, meta["seq"])]
@@ -94,6 +100,9 @@ def stage_table(delta: Delta, table: TableSchema) -> tuple[pa.Table, list[Logica
             ("base_rec", _LONG, delta.base.about["record"]),
             ("base_part", _INT, delta.base.about["partition"]),
         ]
+        if delta.target.ordering.minor:
+            names = {"base_move_minor": "move_minor", "base_minor": "minor", "base_pos": "offset"}
+            columns += [(staged, _LONG, delta.base.about[name]) for staged, name in names.items()]
     sent = set(delta.schema.names)
     for i, column in enumerate(table.columns):
         if column.name in sent:
@@ -128,6 +137,20 @@ def _any(masks: Sequence[pa.ChunkedArray], rows: int) -> pa.Array:
     for mask in masks:
         result |= mask.to_numpy()
     return pa.array(result)
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """The expressions of a version (core.order): of a stored row, a staged one, a deleted key."""
+
+    gen: str
+    record: str
+    minor: str
+    partition: str
+    offset: str
+
+
+STAGED = Version("s.gen", "s.rec", "s.minor", "s.part", "s.pos")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,30 +258,47 @@ FROM v WHERE k.{self.dialect.quote("partition")} = v.part AND k.next_offset = v.
         spelled = [name for name in self.table.key if _spelled(self.table.column(name).type)]
         if compared != "none":
             only = f" AND s.op = {int(Op.DELETE)}" if compared == "deletes" else ""
-            younger = self._is_younger("s.gen", "s.rec", f"s.op <> {int(Op.DELETE)}")
+            younger = self._is_younger(STAGED, f"s.op <> {int(Op.DELETE)}")
             yield self.staged(f"JOIN {self.place} AS t ON {self.same_key()} WHERE {younger}{only}")
+        gone = Version("d.gen", "d.record", "d.minor", f"d.{q('partition')}", f"d.{q('offset')}")
         yield self.staged(
             f"""JOIN {self.meta(deleted_keys)} AS d ON d.key_hash = md5(s.key) AND d.{q("key")} = s.key AND {self.deleted_in_scope()}
-WHERE d.gen > s.gen OR (d.gen = s.gen AND (d.record > s.rec OR (d.record = s.rec AND s.op = {int(Op.DELETE)})))""",
+WHERE {self._is_reached(gone, STAGED, f"s.op = {int(Op.DELETE)}")}""",
             self.scope,
         )
         if spelled:
             equal = " AND ".join(f"o.c{i} = s.c{i}" for i in map(self.table.names.index, self.table.key))
-            last = f"{{0}}.gen, {{0}}.rec, CASE WHEN {{0}}.op = {int(Op.DELETE)} THEN 0 ELSE 1 END, {{0}}.n"
+            last = f"(CASE WHEN {{0}}.op = {int(Op.DELETE)} THEN 0 ELSE 1 END, {{0}}.n)"
+            later = self._is_reached(
+                Version("o.gen", "o.rec", "o.minor", "o.part", "o.pos"), STAGED, f"{last.format('o')} > {last.format('s')}"
+            )
             written = "" if self.soft else f" AND s.op <> {int(Op.DELETE)}"
-            yield self.staged(f"JOIN {stage} AS o ON {equal} WHERE ({last.format('o')}) > ({last.format('s')}){written}")
+            yield self.staged(f"JOIN {stage} AS o ON {equal} WHERE o.n <> s.n AND {later}{written}")
 
-    def _is_younger(self, generation: str, record: str, revives: str) -> str:
+    def _is_younger(self, version: Version, revives: str) -> str:
         """Whether the stored row ``t`` is at least as young as this version, which does not end the row where ``revives``. Of two rows of
         incremental snapshots the one that comes later was read later."""
-        q = self.dialect.quote
-        again = f"{record} = {INCREMENTAL} AND t.{q('_cdc_record')} = {INCREMENTAL}"
-        return f"({self._is_as_young(generation, record, revives)} AND NOT (t.{q('_cdc_gen')} = {generation} AND {again}))"
+        stored = self._stored("t")
+        again = f"{version.record} = {INCREMENTAL} AND {stored.record} = {INCREMENTAL}"
+        return f"({self._is_as_young(version, revives)} AND NOT ({stored.gen} = {version.gen} AND {again}))"
 
-    def _is_as_young(self, generation: str, record: str, revives: str) -> str:
-        q = self.dialect.quote
-        revived = f" AND NOT (t.{q('_cdc_record')} = {record} AND t.{q('_cdc_deleted')} AND {revives})" if self.soft else ""
-        return f"(t.{q('_cdc_gen')} > {generation} OR (t.{q('_cdc_gen')} = {generation} AND t.{q('_cdc_record')} >= {record}{revived}))"
+    def _is_as_young(self, version: Version, revives: str) -> str:
+        revived = f"NOT (t.{self.dialect.quote('_cdc_deleted')} AND {revives})" if self.soft else "TRUE"
+        return self._is_reached(self._stored("t"), version, revived)
+
+    def _stored(self, alias: str) -> Version:
+        names = ("_cdc_gen", "_cdc_record", "_cdc_minor", "_cdc_partition", "_cdc_offset")
+        return Version(*(f"{alias}.{self.dialect.quote(name)}" for name in names))
+
+    def _is_reached(self, a: Version, b: Version, tie: str) -> str:
+        """Whether version ``a`` is ``b`` or above it; ``tie`` says it where they have one position, of which the offsets do not decide."""
+        ordering = self.target.ordering
+        if ordering.ties is Ties.OFFSET:
+            tie = f"CASE WHEN {a.partition} = {b.partition} THEN {a.offset} >= {b.offset} ELSE {tie} END"
+        if ordering.minor:
+            tie = f"({a.minor} > {b.minor} OR ({a.minor} = {b.minor} AND {tie}))"
+        reached = f"{a.record} >= {b.record}" if tie == "TRUE" else f"({a.record} > {b.record} OR ({a.record} = {b.record} AND {tie}))"
+        return f"({a.gen} > {b.gen} OR ({a.gen} = {b.gen} AND {reached}))"
 
     def staged(self, chosen: str, params: Sequence[object] = ()) -> Statement:
         """The ``n`` of the staged rows that the clauses ``chosen`` (JOIN, WHERE) leave."""
@@ -308,14 +348,17 @@ WHERE d.gen > s.gen OR (d.gen = s.gen AND (d.record > s.rec OR (d.record = s.rec
             values.append(f"{value} AS c{i}")
         joins = f" LEFT JOIN {self.place} AS t ON {self.same_key()}" if kept or last else ""
         if unsent:
+            bound = Version("s.gen", "s.base_rec", "s.base_minor", "COALESCE(s.base_part, s.part)", "s.base_pos")
             joins += f""" LEFT JOIN {self.place} AS b ON {self.same_key("b", "b")} AND s.needs AND s.base_move IS NULL{self._alive("b")}
-  AND b.{q("_cdc_gen")} = s.gen AND b.{q("_cdc_record")} < s.base_rec
+  AND b.{q("_cdc_gen")} = s.gen AND NOT {self._is_reached(self._stored("b"), bound, "TRUE")}
   AND (s.base_part IS NULL OR b.{q("_cdc_partition")} = s.base_part)"""
             found = f"(NOT s.needs OR b.{q('_cdc_gen')} IS NOT NULL)"
         if unsent and moves:
+            moved = " AND d.minor = s.base_move_minor" if self.target.ordering.minor else ""
             has = self.dialect.image_has.format(image=f"d.{q('row')}")
             joins += f""" LEFT JOIN {self.meta(deleted_keys)} AS d ON d.key_hash = md5(s.base_text) AND d.{q("key")} = s.base_text
-  AND d.gen = s.gen AND d.record = s.base_move AND s.needs AND d.{q("row")} IS NOT NULL AND {self.deleted_in_scope()}"""
+  AND d.gen = s.gen AND d.record = s.base_move{moved} AND s.needs
+  AND d.{q("row")} IS NOT NULL AND {self.deleted_in_scope()}"""
             params += [self.table.columns[i].name for i in unsent] + list(self.scope)
             here = " AND ".join(f"(NOT {marks[i]} OR {has})" for i in unsent)
             found = f"(NOT s.needs OR b.{q('_cdc_gen')} IS NOT NULL OR (d.key IS NOT NULL AND {here}))"
@@ -324,7 +367,8 @@ WHERE d.gen > s.gen OR (d.gen = s.gen AND (d.record > s.rec OR (d.record = s.rec
   WHERE state = 'discarded' AND key_text IS NOT NULL AND {self.in_scope()}) AS x ON x.key_text = s.base_text AND s.needs"""
             found = f"({found} AND x.key_text IS NULL)"
             params += self.scope
-        columns = ", ".join([*(f"s.{name}" for name in STAGED_META), *values, f"{found} AS filled"])
+        staged = (*STAGED_META, "minor") if self.target.ordering.minor else STAGED_META
+        columns = ", ".join([*(f"s.{name}" for name in staged), *values, f"{found} AS filled"])
         return Statement(f"SELECT {columns} FROM {self.temporary(STAGE)} AS s{joins}", params)
 
     def unfilled(self) -> str:
@@ -360,9 +404,10 @@ WHERE {self.deleted_in_scope()} AND (d.key_hash, d.{self.dialect.quote("key")}) 
             names = [[c.name for c in self.table.columns if not c.dropped]]
         p = d.placeholder
         only = " AND s.moved" if self.soft else ""
+        minor = "s.minor" if self.target.ordering.minor else "0"
         return Statement(
             f"""INSERT INTO {self.meta(deleted_keys)} ({", ".join(map(q, deleted_keys.names))})
-SELECT {p}, {p}, {p}, md5(s.key), s.key, s.part, s.pos, s.gen, s.com, s.rec, now(), {image}
+SELECT {p}, {p}, {p}, md5(s.key), s.key, s.part, s.pos, s.gen, s.com, s.rec, now(), {image}, {minor}
 FROM {self.temporary(STAGE)} AS s{join} WHERE s.op = {int(Op.DELETE)}{only}""",
             [*self.scope, *names],
         )
@@ -382,13 +427,13 @@ FROM {self.temporary(STAGE)} AS s{join} WHERE s.op = {int(Op.DELETE)}{only}""",
     def upsert(self) -> str:
         """Inserts the staged rows and replaces those that are older, as ``losers`` says; how many that were of each partition."""
         q = self.dialect.quote
-        younger = self._is_younger(f"excluded.{q('_cdc_gen')}", f"excluded.{q('_cdc_record')}", f"NOT excluded.{q('_cdc_deleted')}")
+        younger = self._is_younger(self._stored("excluded"), f"NOT excluded.{q('_cdc_deleted')}")
         written = f"{self._insert(STAGE)} {self._conflict} WHERE {younger} IS NOT TRUE RETURNING t.{q('_cdc_partition')} AS part"
         return f"WITH w AS ({written}) SELECT w.part, COUNT(*) FROM w GROUP BY 1"
 
     def standing(self) -> str:
         """How many staged rows, but for deletes, have a stored row that is at least as young: after ``upsert`` all have."""
-        younger, kept = self._is_as_young("s.gen", "s.rec", "TRUE"), f"s.op <> {int(Op.DELETE)}"
+        younger, kept = self._is_as_young(STAGED, "TRUE"), f"s.op <> {int(Op.DELETE)}"
         return f"SELECT COUNT(*) FROM {self.temporary(STAGE)} AS s JOIN {self.place} AS t ON {self.same_key()} WHERE {kept} AND {younger}"
 
     def _insert(self, rows: str) -> str:

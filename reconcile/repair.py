@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc_service.core.keys import key_text
+from cdc_service.core.order import LAST_MINOR
 from cdc_service.core.side import Scan
 from cdc_service.core.types import BASE, META, Base, Column, Delta, Op, TableSchema, Target
 from reconcile.compare import key_table, typed_table
@@ -123,6 +124,7 @@ def _delta(
             "offset": pa.array(np.full(n, PLACE), pa.int64()),
             "commit": pa.nulls(n, pa.int64()),
             "record": pa.array(np.full(n, version[1]), pa.int64()),
+            "minor": pa.array(np.full(n, LAST_MINOR if target.ordering.minor else 0), pa.int64()),
             "source_us": pa.nulls(n, pa.int64()),
             "index": pa.array(np.arange(n), pa.int64()),
             "gen": pa.array(np.full(n, version[0]), pa.int32()),

@@ -10,6 +10,7 @@ from typing import TypeVar
 from cdc_service.config.models import Config, Flush, Keyless, Reconcile, Section, Table
 from cdc_service.config.patterns import Pattern, parse_pattern, render_target
 from cdc_service.config.problems import InvalidConfig, Problem, dotted, nearest
+from cdc_service.core.order import BY_RECORD, Ordering
 from cdc_service.core.types import Mode, TableId, Target
 
 Part = TypeVar("Part", bound=Section)
@@ -43,29 +44,37 @@ def taken_as_log(config: Config, table: TableId) -> bool:
 
 
 def resolve(
-    config: Config, source_tables: Iterable[TableId], fold: Callable[[str], str] = str, keyless: Collection[TableId] = ()
+    config: Config,
+    source_tables: Iterable[TableId],
+    fold: Callable[[str], str] = str,
+    keyless: Collection[TableId] = (),
+    ordering: Ordering = BY_RECORD,
 ) -> list[TableConfig]:
     """The tables to replicate, ordered by name.
 
     ``source_tables`` are all tables that the source has, ``fold`` is how the destination spells a name (its dialect's folding), and
-    ``keyless`` are tables known to have no key.
+    ``keyless`` are tables known to have no key; ``ordering`` is the source's.
     Raises InvalidConfig with every problem: a key that matches nothing, two patterns on one table, two tables with one target or topic.
     """
-    tables, problems = resolution(config, source_tables, fold, keyless)
+    tables, problems = resolution(config, source_tables, fold, keyless, ordering)
     if problems:
         raise InvalidConfig(config.file, problems, hint="change the keys of 'tables', or the tables of the source")
     return tables
 
 
 def resolution(
-    config: Config, source_tables: Iterable[TableId], fold: Callable[[str], str] = str, keyless: Collection[TableId] = ()
+    config: Config,
+    source_tables: Iterable[TableId],
+    fold: Callable[[str], str] = str,
+    keyless: Collection[TableId] = (),
+    ordering: Ordering = BY_RECORD,
 ) -> tuple[list[TableConfig], list[Problem]]:
     """The same with the problems beside the tables, for those who say what is wrong and go on."""
     known = sorted(source_tables)
     patterns = [parse_pattern(key) for key in config.tables]
     problems: list[Problem] = []
     chosen = _choose(config, patterns, known, problems)
-    tables = [made for table, pattern in sorted(chosen.items()) if (made := _table(config, pattern.text, table, fold, problems))]
+    tables = [made for table, pattern in sorted(chosen.items()) if (made := _table(config, pattern.text, table, fold, ordering, problems))]
     problems += _collisions(
         config, tables, "target", lambda t: f"{fold(t.target.namespace)}.{fold(t.target.name)}", lambda t: str(t.target)
     )
@@ -93,7 +102,9 @@ def _choose(config: Config, patterns: Sequence[Pattern], known: Sequence[TableId
     return chosen
 
 
-def _table(config: Config, key: str, table: TableId, fold: Callable[[str], str], problems: list[Problem]) -> TableConfig | None:
+def _table(
+    config: Config, key: str, table: TableId, fold: Callable[[str], str], ordering: Ordering, problems: list[Problem]
+) -> TableConfig | None:
     own, base = config.tables[key], config.defaults
     template = own.target or base.target
     try:
@@ -104,7 +115,7 @@ def _table(config: Config, key: str, table: TableId, fold: Callable[[str], str],
     metadata = own.metadata or base.metadata
     return TableConfig(
         source=table,
-        target=Target(table, fold(namespace), fold(name), own.mode or base.mode, full_metadata=metadata == "full"),
+        target=Target(table, fold(namespace), fold(name), own.mode or base.mode, metadata == "full", ordering),
         topic=config.names.topic(table),
         flush=_over(base.flush, own.flush),
         keyless=own.keyless or base.keyless,

@@ -1,10 +1,10 @@
 """Append: many changes of one table become the rows of its log of changes, each change once, with everything accounted for.
 
 A change is the same as another where the source's log position is, and beside it the key, the operation and the commit's time (positions of
-two timelines may meet, times do not), or, in a table without a key, its place among the changes of one log record (``Tail``,
-``_places``). A change that comes again in a later generation belongs to that one from then on: with the rows that were read for it, it
-tells what the table came to. Rows of an initial snapshot are the same within one generation only. Rows of an incremental snapshot are
-readings: each is a row of its own.
+two timelines may meet, times do not). Where several changes have one position (in a table without a key; or where the offset decides,
+core.order), its place among the changes of one log record says so too (``Tail``, ``_places``). A change that comes again in a later
+generation belongs to that one from then on: with the rows that were read for it, it tells what the table came to. Rows of an initial
+snapshot are the same within one generation only. Rows of an incremental snapshot are readings: each is a row of its own.
 
 Columns in, columns out: index arithmetic, no row visited.
 """
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from cdc_service.core.fold import Bools, Generations, Ints, concat_masks, join_spans
 from cdc_service.core.keys import key_text
-from cdc_service.core.order import INCREMENTAL, is_snapshot
+from cdc_service.core.order import INCREMENTAL, Ties, is_snapshot
 from cdc_service.core.rowtext import name_lists
 from cdc_service.core.types import ChangeBatch, Delta, Tail, Target
 
@@ -30,7 +30,7 @@ def gather(
 ) -> Delta:
     """One Delta of ``batches`` that holds every change of them: one or more, of one schema version, each partition's spans in order.
 
-    ``tails`` are the last changes of each partition before these, where the table has no key; the Delta's own are those after them.
+    ``tails`` are the last changes of each partition before these, where places count; the Delta's own are those after them.
     """
     schema = batches[0].schema
     data = pa.concat_tables([b.data for b in batches]).combine_chunks()
@@ -40,7 +40,7 @@ def gather(
     partition, offset, record = (meta[name].to_numpy() for name in ("partition", "offset", "record"))
     gen = generations(partition, offset, record)
     seq, after = np.zeros(len(record), np.int64), dict[int, Tail]()
-    if not schema.key:
+    if not schema.key or target.ordering.ties is Ties.OFFSET:
         order = pa.concat_arrays([_or_null(b.order, pa.int64(), b.num_rows) for b in batches])
         seq, after = _places(partition, offset, record, order, tails or {})
     text = key_text(data.select(schema.key))
@@ -77,6 +77,7 @@ def _first_of_each(meta: pa.Table, text: pa.Array, gen: npt.NDArray[np.int32], s
     code = pc.dictionary_encode(text).combine_chunks() if isinstance(text, pa.ChunkedArray) else pc.dictionary_encode(text)
     parts: list[npt.NDArray[np.generic]] = [
         record,
+        np.asarray(meta["minor"].to_numpy()),
         code.indices.fill_null(-1).to_numpy(zero_copy_only=False),
         meta["op"].to_numpy(),
         seq,

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cdc_service.core.errors import CdcError
+from cdc_service.core.order import Ordering
 from cdc_service.core.types import ChangeBatch, RawBatch, TableSchema
 
 
@@ -28,9 +29,10 @@ class Positions(Protocol):
 
     fields: pa.Schema
     """The fields of Debezium's ``source`` struct that it reads, with their Arrow types."""
+    ordering: Ordering
 
-    def read(self, source: pa.StructArray) -> tuple[pa.Array, npt.NDArray[np.int64]]:
-        """(commit, record) of each change, as META holds them: commit int64 and nullable, record int64 with the phase as its sign
+    def read(self, source: pa.StructArray) -> tuple[pa.Array, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(commit, record, minor) of each change, as META holds them: commit int64 and nullable, record int64 with the phase as its sign
         (core.order). A row whose position is missing gets record = core.order.NO_POSITION and is rejected by the decoder."""
         ...
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc_service.core.keys import key_text
-from cdc_service.core.order import INCREMENTAL, is_snapshot
+from cdc_service.core.order import INCREMENTAL, Ties, is_snapshot
 from cdc_service.core.types import BASE, Base, ChangeBatch, Delta, Op, Span, Target, Truncation
 
 Ints = npt.NDArray[np.int64]
@@ -29,12 +29,15 @@ Generations = Callable[[npt.NDArray[np.int32], Ints, Ints], npt.NDArray[np.int32
 
 @dataclass(frozen=True, slots=True)
 class _Sorted:
-    """The batch's row changes sorted by (key, core.order). ``order`` are row numbers, ``code`` numbers the keys."""
+    """The batch's row changes sorted by (key, core.order). ``order`` are row numbers, ``code`` numbers the keys, ``place`` the positions
+    (record, minor) in their order."""
 
     order: Ints
     code: Ints
     gen: npt.NDArray[np.int32]
+    place: Ints
     record: Ints
+    minor: Ints
     op: npt.NDArray[np.int8]
     partition: npt.NDArray[np.int32]
     offset: Ints
@@ -53,7 +56,9 @@ def fold(batches: Sequence[ChangeBatch], *, batch_id: str, target: Target, gener
     meta = pa.concat_tables([b.meta for b in batches]).combine_chunks()
     op = _numpy(meta["op"])
     partition = _numpy(meta["partition"])
-    offset, record = _numpy(meta["offset"]), _numpy(meta["record"])
+    offset, record, minor = _numpy(meta["offset"]), _numpy(meta["record"]), _numpy(meta["minor"])
+    by_offset = target.ordering.ties is Ties.OFFSET
+    place = _places(record, minor) if target.ordering.minor else record
     gen = generations(partition, offset, record)
     truncation = _truncation(op, gen, record, partition)
     alive = op != Op.TRUNCATE
@@ -64,13 +69,16 @@ def fold(batches: Sequence[ChangeBatch], *, batch_id: str, target: Target, gener
     rows = np.flatnonzero(alive)
     code = _numpy(codes.indices.fill_null(-1)).astype(np.int64)
     if not (np.diff(code[rows]) > 0).all():  # Codes rise with the first row of each key: where each has one, they are in order.
-        rows = rows[np.lexsort((offset[rows], op[rows] != Op.DELETE, record[rows], gen[rows], code[rows]))]
-    s = _Sorted(rows, code[rows], gen[rows], record[rows], op[rows], partition[rows], offset[rows])
+        created = op[rows] != Op.DELETE
+        if by_offset:
+            created &= _meets_another_partition(partition[rows], (place[rows], gen[rows], code[rows]))
+        rows = rows[np.lexsort((offset[rows], created, place[rows], gen[rows], code[rows]))]
+    s = _Sorted(rows, code[rows], gen[rows], place[rows], record[rows], minor[rows], op[rows], partition[rows], offset[rows])
 
     same_key = _same_as_next(s.code)
     winners = np.flatnonzero(~same_key)
     winners = winners[np.argsort(rows[winners])]
-    twice = same_key & _same_as_next(s.gen) & _same_as_next(s.record)
+    twice = same_key & _same_as_next(s.gen) & _same_as_next(s.place) if not by_offset else np.zeros(len(rows), np.bool_)
     counts = _counts(s, same_key & ~twice, twice, partition[~alive], op[~alive] == Op.TRUNCATE, truncation)
 
     picked = rows[winners]
@@ -103,7 +111,29 @@ def fold(batches: Sequence[ChangeBatch], *, batch_id: str, target: Target, gener
     if unsent is None:
         return delta
     old_key = _concat_keys([b.old_key for b in batches], [b.num_rows for b in batches], schema.arrow, schema.key)
-    return _fill(delta, s, winners, data, text, unsent, old_key, doubtful, loading=loading)
+    return _fill(delta, s, winners, data, text, unsent, old_key, doubtful, loading=loading, by_offset=by_offset)
+
+
+def _places(record: Ints, minor: Ints) -> Ints:
+    """The positions (record, minor) numbered in their order; equal ones have one number."""
+    rows = np.lexsort((minor, record))
+    differs = np.ones(len(rows), np.int64)
+    differs[1:] = (record[rows][1:] != record[rows][:-1]) | (minor[rows][1:] != minor[rows][:-1])
+    places = np.empty(len(rows), np.int64)
+    places[rows] = np.cumsum(differs)
+    return places
+
+
+def _meets_another_partition(partition: npt.NDArray[np.int32], version: Sequence[npt.NDArray[Any]]) -> Bools:
+    """Of each change whether one of the same version, and key, came by another partition, so that their offsets do not compare."""
+    rows = np.lexsort((partition, *version))
+    same = np.ones(max(len(rows) - 1, 0), np.bool_)
+    for part in version:
+        same &= part[rows][1:] == part[rows][:-1]
+    group = np.cumsum(np.concatenate([[0], ~same])) if len(rows) else rows
+    result = np.zeros(len(rows), np.bool_)
+    result[rows] = np.isin(group, group[1:][same & (partition[rows][1:] != partition[rows][:-1])])
+    return result
 
 
 def join_spans(groups: Sequence[Sequence[Span]]) -> tuple[Span, ...]:
@@ -153,13 +183,14 @@ def _fill(
     doubtful: Bools | None,
     *,
     loading: bool,
+    by_offset: bool,
 ) -> Delta:
     """Follows each unsent value back to the image that holds it; what the batch does not hold is named by ``base``."""
     n = len(s.order)
     here = np.arange(n)
     old_text = key_text(old_key).take(pa.array(s.order)) if old_key is not None else pa.nulls(n, pa.string())
     is_move = _numpy(pc.is_valid(old_text))
-    parent, base_move, base_partition = _parents(s, text, old_text, is_move, loading=loading)
+    parent, by_move, base_partition = _parents(s, text, old_text, is_move, loading=loading, by_offset=by_offset)
     columns = list(data.columns)
     masks = {}
     root = _ends(np.where(parent >= 0, parent, here))
@@ -190,15 +221,19 @@ def _fill(
         earlier = old_key.take(index)
         key = pa.table([pc.if_else(moved_end, o, k) for o, k in zip(earlier.columns, key.columns, strict=True)], schema=key.schema)
         key_of_end = pc.if_else(moved_end, old_text.take(pa.array(np.where(ends >= 0, ends, 0), mask=ends < 0)), key_of_end)
-    move = base_move[ends]
+    none = ends < 0
+    no_move = none | ~by_move[ends] | (s.record[ends] < 0)
     # Behind a change of key, what stands under the old key is the image only if it is older than the change that left it.
     left = _last_on_the_way(np.where(parent >= 0, parent, here), is_move)[winners]
-    bound = np.where(left >= 0, s.record[left], s.record[winners])
+    below = np.where(left >= 0, left, winners)
     about = [
         key_of_end,
-        pa.array(move, mask=(move < 0) | (ends < 0)),
-        pa.array(bound, mask=ends < 0),
-        pa.array(base_partition[ends], mask=ends < 0),
+        pa.array(s.record[ends], mask=no_move),
+        pa.array(s.record[below], mask=none),
+        pa.array(base_partition[ends], mask=none),
+        pa.array(s.minor[ends], mask=no_move),
+        pa.array(s.minor[below], mask=none),
+        pa.array(s.offset[below], mask=none),
     ]
     return replace(
         delta,
@@ -208,9 +243,11 @@ def _fill(
     )
 
 
-def _parents(s: _Sorted, text: pa.Array, old_text: pa.Array, is_move: Bools, *, loading: bool) -> tuple[Ints, Ints, npt.NDArray[np.int32]]:
-    """For each sorted row the row that holds its earlier image (-1: outside of the batch); where that is the other half of a move outside
-    of the batch (or an image that cannot be known), the record of the move (else -1); and the partition that an image outside came by."""
+def _parents(
+    s: _Sorted, text: pa.Array, old_text: pa.Array, is_move: Bools, *, loading: bool, by_offset: bool
+) -> tuple[Ints, Bools, npt.NDArray[np.int32]]:
+    """For each sorted row the row that holds its earlier image (-1: outside of the batch); whether that is the other half of a move outside
+    of the batch (or an image that cannot be known), made at the row's own position; and the partition that an image outside came by."""
     n = len(s.order)
     previous = np.arange(n) - 1
     # What was known before a resync may have been wrong: images are followed within one generation only.
@@ -220,24 +257,29 @@ def _parents(s: _Sorted, text: pa.Array, old_text: pa.Array, is_move: Bools, *, 
     # Of a key that went to another partition, later changes on the old one may not be read yet.
     previous[(previous >= 0) & (s.partition[previous] != s.partition)] = -1
     # A change that came again behind a later one: what came between the two may be applied already, and not be in the batch.
-    again = _same_as_previous(s.code) & _same_as_previous(s.gen) & _same_as_previous(s.record) & _same_as_previous(s.op)
+    again = _same_as_previous(s.code) & _same_as_previous(s.gen) & _same_as_previous(s.place) & _same_as_previous(s.op)
+    if by_offset:
+        again[:] = False
     first = s.offset[np.maximum.accumulate(np.where(again, 0, np.arange(n)))]
-    previous[(previous >= 0) & (first[previous] > s.offset)] = -1
+    late = (previous >= 0) & (first[previous] > s.offset)
+    previous[late] = -1
     deleted_before = (previous >= 0) & (s.op[previous] == Op.DELETE)
     parent = np.where(deleted_before, -1, previous)
-    base_move = np.where(deleted_before & ~is_move, s.record, np.int64(-1))
+    by_move = deleted_before & ~is_move
     moves = np.flatnonzero(is_move)
     base_partition = s.partition.copy()
-    if loading:
+    if by_offset:  # Nobody can tell whether it came again, or for the first time.
+        base_partition[late] = NOWHERE
+    if loading or by_offset:  # By the offset: the key may have been left several times at the position of the move.
         parent[moves], base_partition[moves] = -1, NOWHERE
-    if loading or not len(moves):
-        return parent, base_move, base_partition
+    if loading or by_offset or not len(moves):
+        return parent, by_move, base_partition
     # The old key's delete carries the same position as the create: find it among the batch's deletes.
     deletes = np.flatnonzero(s.op == Op.DELETE)
     texts = pa.concat_arrays([text.take(pa.array(s.order[deletes])), old_text.take(pa.array(moves))])
     codes = _numpy(pc.dictionary_encode(texts).indices).astype(np.int64)
-    records, rank = np.unique(np.concatenate([s.record[deletes], s.record[moves]]), return_inverse=True)
-    pair = codes * len(records) + rank
+    places, rank = np.unique(np.concatenate([s.place[deletes], s.place[moves]]), return_inverse=True)
+    pair = codes * len(places) + rank
     by_pair = np.argsort(pair[: len(deletes)], kind="stable")
     wanted = pair[len(deletes) :]
     at = np.minimum(np.searchsorted(pair[by_pair], wanted), max(len(deletes) - 1, 0))
@@ -245,9 +287,9 @@ def _parents(s: _Sorted, text: pa.Array, old_text: pa.Array, is_move: Bools, *, 
     before = np.where(found, previous[deletes[by_pair[at]]], -1) if len(deletes) else np.full(len(moves), -1)
     usable = (before >= 0) & (s.op[before] != Op.DELETE) & (s.gen[before] == s.gen[moves])
     parent[moves] = np.where(usable, before, -1)
-    base_move[moves] = np.where(usable | (found & (before < 0)), -1, s.record[moves])
+    by_move[moves] = ~(usable | (found & (before < 0)))
     base_partition[moves[found]] = s.partition[deletes[by_pair[at[found]]]]
-    return parent, base_move, base_partition
+    return parent, by_move, base_partition
 
 
 def _ends(pointers: Ints) -> Ints:

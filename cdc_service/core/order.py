@@ -1,21 +1,25 @@
 """The order of changes: which of two versions of one row is the later one. Wall-clock time never decides.
 
-A version is ``(generation, record, offset)``, compared in this order:
+A version is ``(generation, record, minor, offset)``, compared in this order:
 
 - ``generation`` grows only with a full resync that this service started and recorded: positions of another source or timeline do not
   compare with these.
-- ``record`` is the source's position of the change within its key, one signed 64-bit integer that the source dialect encodes. Rows of an
+- ``record`` is the major part of the source's position of the change within its key, a signed 64-bit integer. Rows of an
   initial snapshot come before every change of the stream, whatever their position (a transaction in flight during the snapshot has a
   *smaller* log position than the snapshot and must win): ``snapshot_record`` maps them to negative numbers, so that the phase is the sign.
+- ``minor`` orders changes that share a record (the rows of one statement in MariaDB's binlog); 0 where the source needs none. A truncation
+  has a record of its own, and so has the beginning of a generation: only changes of rows have a minor part.
 - ``offset`` in Kafka is the last tie-break and never beats a position.
 
-The same version twice is the same change twice: a redelivery. But a key that changes its spelling alone (a numeric 1.50 becomes 1.5) is
-deleted and created at one record, in two partitions of Kafka and under one key here: at the same record a create is later than a delete.
+What two changes of a key at one position are, the source says (``Ties``). But a key that changes its spelling alone (a numeric 1.50 becomes
+1.5) is deleted and created at one position, in two partitions of Kafka and under one key here: offsets of two partitions do not compare,
+and a create is later than a delete.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +31,35 @@ INCREMENTAL = 0
 """The record order of a row of an incremental snapshot, which has no log position: after every initial-snapshot row, before every change of
 the stream. A transaction that was open while the row was read writes its change at an *earlier* log position than the connector had
 reached, and must win; a change that the row already shows has come through the stream too."""
+
+
+LAST_MINOR = 2**63 - 1
+"""The minor part of what was read at a position itself: it shows every change there."""
+
+
+class Ties(StrEnum):
+    """What a change is that has the position of another one of its key. ``SAME_CHANGE``: that one again, redelivered. ``OFFSET``: another
+    one, and of two in one partition of Kafka the one with the higher offset is the later; when such a change is redelivered behind
+    others at its position, it is applied again, until these come again too. A change of spelling shares its position with no other one."""
+
+    SAME_CHANGE = "same_change"
+    OFFSET = "offset"
+
+
+@dataclass(frozen=True, slots=True)
+class Ordering:
+    """How the positions of a source order its changes within a key: ``minor`` says whether they have a second part."""
+
+    minor: bool = False
+    ties: Ties = Ties.SAME_CHANGE
+
+    def __post_init__(self) -> None:
+        if self.ties is Ties.OFFSET and not self.minor:
+            raise ValueError("ties by offset need a minor part: what is read at a position stands behind all changes there by LAST_MINOR")
+
+
+BY_RECORD = Ordering()
+"""A source whose record names one change, as PostgreSQL's does."""
 
 
 class Seen(IntEnum):

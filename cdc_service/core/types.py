@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc_service.core.logical import LogicalType
+from cdc_service.core.order import BY_RECORD, Ordering
 
 
 def spell(*parts: str) -> str:
@@ -191,14 +192,15 @@ META = pa.schema(
         pa.field("offset", pa.int64(), nullable=False),
         pa.field("commit", pa.int64()),
         pa.field("record", pa.int64(), nullable=False),
+        pa.field("minor", pa.int64(), nullable=False),
         pa.field("source_us", pa.int64()),
         pa.field("index", pa.int64(), nullable=False),
     ]
 )
 """Columns beside the row: what orders a change (core.order says how) and where it came from.
 
-``commit`` and ``record`` are the source's position as its dialect encodes it, ``source_us`` the source's clock in microseconds since
-1970 (shown, never an order), ``index`` the record's place in the RawBatch it was decoded from."""
+``commit``, ``record`` and ``minor`` are the source's position as it encodes it, ``source_us`` the source's clock in microseconds since 1970
+(shown, never an order), ``index`` the record's place in the RawBatch it was decoded from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +250,8 @@ class ChangeBatch:
 
     For a table that is kept as a log of changes (Mode.APPEND), a delete has its image before as far as the source sent it, with
     ``unsent`` true for the other columns; ``before`` (string) is each change's image before, as core.rowtext writes it, NULL where the
-    source sent none; and without a key ``order`` (int64) is the connector's running number of the change in its transaction, NULL where
-    it gives none.
+    source sent none; and where places count (core.append) ``order`` (int64) is the connector's running number of the change in its
+    transaction, NULL where it gives none.
     """
 
     schema: TableSchema
@@ -300,13 +302,15 @@ class ChangeBatch:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where and how one source table is kept: ``namespace`` and ``name`` are the destination's schema and table, already folded."""
+    """Where and how one source table is kept: ``namespace`` and ``name`` are the destination's schema and table, already folded;
+    ``ordering`` is the source's."""
 
     source: TableId
     namespace: str
     name: str
     mode: Mode = Mode.UPSERT
     full_metadata: bool = True
+    ordering: Ordering = BY_RECORD
 
     def __str__(self) -> str:
         return spell(self.namespace, self.name)
@@ -323,8 +327,8 @@ class Truncation:
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """The last change of a partition of a table without a key: the position of its record in the source's log, its running number in the
-    transaction (``ChangeBatch.order``) and its place among the changes of that log record."""
+    """The last change of a partition where places count (core.append): the position of its record in the source's log, its running
+    number in the transaction (``ChangeBatch.order``) and its place among the changes of that log record."""
 
     record: int
     order: int | None
@@ -332,14 +336,23 @@ class Tail:
 
 
 BASE = pa.schema(
-    [pa.field("text", pa.string()), pa.field("move", pa.int64()), pa.field("record", pa.int64()), pa.field("partition", pa.int32())]
+    [
+        pa.field("text", pa.string()),
+        pa.field("move", pa.int64()),
+        pa.field("record", pa.int64()),
+        pa.field("partition", pa.int32()),
+        pa.field("move_minor", pa.int64()),
+        pa.field("minor", pa.int64()),
+        pa.field("offset", pa.int64()),
+    ]
 )
 """Where the earlier image of a row stands, and what it must be to be that image; all NULL where nothing of the row is unsent.
 
-``text`` is its key as canonical text, ``move`` the record position of the move where a change of key brought the row here whose other half
-is *not* in the delta (it was applied before, or is yet to come). ``record`` is the position below which the row under the key is that
-image: under an old key another row may stand by now. ``partition`` is the one that the image must have come by (NULL: any; -1: none, it is
-not to be had): where partitions were added, the changes of a key are on two, and later ones of the first may not be read yet."""
+``text`` is its key as canonical text, ``move`` and ``move_minor`` the position of the move where a change of key brought the row here whose
+other half is *not* in the delta (it was applied before, or is yet to come). ``record``, ``minor`` and ``offset`` are the version below
+which the row under the key is that image: under an old key another row may stand by now. ``partition`` is the one that the image must have
+come by (NULL: any; -1: none, it is not to be had): where partitions were added, the changes of a key are on two, and later ones of the
+first may not be read yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +385,7 @@ class Delta:
 
     With Mode.APPEND (core.append makes it) ``meta`` has three more columns: ``seq`` (int64), ``before`` and ``missing`` (strings), as the
     target's ``_cdc_seq``, ``_cdc_before`` and ``_cdc_unsent`` hold them. Nothing is ``unsent`` then and there is no truncation: it is a
-    row. ``tails`` are, by partition, the last changes where the table has no key.
+    row. ``tails`` are, by partition, the last changes where places count.
 
     A delta of parked records has a ``decision`` and no spans: their offsets were passed when they were parked.
     """

@@ -20,7 +20,7 @@ from cdc_service.core.decode import Decoder, InexactText
 from cdc_service.core.errors import CdcError, Disposition
 from cdc_service.core.keys import key_text
 from cdc_service.core.logical import Kind
-from cdc_service.core.order import INCREMENTAL, Seen
+from cdc_service.core.order import INCREMENTAL, LAST_MINOR, Seen
 from cdc_service.core.types import Delta, Mode, Op, TableId
 from mergers.protocol import UnsentUnknown
 
@@ -145,6 +145,8 @@ def _replaced(delta: Delta, place: pa.Array, rows: pa.Table, again: Reread) -> D
     meta = {name: delta.meta.column(name) for name in delta.meta.column_names}
     meta["op"] = pc.if_else(gone, pa.scalar(int(Op.DELETE), pa.int8()), meta["op"])
     meta["record"] = pc.if_else(mine, pa.scalar(again.position, pa.int64()), meta["record"])
+    if delta.target.ordering.minor:
+        meta["minor"] = pc.if_else(mine, pa.scalar(LAST_MINOR, pa.int64()), meta["minor"])
     meta["moved"] = pc.if_else(mine, False, meta["moved"])
     data, doubtful = pa.table(data, schema=delta.data.schema), None if delta.doubtful is None else pc.and_not(delta.doubtful, mine)
     delta = replace(delta, data=data, meta=pa.table(meta, schema=delta.meta.schema), doubtful=doubtful)

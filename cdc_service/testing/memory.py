@@ -21,7 +21,7 @@ from cdc_service.core.errors import CdcError, ConfigError, Fenced, TableStopped
 from cdc_service.core.evolve import AddColumn, Change, CreateTable, RenameColumn
 from cdc_service.core.keys import key_text
 from cdc_service.core.logical import INFINITY, Kind
-from cdc_service.core.order import INCREMENTAL
+from cdc_service.core.order import INCREMENTAL, Ordering, Ties
 from cdc_service.core.types import (
     BASE,
     Checkpoint,
@@ -57,6 +57,7 @@ class Row:
 
     values: Mapping[str, Any]
     version: Version
+    minor: int
     partition: int
     offset: int
     commit: int | None
@@ -68,6 +69,9 @@ class DeletedKey:
     """``image`` is the row that a change of key took away, where it was known."""
 
     version: Version
+    minor: int
+    partition: int
+    offset: int
     commit: int | None
     image: Mapping[str, Any] | None = None
 
@@ -80,6 +84,7 @@ class Logged:
     op: Op
     key: str | None
     version: Version
+    minor: int
     seq: int
     before: str | None
     missing: str | None
@@ -90,7 +95,7 @@ class Logged:
 
     def same(self, other: Logged) -> bool:
         """Whether both are one change of the source."""
-        mine, its = ((c.version[1], c.op, c.key, c.seq, c.source_us) for c in (self, other))
+        mine, its = ((c.version[1], c.minor, c.op, c.key, c.seq, c.source_us) for c in (self, other))
         record = self.version[1]
         return mine == its and record != INCREMENTAL and (record > 0 or self.version[0] == other.version[0])
 
@@ -363,7 +368,7 @@ class MemoryDestination:
             if target.mode is Mode.APPEND:
                 winners = _append(kept, delta, table)
             else:
-                winners = [i for i in incoming(delta) if _wins(kept, i)]
+                winners = [i for i in incoming(delta) if _wins(kept, i, target.ordering)]
                 filled = _fill(kept, delta, table, winners)
                 for change, values in zip(winners, filled, strict=True):
                     _write(kept, target, change, values)
@@ -418,6 +423,7 @@ class Incoming:
     op: Op
     key: str
     version: Version
+    minor: int
     partition: int
     offset: int
     commit: int | None
@@ -428,6 +434,9 @@ class Incoming:
     base_move: int | None
     base_record: int | None
     base_partition: int | None
+    base_move_minor: int | None
+    base_minor: int | None
+    base_offset: int | None
     place: int
 
 
@@ -443,6 +452,7 @@ def incoming(delta: Delta) -> list[Incoming]:
             op=Op(meta["op"]),
             key=meta["key"],
             version=(meta["gen"], meta["record"]),
+            minor=meta["minor"],
             partition=meta["partition"],
             offset=meta["offset"],
             commit=meta["commit"],
@@ -464,7 +474,7 @@ def _append(kept: Kept, delta: Delta, table: TableSchema) -> list[Incoming]:
             values={column.name: change.values.get(column.name) for column in table.columns},
             op=change.op,
             version=change.version,
-            **{name: meta[name] for name in ("key", "seq", "before", "missing", "source_us", "partition", "offset", "commit")},
+            **{name: meta[name] for name in ("minor", "key", "seq", "before", "missing", "source_us", "partition", "offset", "commit")},
         )
         superseded = row.version[1] < 0 and kept.watermark is not None and row.version < kept.watermark
         kept.changes = [replace(c, version=max(c.version, row.version)) if row.same(c) else c for c in kept.changes]
@@ -496,17 +506,24 @@ def _remove_below(kept: Kept, target: Target, bound: Version) -> int:
     return len(removed)
 
 
-def _wins(kept: Kept, change: Incoming) -> bool:
+def _wins(kept: Kept, change: Incoming, ordering: Ordering) -> bool:
     if kept.watermark is not None and change.version < kept.watermark:
         return False
     row, gone = kept.rows.get(change.key), kept.deleted.get(change.key)
     for one, dead in ((row, row is not None and row.deleted), (gone, True)):
-        # Where a key changed its spelling alone, its delete and its create have one version, and the create wins.
-        if one is None or change.version > one.version:
+        if one is None:
             continue
-        if change.version == one.version and change.version[1] == INCREMENTAL and not dead:
+        mine, its = (change.version, change.minor), (one.version, one.minor)
+        if mine > its:
+            continue
+        if mine == its and change.version[1] == INCREMENTAL and not dead:
             continue  # Of two rows of incremental snapshots the one that comes later was read later.
-        if change.version < one.version or not dead or change.op is Op.DELETE:
+        if mine == its and ordering.ties is Ties.OFFSET and change.partition == one.partition:
+            if change.offset <= one.offset:
+                return False
+            continue
+        # Where a key changed its spelling alone, its delete and its create have one version, and the create wins.
+        if mine < its or not dead or change.op is Op.DELETE:
             return False
     return True
 
@@ -526,7 +543,7 @@ def _fill(kept: Kept, delta: Delta, table: TableSchema, winners: Sequence[Incomi
                 default = None if column.dropped else column.default
                 values[column.name] = plain(pa.array([default], column.type.arrow))[0]
         if change.unsent:
-            image = _base(kept, change)
+            image = _base(kept, change, delta.target.ordering)
             if image is None or not change.unsent <= set(image):
                 missing.append(change.place)
                 columns |= change.unsent
@@ -539,7 +556,7 @@ def _fill(kept: Kept, delta: Delta, table: TableSchema, winners: Sequence[Incomi
     return filled
 
 
-def _base(kept: Kept, change: Incoming) -> Mapping[str, Any] | None:
+def _base(kept: Kept, change: Incoming, ordering: Ordering) -> Mapping[str, Any] | None:
     """The image that a row's unsent values are taken from."""
     assert change.base_text is not None, "a row with unsent values names no base"
     if any(r.state == "discarded" and r.key_text == change.base_text for r in kept.quarantine):
@@ -547,18 +564,24 @@ def _base(kept: Kept, change: Incoming) -> Mapping[str, Any] | None:
     if change.base_move is None:
         row = kept.rows.get(change.base_text)
         assert change.base_record is not None, "a base row has no bound"
-        bound = (change.version[0], change.base_record)
-        if row is None or row.deleted or row.version[0] != bound[0] or row.version >= bound:
+        bound = ((change.version[0], change.base_record), change.base_minor or 0)
+        if row is None or row.deleted or row.version[0] != change.version[0] or (row.version, row.minor) > bound:
+            return None
+        here = change.partition if change.base_partition is None else change.base_partition
+        by_offset = ordering.ties is Ties.OFFSET and row.partition == here and row.offset < (change.base_offset or 0)
+        if (row.version, row.minor) == bound and not by_offset:
             return None
         return row.values if change.base_partition in (None, row.partition) else None
     gone = kept.deleted.get(change.base_text)
-    return gone.image if gone is not None and gone.version == (change.version[0], change.base_move) else None
+    if gone is None or (gone.version, gone.minor) != ((change.version[0], change.base_move), change.base_move_minor):
+        return None
+    return gone.image
 
 
 def _write(kept: Kept, target: Target, change: Incoming, values: dict[str, Any]) -> None:
     soft = target.mode is Mode.SOFT_DELETE
     own = kept.rows.get(change.key)
-    row = Row(values, change.version, change.partition, change.offset, change.commit)
+    row = Row(values, change.version, change.minor, change.partition, change.offset, change.commit)
     if change.op is not Op.DELETE:
         kept.rows[change.key] = row
         return
@@ -566,7 +589,7 @@ def _write(kept: Kept, target: Target, change: Incoming, values: dict[str, Any])
     # One that came by another partition is no image: changes of it may be on their way there.
     image = own.values if change.moved and own is not None and mine and own.partition == change.partition else None
     if not soft or change.moved:
-        kept.deleted[change.key] = DeletedKey(change.version, change.commit, image)
+        kept.deleted[change.key] = DeletedKey(change.version, change.minor, change.partition, change.offset, change.commit, image)
     if soft:
         kept.rows[change.key] = replace(row, values=values if own is None else own.values, deleted=True)
     else:

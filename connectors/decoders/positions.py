@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdc_service.core.order import INCREMENTAL, NO_POSITION, snapshot_record
+from cdc_service.core.order import BY_RECORD, INCREMENTAL, NO_POSITION, Ordering, snapshot_record
 
 _INITIAL = pa.array(["first", "first_in_data_collection", "true", "last_in_data_collection", "last"])
 _COMMIT = r'^\["(?P<commit>[0-9]{1,18})",'
@@ -22,8 +22,9 @@ class PostgresPositions:
     """
 
     fields: pa.Schema = pa.schema([("lsn", pa.int64()), ("sequence", pa.string()), ("snapshot", pa.string())])
+    ordering: Ordering = BY_RECORD
 
-    def read(self, source: pa.StructArray) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    def read(self, source: pa.StructArray) -> tuple[pa.Array, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         lsn = source.field("lsn")
         missing = np.array(pc.or_kleene(lsn.is_null(), pc.less(lsn, 0)).fill_null(True).to_numpy(zero_copy_only=False), np.bool_)
         position = np.array(lsn.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
@@ -36,7 +37,7 @@ class PostgresPositions:
         commit = _commit(source.field("sequence"))
         if incremental.any():
             commit = pc.if_else(pa.array(incremental), pa.scalar(None, pa.int64()), commit)
-        return commit, record
+        return commit, record, np.zeros(len(record), np.int64)
 
 
 def _commit(sequence: pa.Array) -> pa.Array:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from cdc_service.core.decode import Positions
 from cdc_service.core.errors import TableStopped
 from cdc_service.core.keys import key_text
-from cdc_service.core.order import NO_POSITION
+from cdc_service.core.order import NO_POSITION, Ties
 from cdc_service.core.rowtext import row_text
 from cdc_service.core.types import META, Op, RawBatch, Rejected, TableId
 from connectors.decoders.blocks import Block, Problem
@@ -151,7 +151,7 @@ class GroupReader:
         ops = np.array(op.fill_null(-1).to_numpy(zero_copy_only=False), np.int8)
         source = self._flat(rows.column("source"))
         found = self._table(raw.topic, source, problems, table)
-        commit, record = self._positions.read(source)
+        commit, record, minor = self._positions.read(source)
         problems.mark(record == NO_POSITION, _NO_POSITION)
         after = _one(rows.column("after"))
         present = _mask(after.is_valid())
@@ -167,13 +167,15 @@ class GroupReader:
         columns.update(key)
         old_key, moved = self._moves(raw, layout, places, ops, missing, problems)
         before = self._images(raw.topic, layout, ops, rows, columns, missing, problems) if log else None
-        order = pc.struct_field(_one(rows.column("transaction")), "total_order") if log and not layout.key else None
+        placed = log and (not layout.key or self._positions.ordering.ties is Ties.OFFSET)
+        order = pc.struct_field(_one(rows.column("transaction")), "total_order") if placed else None
         meta = {
             "op": pa.array(ops, pa.int8()),
             "partition": raw.partitions.take(pa.array(places)),
             "offset": raw.offsets.take(pa.array(places)),
             "commit": commit,
             "record": pa.array(record),
+            "minor": pa.array(minor),
             "source_us": source.field("ts_us"),
             "index": pa.array(places),
         }

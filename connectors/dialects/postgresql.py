@@ -19,11 +19,13 @@ from sqlalchemy.engine import URL, RowMapping
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
+from cdc_service.core.decode import Positions
 from cdc_service.core.errors import CdcError, ConfigError, Unavailable
 from cdc_service.core.identity import Identities, Judgement
 from cdc_service.core.names import Names
 from cdc_service.core.side import Scan
 from cdc_service.core.types import TableId, TableSchema
+from connectors.decoders.positions import PostgresPositions
 from connectors.dialects import _postgresql_catalog as sql
 from connectors.dialects import _postgresql_findings as findings_of
 from connectors.dialects import _postgresql_identity as identity
@@ -72,6 +74,7 @@ class PostgresDialect:
 
     name = "postgresql"
     connector_class = SETTINGS["connector.class"]
+    positions: Positions = PostgresPositions()
 
     def __init__(self, url: URL) -> None:
         self._url = url

@@ -63,13 +63,15 @@ def delta(target: Target, ids: np.ndarray, start: int, record: int, op: Op, unse
         "offset": np.arange(start, start + rows),
         "commit": np.arange(record, record + rows),
         "record": np.arange(record, record + rows),
+        "minor": np.zeros(rows, np.int64),
         "source_us": np.full(rows, 1_700_000_000_000_000),
         "index": np.arange(rows),
         "gen": np.zeros(rows, np.int32),
     }
     keys = pa.table({"id": numbers})
     flags = {"key": key_text(keys), "moved": pa.array(np.zeros(rows, np.bool_))}
-    about = pa.table([flags["key"], pa.nulls(rows, pa.int64()), pa.array(meta["record"]), pa.nulls(rows, pa.int32())], schema=BASE)
+    none, zero = pa.nulls(rows, pa.int64()), pa.array(meta["minor"])
+    about = pa.table([flags["key"], none, pa.array(meta["record"]), pa.nulls(rows, pa.int32()), none, zero, zero], schema=BASE)
     missing = {"unsent": pa.table({"note": pa.array(np.ones(rows, np.bool_))}), "base": Base(keys, about)}
     return Delta(
         batch_id=f"b{start}",

@@ -27,6 +27,7 @@ from cdc_service.core.errors import Unavailable
 from cdc_service.core.evolve import evolve
 from cdc_service.core.keys import key_text
 from cdc_service.core.logical import INFINITY, Kind, LogicalType
+from cdc_service.core.order import BY_RECORD, Ordering
 from cdc_service.core.types import (
     BASE,
     META,
@@ -317,7 +318,7 @@ class _Crashing:
         return result
 
     def execute(self, sql: str, *params: Any, **more: Any) -> Any:
-        if sql.startswith(("ROLLBACK", "DROP TABLE IF EXISTS", "DROP VIEW IF EXISTS")):
+        if sql.startswith(("ROLLBACK", "DROP TABLE IF EXISTS", "DROP VIEW IF EXISTS")):  # Cleaning up may fail, and stops nothing.
             return self._raw.execute(sql, *params, **more)
         return self._use(sql[:40], lambda: self._raw.execute(sql, *params, **more))
 
@@ -394,6 +395,7 @@ class Change:
     base: Mapping[str, Any] | None = None
     move: int | None = None
     left: int | None = None
+    minor: int = 0
 
 
 @dataclass
@@ -405,13 +407,14 @@ class Feed:
     mode: Mode = Mode.UPSERT
     log: LogId = LOG
     full_metadata: bool = True
+    ordering: Ordering = BY_RECORD
     partitions: tuple[int, ...] = (0, 1)
     next: dict[int, int] = field(default_factory=dict)
     epochs: dict[int, int] = field(default_factory=dict)
 
     @property
     def target(self) -> Target:
-        return Target(self.schema.table, self.schema.table.schema, self.schema.table.name, self.mode, self.full_metadata)
+        return Target(self.schema.table, self.schema.table.schema, self.schema.table.name, self.mode, self.full_metadata, self.ordering)
 
     @property
     def own(self) -> TableSchema:
@@ -501,6 +504,7 @@ def _meta(schema: TableSchema, changes: Sequence[Change], offsets: Sequence[int]
         "offset": offsets,
         "commit": [c.record for c in changes],
         "record": [c.record for c in changes],
+        "minor": [c.minor for c in changes],
         "source_us": [1_700_000_000_000_000] * len(changes),
         "index": list(range(len(changes))),
     }
@@ -524,6 +528,9 @@ def _with_base(delta: Delta, changes: Sequence[Change]) -> Delta:
         pa.array([c.move for c in changes], pa.int64()),
         pa.array([(c.left or c.record) if c.unsent else None for c in changes], pa.int64()),
         pa.nulls(len(changes), pa.int32()),
+        pa.array([None if c.move is None else 0 for c in changes], pa.int64()),
+        pa.array([c.minor if c.unsent else None for c in changes], pa.int64()),
+        pa.array([at if c.unsent else None for c, at in zip(changes, delta.meta["offset"].to_pylist(), strict=True)], pa.int64()),
     ]
     return Delta(
         **{f.name: getattr(delta, f.name) for f in fields(delta) if f.name not in ("unsent", "base")},

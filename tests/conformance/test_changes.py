@@ -83,6 +83,7 @@ class Log:
             "offset": offsets,
             "commit": [None for _ in rows],
             "record": [r.record for r in rows],
+            "minor": [0] * len(rows),
             "source_us": [abs(r.record) % 10**9 for r in rows],
             "index": list(range(len(rows))),
         }

@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +20,7 @@ import mergers.destinations
 from cdc_service.core.errors import CommitUnknown, Fenced, TableStopped, Unavailable
 from cdc_service.core.evolve import evolve
 from cdc_service.core.logical import INFINITY, Kind, LogicalType, decimal
+from cdc_service.core.order import LAST_MINOR, Ordering, Ties
 from cdc_service.core.types import BASE, Column, LogId, Mode, Op, PartitionCounts, TableId, TableSchema, Truncation
 from mergers.protocol import TableState, UnsentUnknown
 from tests.conformance.harness import HARNESSES, ITEMS, LOG, PARAMS, Change, Feed, Harness, harness_of, number, parsed_statements, text
@@ -455,6 +456,56 @@ def test_i11_the_new_half_first_is_not_filled_from_a_row_that_may_be_stale(harne
     assert everything(harness, feed) == before
     feed.apply(item(C, 2, 20, "a", "read again", partition=1), item(C, 3, 21, "c", "C", partition=1))
     assert live(harness, feed) == {1: ("a", "stale"), 2: ("a", "read again"), 3: ("c", "C")}
+
+
+# Changes that share a position
+
+
+@pytest.fixture(params=[Mode.UPSERT, Mode.SOFT_DELETE], ids=str)
+def shared(request: pytest.FixtureRequest, destination: Any) -> Callable[[Ties], Feed]:
+    """A feed without the metadata that can be left out, of a source whose positions have a second part."""
+    return lambda ties: Feed(destination, ITEMS, mode=request.param, full_metadata=False, ordering=Ordering(True, ties)).start()
+
+
+def test_i32_changes_of_one_record_are_ordered_by_their_minor_part(harness: Harness, shared: Callable[[Ties], Feed]) -> None:
+    feed = shared(Ties.SAME_CHANGE)
+    feed.apply(item(C, 1, 10, "a", "A"), item(C, 2, 10, "b", "B", partition=1, minor=1))
+    feed.apply(item(U, 1, 10, "late", "L", minor=3))
+    feed.apply(item(U, 1, 10, "early", "E", minor=2))
+    assert live(harness, feed) == {1: ("late", "L"), 2: ("b", "B")}
+    feed.apply(item(U, 1, 10, "later", minor=4, unsent=("body",)))
+    assert live(harness, feed)[1] == ("later", "L")
+    feed.apply(item(D, 1, 10, minor=6))
+    for again in (item(C, 1, 10, "before", minor=5), item(D, 1, 10, minor=6), item(U, 1, 10, "later", minor=4)):
+        feed.apply(again)
+        assert live(harness, feed) == {2: ("b", "B")}
+    feed.apply(item(C, 1, 10, "new", "N", minor=7))
+    assert live(harness, feed) == {1: ("new", "N"), 2: ("b", "B")}
+
+
+def test_i32_of_two_changes_at_one_position_the_later_in_the_log_wins_where_the_source_says_so(
+    harness: Harness, shared: Callable[[Ties], Feed]
+) -> None:
+    feed = shared(Ties.OFFSET)
+    feed.apply(item(C, 1, 10, "a", "A"))
+    feed.apply(item(U, 1, 10, "b", unsent=("body",)))
+    assert live(harness, feed) == {1: ("b", "A")}
+    feed.apply(item(D, 1, 10))
+    assert live(harness, feed) == {}
+    feed.apply(item(C, 1, 10, "c", "C"))
+    assert live(harness, feed) == {1: ("c", "C")}
+    feed.apply(item(U, 1, 9, "old", "O"))
+    assert live(harness, feed) == {1: ("c", "C")}
+    # Offsets of two partitions do not compare: a key that changed its spelling alone is there.
+    feed.apply(item(D, 1, 10, partition=1, moved=True))
+    assert live(harness, feed) == {1: ("c", "C")}
+
+
+def test_i32_what_was_read_at_a_position_stands_behind_all_changes_there(harness: Harness, shared: Callable[[Ties], Feed]) -> None:
+    feed = shared(Ties.OFFSET)
+    feed.apply(item(U, 1, 10, "read", "R", minor=LAST_MINOR))
+    feed.apply(item(U, 1, 10, "change", "C", minor=5))
+    assert live(harness, feed) == {1: ("read", "R")}
 
 
 def test_i11_a_row_that_came_by_another_partition_is_not_the_base(harness: Harness, feed: Feed) -> None:

@@ -53,6 +53,7 @@ def batch_of(events: list[Event], starts: dict[int, int], stops: dict[int, int])
                 "offset": [e.offset for e in events],
                 "commit": [None] * len(events),
                 "record": [e.record for e in events],
+                "minor": [0] * len(events),
                 "source_us": [None] * len(events),
                 "index": list(range(len(events))),
             },
@@ -214,7 +215,8 @@ def test_i11_what_stands_under_a_key_that_was_left_is_bounded_by_the_change_that
     ]
     delta = fold([batch_of(events, {0: 5}, {0: 10})], batch_id="b", target=TARGET, generations=lambda p, o, r: np.zeros(len(p), np.int32))
     place = delta.data["id"].to_pylist().index(7)
-    assert delta.base.about.to_pylist()[place] == {"text": '["3"]', "move": None, "record": 200, "partition": 0}
+    row = {"text": '["3"]', "move": None, "record": 200, "partition": 0, "move_minor": None, "minor": 0, "offset": 6}
+    assert delta.base.about.to_pylist()[place] == row
 
 
 def test_i11_an_image_that_came_by_another_partition_is_looked_up() -> None:

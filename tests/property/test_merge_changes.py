@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from cdc_service.core.append import gather
 from cdc_service.core.errors import Unavailable
 from cdc_service.core.evolve import evolve
-from cdc_service.core.order import generations, snapshot_record
+from cdc_service.core.order import BY_RECORD, Ordering, Ties, generations, snapshot_record
 from cdc_service.core.types import META, ChangeBatch, Delta, Mode, Op, Span, TableId, TableSchema, Tail, Target
 from cdc_service.testing.memory import CHANGE_COLUMNS
 from tests.conformance.harness import ITEMS, LOG, PARAMS, Harness, MemoryHarness, harness_of
@@ -47,6 +47,7 @@ class Event:
     unsent: bool = False
     before: str | None = None
     said: int | None = None
+    minor: int = 0
 
     @property
     def change(self) -> tuple[object, ...]:
@@ -56,6 +57,7 @@ class Event:
 @dataclass
 class Source:
     random: random.Random
+    ordering: Ordering = BY_RECORD
     log: list[Event] = field(default_factory=list)
     lost: list[Event] = field(default_factory=list)
     record: int = 100
@@ -66,9 +68,17 @@ class Source:
             number = 0
             for _ in range(self.random.choice([1, 1, 2, 4])):
                 self.record += self.random.randrange(1, 4)
-                for event in self.change():
-                    number += 1
-                    self.log.append(replace(event, number=number))
+                for minor in range(self.random.choice([1, 1, 3]) if self.ordering.minor else 1):
+                    changes = self.change()
+                    alone = any(event.op is Op.TRUNCATE for event in changes)  # It has a position of its own.
+                    if alone and minor:
+                        break
+                    for event in changes:
+                        number += 1
+                        said = minor if self.ordering.ties is Ties.SAME_CHANGE else 0
+                        self.log.append(replace(event, number=number, minor=said))
+                    if alone:
+                        break
 
     def snapshot(self) -> None:
         """Rows at two positions where the connector was killed in its first attempt."""
@@ -139,6 +149,7 @@ def batch(schema: TableSchema, parts: Mapping[int, tuple[int, Sequence[Event]]])
         "offset": [offset for _, offset, _ in rows],
         "commit": [e.record for _, _, e in rows],
         "record": [e.record for _, _, e in rows],
+        "minor": [e.minor for _, _, e in rows],
         "source_us": [7 * max(e.record, 0) for _, _, e in rows],
         "index": list(range(len(rows))),
     }
@@ -213,8 +224,9 @@ def test_i1_i8_i12_i16_i21_every_change_is_a_row_exactly_once(opened: tuple[Harn
     rand = random.Random(seed)
     keyed = rand.random() < 0.4
     schema = replace(ITEMS, table=TableId("changes", f"t{next(COUNTER)}"), key=ITEMS.key if keyed else ())
-    target = Target(schema.table, "changes", schema.table.name, Mode.APPEND, full_metadata=rand.random() < 0.5)
-    source = Source(rand)
+    ordering = rand.choice([BY_RECORD, Ordering(minor=True), Ordering(True, Ties.OFFSET)]) if keyed else BY_RECORD
+    target = Target(schema.table, "changes", schema.table.name, Mode.APPEND, rand.random() < 0.5, ordering)
+    source = Source(rand, ordering)
     source.run(rand.choice([3, 15, 40]))
     partitions = PARTITIONS if keyed else 1
     logs: list[list[Event]] = [[] for _ in range(partitions)]
@@ -241,7 +253,8 @@ def test_i1_i8_i12_i16_i21_every_change_is_a_row_exactly_once(opened: tuple[Harn
             HAPPENED["resync"] += 1
             resync = (resync[0] + 1, dict(at), rand.randrange(100, source.record + 1))
             for house in houses:
-                house.destination.begin_anew(target, LOG, at, replace(house.destination.load_state(target), generation=resync[0]))
+                state, forget = replace(house.destination.load_state(target), generation=resync[0]), ordering.ties is Ties.SAME_CHANGE
+                house.destination.begin_anew(target, LOG, at, state, forget=forget)  # A log goes on where it was, with its places.
                 house.take(at)
     check(houses, schema, source, resync[0])
 

@@ -24,7 +24,7 @@ from cdc_service.core.errors import Unavailable
 from cdc_service.core.evolve import evolve
 from cdc_service.core.fold import fold
 from cdc_service.core.keys import key_text
-from cdc_service.core.order import generations, snapshot_record
+from cdc_service.core.order import BY_RECORD, LAST_MINOR, Ordering, Ties, generations, snapshot_record
 from cdc_service.core.types import META, ChangeBatch, Delta, LogId, Mode, Op, Span, TableId, TableSchema, Target
 from cdc_service.testing.memory import MemoryDestination
 from mergers.protocol import UnsentUnknown
@@ -47,6 +47,7 @@ class Event:
     old: int | None = None
     moved: bool = False
     tombstone: bool = False
+    minor: int = 0
 
 
 @dataclass
@@ -54,9 +55,13 @@ class Source:
     """A table of (name, body) by id, and the log of its changes."""
 
     random: random.Random
+    ordering: Ordering = BY_RECORD
     rows: dict[int, tuple[str, str]] = field(default_factory=dict)
     log: list[Event] = field(default_factory=list)
     record: int = 100
+    minor: int = 0
+    alone: bool = True
+    """Whether no other change may have the position."""
     spelled: dict[int, int] = field(default_factory=dict)
     """How often the key was spelled anew, which sends its changes to another partition."""
 
@@ -69,22 +74,31 @@ class Source:
             record = int(snapshot_record(np.array([50]))[0])
             self.log.append(Event(Op.READ, i % PARTITIONS, record, i, *self.rows[i]))
         for _ in range(steps):
-            self.record += self.random.randrange(1, 5)
             self.step()
+
+    def go_on(self, *, alone: bool) -> None:
+        """To the position of the next change, which may be that of the one before it where the source has such."""
+        if self.ordering == BY_RECORD or alone or self.alone or self.random.random() < 0.4:
+            self.record += self.random.randrange(1, 5)
+            self.minor = 0
+        elif self.ordering.ties is Ties.SAME_CHANGE or self.random.random() < 0.3:
+            self.minor += 1
+        self.alone = alone
 
     def step(self) -> None:
         free = [i for i in range(KEYS) if i not in self.rows]
         what = self.random.choices(["insert", "update", "delete", "move", "spell", "truncate"], [4, 6, 2, 4, 1.5, 0.3])[0]
+        self.go_on(alone=what in ("truncate", "spell"))
         if what == "truncate":
             self.rows.clear()
-            self.log.append(Event(Op.TRUNCATE, self.random.randrange(PARTITIONS), self.record))
+            self._event(Op.TRUNCATE, None, partition=self.random.randrange(PARTITIONS))
         elif what == "insert" and free:
             self._put(Op.CREATE, self.random.choice(free), f"n{self.record}", f"b{self.record}")
         elif self.rows and what == "spell":
             # A numeric key 1.50 that becomes 1.5: a delete and a create under one key, in two partitions of Kafka.
             id_ = self.random.choice(sorted(self.rows))
             name, body = self.rows[id_]
-            self.log.append(Event(Op.DELETE, self.partition(id_), self.record, id_, moved=True))
+            self._event(Op.DELETE, id_, moved=True)
             self.spelled[id_] = self.spelled.get(id_, 0) + 1
             self._put(Op.CREATE, id_, name, body, self.random.random() < 0.7, old=id_)
         elif self.rows and what in ("update", "delete", "move"):
@@ -94,17 +108,21 @@ class Source:
             else:
                 name, body = self.rows.pop(id_)
                 moved = what == "move" and bool(free)
-                self.log.append(Event(Op.DELETE, self.partition(id_), self.record, id_, moved=moved))
-                self.log.append(Event(Op.DELETE, self.partition(id_), self.record, id_, tombstone=True))
+                self._event(Op.DELETE, id_, moved=moved)
+                self._event(Op.DELETE, id_, tombstone=True)
                 if moved:
                     self._put(Op.CREATE, self.random.choice(free), name, body, self.random.random() < 0.7, old=id_)
+
+    def _event(self, op: Op, id_: int | None, *more: Any, partition: int | None = None, **flags: Any) -> None:
+        place = partition if id_ is None or partition is not None else self.partition(id_)
+        self.log.append(Event(op, place or 0, self.record, id_, *more, minor=self.minor, **flags))
 
     def _body(self, id_: int) -> tuple[str, bool]:
         return (f"b{self.record}", False) if self.random.random() < 0.4 else (self.rows[id_][1], self.random.random() < 0.7)
 
     def _put(self, op: Op, id_: int, name: str, body: str, unsent: bool = False, old: int | None = None) -> None:
         self.rows[id_] = (name, body)
-        self.log.append(Event(op, self.partition(id_), self.record, id_, name, None if unsent else body, unsent, old))
+        self._event(op, id_, name, None if unsent else body, unsent, old)
 
     def delivered(self) -> list[list[Event]]:
         """The log as it stands in each partition, with the tails that a restarted connector repeated."""
@@ -128,6 +146,7 @@ def batch(schema: TableSchema, parts: dict[int, tuple[int, Sequence[Event]]]) ->
         "offset": [offset for offset, _ in rows],
         "commit": [e.record for _, e in rows],
         "record": [e.record for _, e in rows],
+        "minor": [e.minor for _, e in rows],
         "source_us": [0] * len(rows),
         "index": list(range(len(rows))),
     }
@@ -152,6 +171,7 @@ def completed(delta: Delta, unknown: UnsentUnknown, source: Source) -> Delta:
     meta = delta.meta.to_pydict()
     for i in again:
         meta["record"][i] = source.record
+        meta["minor"][i] = LAST_MINOR if source.ordering.minor else 0
         if ids[i] in source.rows:
             data["name"][i], data["body"][i] = source.rows[ids[i]]
         else:
@@ -242,8 +262,9 @@ def test_i1_i4_i7_i8_i11_random_logs_end_as_the_source_did(opened: tuple[Harness
     rand = random.Random(seed)
     mode = rand.choice([Mode.UPSERT, Mode.SOFT_DELETE])
     schema = replace(ITEMS, table=TableId("logs", f"t{next(COUNTER)}"))
-    target = Target(schema.table, "logs", schema.table.name, mode)
-    source = Source(rand)
+    ordering = rand.choice([BY_RECORD, BY_RECORD, Ordering(minor=True), Ordering(True, Ties.OFFSET)])
+    target = Target(schema.table, "logs", schema.table.name, mode, rand.random() < 0.7, ordering)
+    source = Source(rand, ordering)
     source.run(rand.choice([5, 30, 80]))
     logs = source.delivered()
     memory = MemoryHarness(None)  # type: ignore[arg-type]

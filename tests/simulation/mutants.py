@@ -121,7 +121,7 @@ def _() -> Sequence[Patch]:
 
 @mutant("no version guard", "a batch writes its rows, whatever version stands in the target")
 def _() -> Sequence[Patch]:
-    return [(memory, "_wins", lambda kept, change: True)]
+    return [(memory, "_wins", lambda kept, change, ordering: True)]
 
 
 @mutant("deleted keys forgotten", "a tombstone erases the version of the key that was deleted")
@@ -352,7 +352,7 @@ def _without_unsent(delta: Delta) -> Delta:
 
 @mutant("an image of any age", "an unsent value of a changed key is taken from whatever row stands under the old key")
 def _() -> Sequence[Patch]:
-    def base(kept: Any, change: Any) -> Any:
+    def base(kept: Any, change: Any, ordering: Any) -> Any:
         row = kept.rows.get(change.base_text)
         gone = kept.deleted.get(change.base_text)
         return row.values if row is not None else gone.image if gone is not None else None

@@ -127,7 +127,7 @@ def batch_and_raw(type_: LogicalType, values: pa.Array, keys: list[int] | None) 
     places = list(range(n))
     columns = {
         "op": [1] * n, "partition": [3] * n, "offset": [100 + p for p in places], "commit": [None] * n, "record": places,
-        "source_us": [None] * n, "index": [p + 1 for p in places],
+        "minor": [0] * n, "source_us": [None] * n, "index": [p + 1 for p in places],
     }  # fmt: skip
     # The raw batch has a tombstone in front, so that a place in it is none in the batch.
     raw = RawBatch(
@@ -346,7 +346,8 @@ def changes(*rows: tuple[Op, int, int, int | None], partition: int = 0, start: i
     keys = [key for *_, key in rows]
     columns = {
         "op": [int(op) for op, *_ in rows], "partition": [partition] * n, "offset": [offset for _, _, offset, _ in rows],
-        "commit": [None] * n, "record": [record for _, record, _, _ in rows], "source_us": [None] * n, "index": list(range(n)),
+        "commit": [None] * n, "record": [record for _, record, _, _ in rows], "minor": [0] * n,
+        "source_us": [None] * n, "index": list(range(n)),
     }  # fmt: skip
     data = pa.table([pa.array(keys, pa.int64()), pa.array([f"v{o}" for _, _, o, _ in rows], pa.string())], schema=ITEMS.arrow)
     stop = rows[-1][2] + 1 if rows else start
@@ -610,7 +611,7 @@ def test_a_change_that_comes_again_is_no_row_again() -> None:
     assert gathered(changes((C, 5, 0, 1), (C, 5, 1, 1)), gen=lambda p, o, r: o.astype(np.int32)).meta["gen"].to_pylist() == [1]
     # Another time of the source is another change.
     one, two = changes((C, 5, 0, 1)), changes((C, 5, 1, 1), start=1)
-    other = two.meta.set_column(5, "source_us", pa.array([7], pa.int64()))
+    other = two.meta.set_column(6, "source_us", pa.array([7], pa.int64()))
     assert len(gathered(one, replace(two, meta=other)).data) == 2
     assert len(gathered(one, two).data) == 1
     assert gathered(changes((R, -9, 0, 1), (R, -5, 1, 1), (R, -7, 2, 3))).snapshot_record == -5

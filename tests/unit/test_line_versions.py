@@ -35,7 +35,7 @@ def schema(*names: str) -> TableSchema:
 
 def rows(partition: int, offset: int, record: int, version: TableSchema, *values: Any) -> ChangeBatch:
     data = pa.table([pa.array([v], f.type) for v, f in zip(values, version.arrow, strict=True)], schema=version.arrow)
-    meta = [int(Op.CREATE), partition, offset, record, record, 0, 0]
+    meta = [int(Op.CREATE), partition, offset, record, record, 0, 0, 0]
     return ChangeBatch(
         version,
         data,
