@@ -390,6 +390,8 @@ class Progress:
                 return
             swept, table.counted = self._sweep(table), False
             table.make(goal.position)
+            if table.reload:
+                return
             self._forget(table)
             table.keep(state="streaming", resync=False, complete_through=goal.position, complete_at=goal.at_us)
             self._attempts[table.source] = self._seen.scans.attempts if self._seen else 0

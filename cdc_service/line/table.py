@@ -457,7 +457,7 @@ class Table:
         if self._versions.all and self.means.destination.drift(self.target, self._versions.all[-1]):
             return  # Opening it says what somebody did to the target.
         with contextlib.suppress(CdcError):
-            self._versions.follow({}, position)
+            self._versions.follow(self._versions.key_called_again(), position)
 
     @property
     def applied_to(self) -> int:

@@ -86,6 +86,16 @@ class Versions:
         self.evolve(told, (at, at))
         return ""
 
+    def key_called_again(self) -> Mapping[str, str]:
+        """Columns of the key that the source has no more, each with a name that it had and that the source has now (the target's -> the
+        source's). Where all rows are read anew it does not matter whether it is the same column."""
+        if not self.all or self._target.mode is Mode.APPEND:
+            return {}
+        own, there = self.all[-1], set(self._means.columns_of(self._target.source))
+        live = {c.name for c in own.columns if not c.dropped}
+        lost = [c for c in own.columns if c.name in own.key and c.name not in there]
+        return {c.name: old for c in lost for old, _ in c.former if old in there and old not in live}
+
     def _rename(self, renamed: Mapping[str, str], position: int) -> bool:
         """Whether the target's columns took the names. They do not where the target has moved on already: then they are others."""
         own = self.all[-1]

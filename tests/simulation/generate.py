@@ -14,8 +14,9 @@ from tests.simulation.source import BIG, KEYS, TRANSACTIONAL
 from tests.simulation.warehouses import Warehouses
 
 Draw = random.Random
-CATALOG_SHARE, REWRITES_SHARE = 0.35, 0.1
-"""Of the seeds so many change the catalog, too, and so many write values anew that later events leave out."""
+CATALOG_SHARE, REWRITES_SHARE, TIES_SHARE = 0.35, 0.1, 0.1
+"""Of the seeds so many change the catalog, too, so many write values anew that later events leave out, and so many have a source whose
+changes share positions."""
 FILLS = ("null", "filled", "?")
 
 
@@ -183,6 +184,9 @@ def run(seed: int, warehouses: Warehouses) -> Outcome:
     p = profile(draw)
     if random.Random(f"catalog a:{seed}").random() < CATALOG_SHARE:  # Most seeds that catch a design bug keep their schedules by it.
         p = replace(p, kinds=p.kinds | {"catalog"})
+    if (ties := random.Random(f"ties:{seed}")).random() < TIES_SHARE:
+        modes = tuple((name, Mode.UPSERT if mode is Mode.APPEND else mode) for name, mode in p.setting.modes)
+        p = replace(p, setting=replace(p.setting, modes=modes, ties=ties.choice(["minor", "offset"])))
     if random.Random(f"rewrites:{seed}").random() < REWRITES_SHARE:
         p = replace(p, kinds=p.kinds | {"rewrites"})
     return play_out(p.setting, warehouses, _steps(draw, p))

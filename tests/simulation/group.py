@@ -13,6 +13,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import greenlet
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from cdc_service.config.models import Flush, Limits
 from cdc_service.config.resolve import TableConfig
@@ -20,6 +23,7 @@ from cdc_service.consume.kafka import Assignment, PartitionError, Polled
 from cdc_service.consume.records import Heads, Taken
 from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.identity import HINDRANCES
+from cdc_service.core.order import Ordering
 from cdc_service.core.types import Headers, Mode, Target
 from cdc_service.line.control import Control
 from cdc_service.line.loop import Line
@@ -140,6 +144,19 @@ class Sent(NamedTuple):
         return self.record.headers
 
 
+class SharedPositions:
+    """Of a source whose changes share positions: PostgreSQL's, and a number in each (core.decode.Positions)."""
+
+    fields = PostgresPositions.fields.append(pa.field("row", pa.int64()))
+
+    def __init__(self, ordering: Ordering) -> None:
+        self.ordering = ordering
+
+    def read(self, source: pa.StructArray) -> tuple[pa.Array, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        commit, record, _ = PostgresPositions().read(source)
+        return commit, record, np.array(source.field("row").fill_null(0).to_numpy(zero_copy_only=False), np.int64)
+
+
 class Worker:
     """One service process."""
 
@@ -154,7 +171,8 @@ class Worker:
         topics = world.broker.names
         known = {topics[t.source.name]: warehouse.schema(t) or world.schema(t.source.name) for t in targets}
         logs = {topics[t.source.name] for t in targets if t.mode is Mode.APPEND}
-        decoder = DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER, known=known, logs=logs)
+        positions = SharedPositions(world.source.ordering) if world.source.ordering.minor else PostgresPositions()
+        decoder = DebeziumJsonDecoder(positions, unavailable=PLACEHOLDER, known=known, logs=logs)
         means = Means(self.destination, world, decoder, world, world.schema_of, world.columns_of, world.identities, world, LIMITS)
         flush = Flush(rows=5, bytes=10**6, seconds=1)
         configs = [TableConfig(t.source, t, topics[t.source.name], flush, "refuse", str(t.source)) for t in targets]

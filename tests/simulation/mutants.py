@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from cdc_service.core import fold as fold_module
 from cdc_service.core.errors import CommitUnknown, TableStopped
 from cdc_service.core.identity import HINDRANCES, Judgement, Outcome
+from cdc_service.core.order import Ordering
 from cdc_service.core.types import Checkpoint, Delta, Op, PartitionCounts, RawBatch, Receipt
 from cdc_service.line import control as control_module
 from cdc_service.line import merging as merging_module
@@ -29,6 +30,7 @@ from cdc_service.line import versions as versions_module
 from cdc_service.line.table import flowing
 from cdc_service.testing import memory
 from connectors.decoders import envelope, positions
+from tests.simulation import group as group_module
 from tests.simulation import world as world_module
 
 Patch = tuple[Any, str, Any]
@@ -117,6 +119,33 @@ def _() -> Sequence[Patch]:
         return real(self, raw) if raw.topic in self._reader._logs else done
 
     return [(envelope.EnvelopeDecoder, "decode", decode)]
+
+
+@mutant("positions without their minor part", "of changes that share a record one is taken for the other, come again")
+def _() -> Sequence[Patch]:
+    real = group_module.SharedPositions.read
+
+    def read(self: Any, source: pa.StructArray) -> Any:
+        commit, record, minor = real(self, source)
+        return commit, record, np.zeros_like(minor)
+
+    return [(group_module.SharedPositions, "read", read)]
+
+
+@mutant(
+    "ties are one change", "of two changes at one position the second is taken for the first, where the source says that the offset decides"
+)
+def _() -> Sequence[Patch]:
+    wins, one_change = memory._wins, Ordering(minor=True)
+
+    def fold(batches: Any, *, target: Any, **more: Any) -> Delta:
+        unlike = replace(target, ordering=replace(target.ordering, ties=one_change.ties))
+        return replace(fold_module.fold(batches, target=unlike, **more), target=target)
+
+    return [
+        (table_module, "fold", fold),
+        (memory, "_wins", lambda kept, change, ordering: wins(kept, change, replace(ordering, ties=one_change.ties))),
+    ]
 
 
 @mutant("no version guard", "a batch writes its rows, whatever version stands in the target")

@@ -46,6 +46,7 @@ def encode(event: Event) -> Record:
     if event.tombstone:
         return Record(event, key, None, headers)
     where = {"lsn": event.lsn, "ts_us": event.us, "sequence": f'["{event.sequence}","{event.lsn}"]' if event.sequence else None}
+    where["row"] = event.minor
     if event.phase == INITIAL:
         where |= {"snapshot": "true", "sequence": f'[null,"{event.lsn}"]'}
     elif event.phase == INCREMENTAL:

@@ -351,4 +351,19 @@ CATALOG = {
         turn w5 699692
         catalog 2 rename t1 name 2
         """,
+    "a key is called as it was before, as its partitions go": """
+        begin tables=t0:soft_delete,t1:soft_delete partitions=1 memory=1000000000 rows=2 alone=1
+        turn w0 87331 crash@1(kafka.poll)
+        turn w1 845144 look crash@1(kafka.poll)
+        act w2 642001 resync t0 crash@3(source.horizon)
+        commit 1
+        deliver 10
+        turn w3 737301
+        catalog - born t0
+        turn w3 918358
+        catalog - rename t0 id 2
+        turn w3 605079 look
+        catalog - detach t0
+        catalog 1 rename t0 id 0
+        """,
 }

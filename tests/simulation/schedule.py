@@ -19,6 +19,7 @@ from functools import partial
 import structlog
 
 from cdc_service.core.errors import CdcError
+from cdc_service.core.order import BY_RECORD, Ordering, Ties
 from cdc_service.core.types import Mode, TableId, Target
 from cdc_service.failpoints import acting
 from tests.simulation.group import Group, Worker, turn
@@ -45,17 +46,24 @@ class Setting:
     """How many rows each table has before the connector begins; a transaction that changes the first ones is open then."""
     alone: bool = True
     """Whether one worker is left at the end."""
+    ties: str = ""
+    """Whether statements of a transaction share positions, and what orders them then: minor, or offset."""
+
+    @property
+    def ordering(self) -> Ordering:
+        return {"": BY_RECORD, "minor": Ordering(minor=True), "offset": Ordering(True, Ties.OFFSET)}[self.ties]
 
     def __str__(self) -> str:
-        tables = ",".join(f"{name}:{mode.value}" for name, mode in self.modes)
-        return f"begin tables={tables} partitions={self.partitions} memory={self.memory} rows={self.rows} alone={int(self.alone)}"
+        tables, ties = ",".join(f"{name}:{mode.value}" for name, mode in self.modes), f" ties={self.ties}" if self.ties else ""
+        return f"begin tables={tables} partitions={self.partitions} memory={self.memory} rows={self.rows} alone={int(self.alone)}{ties}"
 
     @staticmethod
     def of(line: str) -> Setting:
         words = dict(word.split("=") for word in line.split()[1:])
         tables = [one.split(":") for one in words["tables"].split(",")]
         modes = tuple((name, Mode(mode)) for name, mode in tables)
-        return Setting(modes, int(words["partitions"]), int(words["memory"]), int(words["rows"]), words["alone"] == "1")
+        numbers = (int(words[name]) for name in ("partitions", "memory", "rows"))
+        return Setting(modes, *numbers, words["alone"] == "1", words.get("ties", ""))
 
 
 @dataclass(frozen=True)
@@ -107,8 +115,8 @@ class Simulation:
 
     def __init__(self, setting: Setting, warehouses: Warehouses) -> None:
         self.setting = setting
-        self.world = World(dict(setting.modes), setting.partitions)
-        targets = [Target(TableId("public", name), "mart", name, mode) for name, mode in setting.modes]
+        self.world = World(dict(setting.modes), setting.partitions, setting.ordering)
+        targets = [Target(TableId("public", name), "mart", name, mode, ordering=setting.ordering) for name, mode in setting.modes]
         self.invariants = Invariants(self.world, targets)
         self.warehouse: Warehouse = warehouses.make(self.world, self.invariants.check)
         self.invariants.warehouse = self.warehouse

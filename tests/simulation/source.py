@@ -1,7 +1,8 @@
 """The source of the simulation: tables that transactions change at the same time, and what its log says of it.
 
 Positions are PostgreSQL's: a change gets its log position when it is made, a transaction comes out when it commits, so that positions of
-transactions interleave. A *moment* counts everything that became visible; ``history`` remembers for ever what each key held from which
+transactions interleave. Where the ordering has a minor part, changes of a table that follow one another in a transaction share theirs.
+ A *moment* counts everything that became visible; ``history`` remembers for ever what each key held from which
 moment on, the deleted ones too.
 
 Its catalog (tests.simulation.catalog) changes too: what then happens to rows without an event is a moment like any other.
@@ -13,6 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from cdc_service.core.order import BY_RECORD, Ordering, Ties
 from cdc_service.core.types import Mode, Op
 from tests.simulation.catalog import Altered, Names, Row, Shape, alter
 
@@ -46,6 +48,7 @@ class Event:
     tombstone: bool = False
     poison: bool = False
     lost: bool = False
+    minor: int = 0
     us: int = 0
 
 
@@ -107,9 +110,11 @@ class Transaction:
 
 
 class Source:
-    def __init__(self, modes: Mapping[str, Mode]) -> None:
+    def __init__(self, modes: Mapping[str, Mode], ordering: Ordering = BY_RECORD) -> None:
+        self.ordering = ordering
         self.tables = {name: Table(name, mode) for name, mode in modes.items()}
         self.lsn = 100
+        self._minor = 0
         self.moment = 0
         self.log: list[Event] = []
         self.ends: list[int] = []
@@ -153,8 +158,13 @@ class Source:
         if (row is None) != (what == "insert") or there is not None or (what == "move" and key == other):
             return False
         self.open[slot] = tx
-        self.lsn += 1 + (key + other) % 4
-        n = self.lsn
+        last = tx.changes[-1] if tx.changes else None
+        self._minor = 0
+        if self.ordering.minor and isinstance(last, Event) and (last.table, last.lsn) == (table, self.lsn):
+            self._minor = last.minor + 1 if self.ordering.ties is Ties.SAME_CHANGE else 0
+        else:
+            self.lsn += 1 + (key + other) % 4
+        n = f"{self.lsn}.{len(tx.changes)}" if self.ordering.minor else str(self.lsn)
         if what == "insert":
             there_are = {role for role, _ in tx.shapes.get(table, t.shape).names}
             new: Row = {role: value for role, value in self._new(key, n, other).items() if role in there_are}
@@ -166,7 +176,8 @@ class Source:
         else:
             moved = other if what == "move" else None
             shape = tx.shapes.get(table, t.shape)
-            event = Event(table, Op.DELETE, n, 0, shape.names, key, new=moved, lost=shape.member is None, us=self.us)
+            lost = shape.member is None
+            event = Event(table, Op.DELETE, self.lsn, 0, shape.names, key, new=moved, lost=lost, us=self.us, minor=self._minor)
             tx.changes += [event, replace(event, tombstone=True)]
             tx.rows[table, key] = None
             if moved is not None:
@@ -176,16 +187,17 @@ class Source:
         self.us += 1000
         return True
 
-    def _new(self, key: int, n: int, other: int) -> Row:
+    def _new(self, key: int, n: str, other: int) -> Row:
         return {"id": key, "name": f"n{n}", "body": self._body(n, other), "extra": f"e{n}"}
 
     @staticmethod
-    def _body(n: int, other: int) -> str:
+    def _body(n: str, other: int) -> str:
         return f"{BIG}{n}" if other % 3 else f"b{n}"
 
     def _put(self, tx: Transaction, t: Table, op: Op, key: int, row: Row, unsent: bool = False, old: int | None = None) -> None:
         shape = tx.shapes.get(t.name, t.shape)
-        tx.changes.append(Event(t.name, op, self.lsn, 0, shape.names, key, row, unsent, old, lost=shape.member is None, us=self.us))
+        event = Event(t.name, op, self.lsn, 0, shape.names, key, row, unsent, old, lost=shape.member is None, us=self.us)
+        tx.changes.append(replace(event, minor=self._minor))
         tx.rows[t.name, key] = row
 
     def commit(self, slot: int) -> bool:

@@ -19,6 +19,7 @@ from cdc_service.consume.kafka import TopicFacts
 from cdc_service.core.errors import CdcError, CommitUnknown, Unavailable
 from cdc_service.core.identity import Identities, Judgement
 from cdc_service.core.logical import Kind, LogicalType
+from cdc_service.core.order import BY_RECORD, Ordering
 from cdc_service.core.types import Column, Mode, TableId, TableSchema
 from cdc_service.watch import Facts
 from connectors.connect import ConnectorStatus, TaskStatus
@@ -53,8 +54,8 @@ class Running:
 
 
 class World:
-    def __init__(self, modes: Mapping[str, Mode], partitions: int) -> None:
-        self.source = Source(modes)
+    def __init__(self, modes: Mapping[str, Mode], partitions: int, ordering: Ordering = BY_RECORD) -> None:
+        self.source = Source(modes, ordering)
         self.broker = Broker({name: f"shop.public.{name}" for name in modes}, partitions)
         self.connector = Connector(self.source, self.broker, wall_ms=lambda: self.wall_us() // 1000)
         self.at = 0.0
