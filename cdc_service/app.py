@@ -334,7 +334,7 @@ def _works(config: Config) -> Works:
         watch = Watch(
             p.names, {t.config.topic: t.source for t in tables}, p.connect, p.source, p.kafka, notices, clock, settings, p.options
         )
-        line = Line(tables, means, p.kafka, join, memory=config.limits.memory, clock=clock, submit=beside)
+        line = Line(tables, means, p.kafka, watch.identities, join, memory=config.limits.memory, clock=clock, submit=beside, ask=beside)
         stack.callback(line.close)
         progress = Progress(line, lambda: watch.facts, destination, _Snapshots(p), p.source, clock)
         control = Control(tables, means, _Horizon(p), progress.begun, lambda: p.kafka.group_offsets(p.names.group))

@@ -252,6 +252,7 @@ class Watch:
         self._slot = Slot()
         self._unsaid: list[tuple[str, bytes]] = []
         self._identities_at = float("-inf")
+        self._connector: Mapping[str, str] | None = None
         self._names = names
         self._topics = topics
         self._connect = connect
@@ -308,7 +309,7 @@ class Watch:
     def _look(self, old: Facts) -> Facts:
         at_us, at, name = self._clock.wall_us(), self._clock.monotonic(), self._names.connector
         self._kafka.cluster_id()  # First, so that it is named where it is away: Connect answers nothing then, and would get the blame.
-        config = self._connect.config(name)
+        self._connector = config = self._connect.config(name)
         progress = self._source.progress(self._connect.offsets(name))
         topics = self._kafka.describe(list(self._topics), lows=False)
         scans = self._follow(progress)
@@ -338,6 +339,13 @@ class Watch:
             connector_missing=config is None,
             connector_differs=config is None or meaning(config) != self._settings,
         )
+
+    def identities(self, tables: Sequence[TableId]) -> Identities:
+        """What the source says of these tables now, and of how the connector gets their changes as it was at the last look. From any
+        thread. Raises what the source and Connect raise."""
+        if self._connector is None:
+            self._connector = self._connect.config(self._names.connector)
+        return self._source.identities(tables, self._names, self._connector, self._options)
 
     def _identities(self, connector: Mapping[str, str] | None) -> Identities | None:
         """Those of all tables, unless asking for them took so long that it has to wait."""

@@ -40,7 +40,7 @@ QUEUE_KILOBYTES = 32 * 1024
 SLICE_BYTES = 4 * 2**20
 SLICE_RECORDS = (50, 2_000)
 """What is asked of the client at once, so that each value is cut and copied while it is in the processor's cache."""
-GATHER_SECONDS = 0.05
+GATHER_SECONDS = 0.02
 """How long a poll waits for more, once something came."""
 CLOSE_SECONDS = 2.0
 REJOIN_SECONDS = 5.0

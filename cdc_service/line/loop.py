@@ -19,6 +19,7 @@ import structlog
 from cdc_service.consume.kafka import Assignment, PartitionError, Polled
 from cdc_service.core.clock import Backoff, Clock
 from cdc_service.core.errors import CdcError, Disposition, Fenced, Unavailable
+from cdc_service.core.identity import Identities
 from cdc_service.core.types import TableId
 from cdc_service.failpoints import failpoint
 from cdc_service.line.means import Means
@@ -68,7 +69,8 @@ class Totals:
 
 
 class Line:
-    """``join(assignment)`` opens the consumer; the line tells it where each partition begins. ``submit`` runs the merges.
+    """``join(assignment)`` opens the consumer; the line tells it where each partition begins. ``submit`` runs the merges, ``ask``
+    what is asked ahead of them: ``identities`` is as Means.identities, but may know the connector's settings as they were at the last look.
 
     A turn is ``read``, then whatever else uses the destination (only while ``resting``), then ``merge``.
     """
@@ -78,18 +80,20 @@ class Line:
         tables: Sequence[Table],
         means: Means,
         ids: TopicIds,
+        identities: Callable[[Sequence[TableId]], Identities],
         join: Callable[[Assignment], Log],
         *,
         memory: int,
         clock: Clock,
         submit: Submit = at_once,
+        ask: Submit = at_once,
     ) -> None:
         self.tables = list(tables)
         self.totals = Totals(at=clock.monotonic())
         self.log = structlog.get_logger()
         self._by_topic = {t.config.topic: t for t in self.tables}
         self._means = means
-        self._merging = Merging(ids, means.identities, submit, clock)
+        self._merging = Merging(ids, identities, submit, clock, ask)
         self._memory = memory
         self._clock = clock
         self._record_bytes = 64_000.0  # Until it is known: the first polls are short.
@@ -116,8 +120,9 @@ class Line:
             self.totals.at = self._clock.monotonic()
 
     def _patience(self) -> float:
-        quiet = self._idle and self.resting and not self.buffered_bytes
-        return max(POLL_SECONDS, len(self.tables) * IDLE_POLL_SECONDS) if quiet else POLL_SECONDS
+        if self._idle and self.resting and not self.buffered_bytes:
+            return max(POLL_SECONDS, len(self.tables) * IDLE_POLL_SECONDS)
+        return min([POLL_SECONDS, *(t.due_in for t in self.tables)]) if self.resting else POLL_SECONDS
 
     @property
     def resting(self) -> bool:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol, TypeVar
 
 from cdc_service.core.clock import Backoff, Clock
@@ -18,9 +19,11 @@ from cdc_service.core.identity import Identities
 from cdc_service.core.types import TableId
 from cdc_service.failpoints import failpoint
 from cdc_service.line.stops import topic_gone
-from cdc_service.line.table import Table
+from cdc_service.line.table import Asked, Table, not_asked
 
 T = TypeVar("T")
+ANSWER_SECONDS = 5.0
+"""So long a round of merges waits for what the source says of its tables."""
 
 
 class Submit(Protocol):
@@ -70,14 +73,18 @@ class Outcome:
 
 
 class Merging:
-    """The round that is under way, if any. Called from the line's thread only. ``identities`` is as in Means."""
+    """The round that is under way, if any. Called from the line's thread only. ``identities``, ``submit`` and ``ask`` are as in Line."""
 
-    def __init__(self, ids: TopicIds, identities: Callable[[Sequence[TableId]], Identities], submit: Submit, clock: Clock) -> None:
+    def __init__(
+        self, ids: TopicIds, identities: Callable[[Sequence[TableId]], Identities], submit: Submit, clock: Clock, ask: Submit
+    ) -> None:
         self._ids = ids
         self._identities = identities
+        self._asked: Future[Identities] | None = None
         self._asking = Backoff(clock)
         """The wait after the source did not answer: merges go on meanwhile."""
         self._submit = submit
+        self._put = ask
         self._clock = clock
         self._round: Future[list[Outcome]] | None = None
         self._began = 0.0
@@ -117,35 +124,44 @@ class Merging:
     # On the thread of the merges
 
     def _merge(self, tables: Sequence[Table]) -> list[Outcome]:
+        # Both are asked after the last record of the batch, beside one another and beside the folding.
+        ids = self._put(lambda: self._ids.topic_ids([t.config.topic for t in tables]))
+        asked = self._ask([table.source for table in tables if table.is_ahead])
         try:
-            # After the last record of the batch: a topic that was made again under a running consumer is not noticed otherwise.
-            ids = self._ids.topic_ids([t.config.topic for t in tables])
+            # A topic that was made again under a running consumer is not noticed otherwise.
+            known = ids.result()
         except CdcError as error:
             again = Unavailable(error.message, hint=error.hint, code=error.code)
             return [Outcome(table, {}, 0, 0.0, again) for table in tables]
-        found = self._identify([table.source for table in tables if table.is_ahead])
-        return [self._merge_one(table, ids.get(table.config.topic), found) for table in tables]
+        return [self._merge_one(table, known.get(table.config.topic), asked) for table in tables]
 
-    def _identify(self, ahead: Sequence[TableId]) -> Identities | None:
-        """What the source says, after the last record of the batch, of the tables whose changes are ``ahead`` of what it said before."""
-        if not ahead or self._asking.waiting:
-            return None
-        try:
-            found = self._identities(ahead)
-        except CdcError:
-            self._asking.failed()
-            return None  # The tables say that it is not known.
-        self._asking.succeeded()
-        return found
+    def _ask(self, ahead: Sequence[TableId]) -> Asked:
+        """Puts the question what the source says, after the last record of the batch, of the tables whose changes are ``ahead`` of what it
+        said before. Where the source hangs no merge waits for it, and no second question is put."""
+        if not ahead or self._asking.waiting or not (self._asked is None or self._asked.done()):
+            return not_asked
+        asked = self._asked = self._put(lambda: self._identities(ahead))
 
-    def _merge_one(self, table: Table, topic_id: str | None, found: Identities | None) -> Outcome:
+        @cache
+        def answer() -> Identities | None:
+            try:
+                found = asked.result(timeout=ANSWER_SECONDS)
+            except (CdcError, TimeoutError):
+                self._asking.failed()
+                return None  # The tables say that it is not known.
+            self._asking.succeeded()
+            return found
+
+        return answer
+
+    def _merge_one(self, table: Table, topic_id: str | None, asked: Asked) -> Outcome:
         began, before, moved = self._clock.monotonic(), table.merges, dict[int, int]()
         error: Exception | None = None
         try:
             if table.log is None or table.log.topic_id != topic_id:
                 raise topic_gone(table.config, exists=topic_id is not None)
             failpoint("line.flush")
-            moved.update(table.flush(found))
+            moved.update(table.flush(asked))
         except Exception as failed:
             error = failed
         return Outcome(table, moved, table.merges - before, self._clock.monotonic() - began, error)

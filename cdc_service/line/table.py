@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,6 +33,8 @@ from cdc_service.line.stops import drifted, scattered, snapshotted_anew
 from cdc_service.line.versions import Versions
 from mergers.protocol import RightsLacking, TableState, Totals, UnsentUnknown
 
+Asked = Callable[[], Identities | None]
+"""Waits for the answer to a question that was put to the source."""
 HELD = frozenset({"paused", "quarantine_stopped", "needs_resync"})
 """States that outlive a restart: a person put the table there, or has to take it out. So do those of core.identity.HINDRANCES."""
 STOPPED = HELD | {"schema_stopped", "drift", "needs_decision", "error"}
@@ -42,6 +44,10 @@ SHARE_WINDOW = 10_000
 COMPLETIONS_MAX = 3
 COLUMN_SECONDS = 10.0
 """How long an event is awaited that tells the form of a new column, where the catalog does not."""
+
+
+def not_asked() -> Identities | None:
+    return None
 
 
 @dataclass(slots=True)
@@ -290,7 +296,14 @@ class Table:
         """Whether the buffer is to be merged now: rows, bytes or age."""
         if not self._buffer or self.backoff.waiting or self.stopped:
             return False
-        return self.full or self.means.clock.monotonic() - self._since >= self.config.flush.seconds
+        return self.full or self.due_in <= 0
+
+    @property
+    def due_in(self) -> float:
+        """The seconds until what is buffered has waited for long enough."""
+        if not self._buffer or self.backoff.waiting or self.stopped:
+            return float("inf")
+        return max(0.0, self._since + self.config.flush.seconds - self.means.clock.monotonic())
 
     @property
     def has_buffer(self) -> bool:
@@ -321,18 +334,18 @@ class Table:
         records = _stream_records(self._aside) if self.kept.identity and self.state == "streaming" else None
         return records is not None and records[1] > self.kept.identity_at
 
-    def flush(self, found: Identities | None = None) -> Mapping[int, int]:
+    def flush(self, asked: Asked = not_asked) -> Mapping[int, int]:
         """Merges what was set aside, one transaction for each run of one schema version; the checkpoints that moved.
 
-        ``found`` is what the source said after the records came, None where it was not asked or did not answer. What was merged before an
-        error is gone from what was set aside, the rest stays. Raises what the destination and the source raise. May run beside
+        ``asked`` gives what the source said after the records came, None where it was not asked or did not answer. What was merged before
+        an error is gone from what was set aside, the rest stays. Raises what the destination and the source raise. May run beside
         ``receive``, and beside nothing else of the table.
         """
         moved: dict[int, int] = {}
         while self._aside:
             self._aside = [self.translated(batch) for batch in self._aside]
             count, run = one_version(self._aside)
-            receipt, tails = self._merge(run, found)
+            receipt, tails = self._merge(run, asked)
             del self._aside[:count]
             self.waiting = self.waiting + Counter(r.code for batch in run for r in batch.rejected)
             self._applied(receipt)
@@ -343,7 +356,7 @@ class Table:
             failpoint("line.merged")
         return moved
 
-    def _merge(self, run: Sequence[ChangeBatch], found: Identities | None) -> tuple[Receipt, Mapping[int, Tail]]:
+    def _merge(self, run: Sequence[ChangeBatch], asked: Asked) -> tuple[Receipt, Mapping[int, Tail]]:
         assert self.log is not None
         self._batches += 1
         batch_id = f"{max(p.epoch for p in self.parts.values())}.{self._batches}"
@@ -353,7 +366,7 @@ class Table:
         self._refuse_flood(delta)
         epochs = {span.partition: self.parts[span.partition].epoch for span in delta.spans}
         try:
-            receipt = self.apply(run, delta, epochs, self.log, found)
+            receipt = self.apply(run, delta, epochs, self.log, asked)
         except Unreadable as lost:
             # Its raw bytes are gone by now: the log is read again from the checkpoint, and the record parked on its way.
             self._refused |= lost.records
@@ -363,14 +376,12 @@ class Table:
             self.source_us = max(self.source_us or 0, latest or 0) or None
         return receipt, delta.tails
 
-    def apply(
-        self, run: Sequence[ChangeBatch], delta: Delta, epochs: Mapping[int, int], log: LogId, found: Identities | None = None
-    ) -> Receipt:
-        """Makes the target hold rows as ``run`` has them, and merges ``delta``, which was folded of it. ``found`` is as in ``flush``.
+    def apply(self, run: Sequence[ChangeBatch], delta: Delta, epochs: Mapping[int, int], log: LogId, asked: Asked = not_asked) -> Receipt:
+        """Makes the target hold rows as ``run`` has them, and merges ``delta``, which was folded of it. ``asked`` is as in ``flush``.
         Raises Unreadable where a value stands nowhere, and what the destination and the source raise."""
         m = self.means
         if any(batch.num_rows for batch in run):
-            self._identify(run, found, others=self._versions.has_others(delta.schema))
+            self._identify(run, asked, others=self._versions.has_others(delta.schema))
             if self._versions.may_be_renamed(delta.schema):
                 self._versions.distrust_passing(delta.schema)
             self._versions.evolve(delta.schema, _stream_records(run), initial=delta.snapshot_record is not None)
@@ -397,7 +408,7 @@ class Table:
                 delta = complete(unknown)
         return merge()
 
-    def _identify(self, run: Sequence[ChangeBatch], found: Identities | None, *, others: bool) -> None:
+    def _identify(self, run: Sequence[ChangeBatch], asked: Asked, *, others: bool) -> None:
         """Before rows are merged of which the source was not asked yet: what it says of the table since. An event does not tell that a
         value that it leaves out was written anew, or that it lacks a column; ``others`` are rows with other columns than the target.
         Where rows would show what never was, the table says first that it is not complete. Raises TableStopped, and what the source
@@ -409,6 +420,7 @@ class Table:
         latest = records[1] if records else 0
         if not others and latest <= kept.identity_at:
             return
+        found = asked()
         if others and (found is None or found.position < latest):
             found = self.means.identities([self.source])
         now = found.tables.get(self.source) if found else None

@@ -1,3 +1,4 @@
+# ruff: noqa: S608  (the texts are of this module, values are parameters)
 """The identity of PostgreSQL tables (core.identity): read from the catalog for all tables at once, and what a change of it means.
 
 Values of a row change without an event in few ways, and each leaves a trace in the catalog:
@@ -25,8 +26,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, text
-from sqlalchemy.engine import RowMapping
+from sqlalchemy import Connection, TextClause, text
 
 from cdc_service.core.errors import ConfigError
 from cdc_service.core.identity import Identities, Judgement, Outcome
@@ -52,7 +52,7 @@ SELECT n.nspname AS schema, c.relname AS name, c.oid::bigint, c.relkind::text AS
        md5(concat_ws(' ', c.relowner, c.relacl, c.reloptions, c.relam, c.reltablespace, c.relhasrules, c.relhastriggers, c.relchecks,
                      c.relnatts, c.relrowsecurity, c.relforcerowsecurity, c.relhassubclass, c.relhasindex)) AS rest,
        row_security_active(c.oid) AS hidden,
-       (SELECT json_build_array(k.conkey, k.condeferrable) FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'p')::text AS key,
+       (SELECT json_build_array(k.conkey, k.condeferrable) FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'p') AS key,
        (SELECT i.indkey::text FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident) AS replica_index,
        (SELECT json_agg(json_build_array(a.attnum, a.attname, a.atttypid::bigint, a.atttypmod, a.attgenerated <> '', a.atthasmissing,
                                          a.xmin::text::bigint,
@@ -61,10 +61,10 @@ SELECT n.nspname AS schema, c.relname AS name, c.oid::bigint, c.relkind::text AS
                                                               a.attstorage, a.attcompression, a.attoptions, a.attacl, a.attndims,
                                                               a.attislocal, a.attinhcount)::text)) ORDER BY a.attnum)
         FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)::text AS columns,
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS columns,
        CASE WHEN c.relkind = 'r' AND c.relhassubclass THEN
             (SELECT json_agg(format('%I.%I', kn.nspname, k.relname) ORDER BY k.oid) FROM pg_inherits i JOIN pg_class k ON k.oid = i.inhrelid
-             JOIN pg_namespace kn ON kn.oid = k.relnamespace WHERE i.inhparent = c.oid) END::text AS kids,
+             JOIN pg_namespace kn ON kn.oid = k.relnamespace WHERE i.inhparent = c.oid) END AS kids,
        CASE WHEN c.relkind = 'p' THEN (
             WITH RECURSIVE tree AS (
                 SELECT i.inhrelid, i.xmin, i.inhdetachpending FROM pg_inherits i WHERE i.inhparent = c.oid
@@ -75,8 +75,8 @@ SELECT n.nspname AS schema, c.relname AS name, c.oid::bigint, c.relkind::text AS
                 EXISTS (SELECT FROM pg_attribute s JOIN pg_attribute u ON u.attrelid = s.attrelid
                         WHERE s.attrelid = p.oid AND s.attnum = -6 AND u.attnum > 0 AND u.attinhcount > 0
                           AND u.xmin = s.xmin AND u.cmin::text = s.cmin::text)) ORDER BY p.oid)
-            FROM tree JOIN pg_class p ON p.oid = tree.inhrelid LEFT JOIN pg_class t ON t.oid = p.reltoastrelid) END::text AS parts,
-       {member}::text AS member,
+            FROM tree JOIN pg_class p ON p.oid = tree.inhrelid LEFT JOIN pg_class t ON t.oid = p.reltoastrelid) END AS parts,
+       {member} AS member,
        (SELECT max(a.atttypid::bigint) FROM pg_attribute a WHERE a.attrelid = c.oid AND NOT a.attisdropped) AS newest_type
 FROM unnest(CAST(:schemas AS text[]), CAST(:names AS text[])) AS w(schema, name)
 JOIN pg_namespace n ON n.nspname = w.schema
@@ -84,7 +84,7 @@ JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name AND c.relkind I
 """
 _TYPES = """
 WITH RECURSIVE used(oid) AS (
-    SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = ANY(CAST(CAST(:oids AS text[]) AS oid[])) AND a.attnum > 0
+    SELECT a.atttypid FROM told JOIN pg_attribute a ON a.attrelid = CAST(told.oid AS oid) AND a.attnum > 0 WHERE told.newest_type >= {own}
     UNION
     SELECT inner_type FROM used JOIN pg_type t ON t.oid = used.oid, LATERAL (
         SELECT unnest(ARRAY[t.typbasetype, t.typelem])
@@ -94,27 +94,40 @@ WITH RECURSIVE used(oid) AS (
 SELECT t.oid::bigint, t.typbasetype::bigint AS base, t.typtypmod AS modifier, t.typelem::bigint AS element,
        (SELECT r.rngsubtype::bigint FROM pg_range r WHERE r.rngtypid = t.oid OR r.rngmultitypid = t.oid) AS subtype,
        (SELECT json_agg(json_build_array(e.oid::bigint, e.enumlabel, e.xmin::text::bigint) ORDER BY e.oid)
-        FROM pg_enum e WHERE e.enumtypid = t.oid)::text AS labels,
+        FROM pg_enum e WHERE e.enumtypid = t.oid) AS labels,
        CASE WHEN t.typtype = 'c' THEN (
             SELECT json_agg(json_build_array(a.attnum, a.atttypid::bigint, a.atttypmod) ORDER BY a.attnum)
-            FROM pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) END::text AS attributes
-FROM used JOIN pg_type t ON t.oid = used.oid WHERE t.oid >= 16384
+            FROM pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) END AS attributes
+FROM used JOIN pg_type t ON t.oid = used.oid WHERE t.oid >= {own}
 """
-_LOCKED = """
-SELECT relation::bigint FROM pg_locks WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock' AND granted
-AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-"""
-"""Whoever alters or empties a table holds this lock until everybody sees what was done."""
 _PUBLICATION = """
 SELECT p.oid::bigint, p.xmin::text::bigint AS edition, p.pubowner::bigint AS owner, p.puballtables AS everything, p.pubviaroot AS root,
        p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate AS whole
 FROM pg_publication p WHERE p.pubname = :publication
 """
 _SLOT = """
-SELECT current_user::text AS role, s.plugin::text AS slot, coalesce((s.confirmed_flush_lsn - '0/0'::pg_lsn)::bigint, 0) AS sent_from,
-       coalesce(s.active, false) AS active
-FROM (SELECT 1) AS one LEFT JOIN pg_replication_slots s ON s.slot_name = :slot AND s.wal_status <> 'lost'
+SELECT s.plugin::text AS plugin, (s.confirmed_flush_lsn - '0/0'::pg_lsn)::bigint AS sent_from, s.active
+FROM pg_replication_slots s WHERE s.slot_name = :slot AND s.wal_status <> 'lost'
 """
+_ALL = """
+WITH told AS MATERIALIZED ({tables})
+SELECT schema, name, row_to_json(told)::text FROM told
+UNION ALL SELECT NULL, 'publication', row_to_json(p)::text FROM ({publication}) AS p
+UNION ALL SELECT NULL, 'slot', row_to_json(s)::text FROM ({slot}) AS s
+UNION ALL SELECT NULL, 'role', to_json(current_user)::text
+UNION ALL SELECT NULL, 'types', (SELECT json_object_agg(t.oid, row_to_json(t) ORDER BY t.oid)::text FROM ({types}) AS t)
+"""
+"""One statement, so that all is of one snapshot: a row for each table, and one for each thing that all of them share (without a schema)."""
+
+_POSITION_AND_LOCKED = text(f"""
+SELECT p.position, (
+    SELECT array_agg(relation::bigint) FROM pg_locks
+    WHERE p.position IS NOT NULL AND locktype = 'relation' AND mode = 'AccessExclusiveLock' AND granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS locked
+FROM ({catalog.POSITION} OFFSET 0) AS p
+""")
+"""Whoever alters or empties a table holds this lock until everybody sees what was done. The locks are read after the position, on which
+that subquery hangs."""
 
 
 Cache = dict[TableId, tuple[tuple[Any, ...], str]]
@@ -131,64 +144,67 @@ def read(
 ) -> Identities:
     """``connection`` is in autocommit. ``connector`` is the connector's configuration (None: not known), ``unwanted`` the expressions by
     which the configuration itself leaves columns out."""
-    position = int(connection.execute(text(catalog.POSITION)).scalar_one())
-    locked = set(connection.execute(text(_LOCKED)).scalars())
-    statement = _TABLES.format(member=_MEMBER_14 if int((connection.dialect.server_version_info or (15,))[0]) < 15 else _MEMBER)
-    # One snapshot, taken after the position and the locks: what is not in it and has written below the position holds one.
-    connection.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-    try:
-        asked = {"schemas": [t.schema for t in tables], "names": [t.name for t in tables], "publication": names.publication}
-        rows = connection.execute(text(statement), asked).all()
-        publication = connection.execute(text(_PUBLICATION), {"publication": names.publication}).mappings().first()
-        role, slot, sent_from, active = connection.execute(text(_SLOT), {"slot": names.slot}).one()
-        own = [str(row.oid) for row in rows if (row.newest_type or 0) >= FIRST_OWN_OID]
-        types = {row["oid"]: row for row in connection.execute(text(_TYPES), {"oids": own}).mappings()} if own else {}
-    finally:
-        connection.exec_driver_sql("COMMIT")
+    position, locked = connection.execute(_POSITION_AND_LOCKED).one()
+    # In a snapshot that is taken after the position and the locks: what is not in it and has written below the position holds one.
+    asked = {"schemas": [t.schema for t in tables], "names": [t.name for t in tables], "publication": names.publication, "slot": names.slot}
+    rows = connection.execute(_all((connection.dialect.server_version_info or (15,))[0]), asked).all()
+    common = {name: json.loads(told or "null") for schema, name, told in rows if schema is None}
+    slot, types = common.get("slot") or {}, common["types"] or {}
     shared = {
-        "publication": None if publication is None else {**publication},
+        "publication": common.get("publication"),
         "published_as": names.publication,
-        "role": role,
-        "slot": slot,
+        "role": common["role"],
+        "slot": slot.get("plugin"),
         "sealed": None if connector is None else is_sealed(connector),
     }
     captured = None if connector is None else connector.get("table.include.list", "")
     left_out = None if connector is None else connector.get("column.exclude.list", "")
-    around = (tuple(map(tuple, (row.items() for row in types.values()))), json.dumps(shared), captured, left_out, unwanted)
-    found = {}
-    for row in rows:
-        table, told = TableId(row.schema, row.name), (*row, *around)
-        if cache.get(table, ((), ""))[0] != told:
-            cache[table] = told, _identity(table, row._mapping, types, shared, captured, left_out, unwanted)
+    around = (json.dumps(types), json.dumps(shared), captured, left_out, unwanted)
+    found, busy = {}, set()
+    for schema, name, told in rows:
+        if schema is None:
+            continue
+        table = TableId(schema, name)
+        if cache.get(table, ((), ""))[0] != (told, *around):
+            cache[table] = (told, *around), _identity(table, json.loads(told), types, shared, captured, left_out, unwanted)
         found[table] = cache[table][1]
-    busy = {TableId(row.schema, row.name) for row in rows if locked and not locked.isdisjoint(_oids(row))}
-    return Identities(position, found, frozenset(busy), int(sent_from), active)
+        if locked and not _oids(json.loads(told)).isdisjoint(locked):
+            busy.add(table)
+    return Identities(int(position), found, frozenset(busy), int(slot.get("sent_from") or 0), bool(slot.get("active")))
 
 
-def _oids(row: Any) -> set[int]:
-    return {row.oid, *(part[_PART] for part in json.loads(row.parts or "[]"))}
+@lru_cache
+def _all(version: int) -> TextClause:
+    tables, types = _TABLES.format(member=_MEMBER_14 if version < 15 else _MEMBER), _TYPES.format(own=FIRST_OWN_OID)
+    return text(_ALL.format(tables=tables, types=types, publication=_PUBLICATION, slot=_SLOT))
+
+
+def _oids(row: Mapping[str, Any]) -> set[int]:
+    return {row["oid"], *(part[_PART] for part in row["parts"] or ())}
 
 
 def _identity(
     table: TableId,
-    row: RowMapping,
-    types: Mapping[int, RowMapping],
+    row: Mapping[str, Any],
+    types: Mapping[str, Mapping[str, Any]],
     shared: Mapping[str, Any],
     captured: str | None,
     left_out: str | None,
     unwanted: str,
 ) -> str:
-    one = {name: row[name] for name in _PLAIN} | {name: json.loads(row[name] or "null") for name in _JSON} | dict(shared)
+    one = {name: row[name] for name in _NAMES} | dict(shared)
     one["replica_index"] = None if row["replica_index"] is None else [int(n) for n in row["replica_index"].split()]
     one["captured"] = None if captured is None else _is_listed(captured, f"{table.schema}.{table.name}")
-    one["out"] = None if left_out is None else list(_left_out(table, row["columns"] or "[]", left_out, unwanted))
+    one["out"] = None if left_out is None else _left_out(table, row["columns"] or (), left_out, unwanted)
     if (row["newest_type"] or 0) >= FIRST_OWN_OID:
-        one["types"] = {str(oid): _kind(types[oid]) for oid in sorted(_reached(one["columns"] or (), types))}
+        one["types"] = {str(oid): _kind(types[str(oid)]) for oid in sorted(_reached(one["columns"] or (), types))}
     return json.dumps(one, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 
-_PLAIN = ("schema", "name", "oid", "kind", "persistence", "partition", "replica", "file", "toast", "edition", "rest", "hidden")
-_JSON = ("key", "columns", "kids", "parts", "member")
+_NAMES = (
+    *("schema", "name", "oid", "kind", "persistence", "partition", "replica", "file", "toast", "edition", "rest", "hidden"),
+    *("key", "columns", "kids", "parts", "member"),
+)
 _NUMBER, _NAME, _TYPE, _MODIFIER, _GENERATED, _MISSING, _VERSION, _CLEARED, _REST = range(9)
 """Places in an entry of ``columns``: _CLEARED says that only a rewrite that keeps values can have written it last, _REST stands for all
 that changes no value. Identities that were kept before there was a _REST have none."""
@@ -197,21 +213,21 @@ _PART, _PART_KIND, _PART_FILE, _PART_LINK, _PART_LEAVING, _PART_LOGGED, _PART_SW
 gave it its file, _PART_BORN whether it was created as a partition."""
 
 
-def _kind(row: RowMapping) -> list[Any]:
-    return [row["base"], row["modifier"], row["element"], json.loads(row["labels"] or "null"), json.loads(row["attributes"] or "null")]
+def _kind(row: Mapping[str, Any]) -> list[Any]:
+    return [row["base"], row["modifier"], row["element"], row["labels"], row["attributes"]]
 
 
-def _reached(columns: Sequence[Sequence[Any]], types: Mapping[int, RowMapping]) -> set[int]:
+def _reached(columns: Sequence[Sequence[Any]], types: Mapping[str, Mapping[str, Any]]) -> set[int]:
     """The database's own types that values of the columns are made of."""
     reached: set[int] = set()
     waiting = [column[_TYPE] for column in columns]
     while waiting:
         oid = waiting.pop()
-        if oid in reached or oid not in types:
+        if oid in reached or str(oid) not in types:
             continue
         reached.add(oid)
-        row = types[oid]
-        waiting += [row["base"], row["element"], row["subtype"] or 0, *(a[1] for a in json.loads(row["attributes"] or "[]"))]
+        row = types[str(oid)]
+        waiting += [row["base"], row["element"], row["subtype"] or 0, *(a[1] for a in row["attributes"] or ())]
     return reached
 
 
@@ -233,15 +249,14 @@ def _compiled(patterns: str) -> tuple[re.Pattern[str], ...]:
         raise ConfigError("connect.options: column.exclude.list is not a list of regular expressions", hint=str(error)) from error
 
 
-@lru_cache(maxsize=4096)
-def _left_out(table: TableId, columns: str, left_out: str, unwanted: str) -> tuple[int, ...]:
+def _left_out(table: TableId, columns: Sequence[Sequence[Any]], left_out: str, unwanted: str) -> list[int]:
     """The numbers of columns that the connector leaves out though the log carries them and nobody asked for it."""
 
     def name(column: Sequence[Any]) -> str:
         return f"{table.schema}.{table.name}.{column[_NAME]}"
 
-    kept = [column for column in json.loads(columns) if not column[_GENERATED] and _is_listed(left_out, name(column))]
-    return tuple(column[_NUMBER] for column in kept if not _is_listed(unwanted, name(column)))
+    kept = [column for column in columns if not column[_GENERATED] and _is_listed(left_out, name(column))]
+    return [column[_NUMBER] for column in kept if not _is_listed(unwanted, name(column))]
 
 
 # What an identity means

@@ -12,9 +12,11 @@ import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
 
 import pyarrow as pa
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import URL, RowMapping
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
@@ -29,6 +31,7 @@ from connectors.decoders.positions import PostgresPositions
 from connectors.dialects import _postgresql_catalog as sql
 from connectors.dialects import _postgresql_findings as findings_of
 from connectors.dialects import _postgresql_identity as identity
+from connectors.dialects import _postgresql_kept as kept
 from connectors.dialects import _postgresql_reading as reading
 from connectors.dialects import _postgresql_schema as learned
 from connectors.dialects import _postgresql_slot as slots
@@ -79,17 +82,23 @@ class PostgresDialect:
     def __init__(self, url: URL) -> None:
         self._url = url
         self._told: identity.Cache = {}
-        options = session_options(str(url.query.get("options", "")), f"statement_timeout={STATEMENT_TIMEOUT_SECONDS * 1000}")
-        self._engine = create_engine(
-            url.set(drivername="postgresql+psycopg"),
-            poolclass=NullPool,
+        self._engine = self._engine_of(poolclass=NullPool)
+        self._kept = kept.pooled(lambda pool: self._engine_of(*kept.SETTINGS, connect=kept.CONNECT, **pool))
+
+    def _engine_of(self, *settings: str, connect: Mapping[str, Any] = MappingProxyType({}), **pool: Any) -> Engine:
+        given = str(self._url.query.get("options", ""))
+        options = session_options(given, f"statement_timeout={STATEMENT_TIMEOUT_SECONDS * 1000}", *settings)
+        return create_engine(
+            self._url.set(drivername="postgresql+psycopg"),
             isolation_level="AUTOCOMMIT",
             hide_parameters=True,
-            connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "application_name": "cdc", "options": options},
+            connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "application_name": "cdc", "options": options, **connect},
+            **pool,
         )
 
     def close(self) -> None:
         self._engine.dispose()
+        self._kept.dispose()
 
     # -- the catalog
 
@@ -137,7 +146,7 @@ class PostgresDialect:
     def identities(
         self, tables: Sequence[TableId], names: Names, connector: Mapping[str, str] | None, options: Mapping[str, str]
     ) -> Identities:
-        with self._connected() as connection:
+        with self._connected(kept=True) as connection:
             return identity.read(connection, tables, names, connector, options.get("column.exclude.list", ""), self._told)
 
     def judge(self, table: TableId, before: str | None, after: str | None) -> Judgement:
@@ -471,10 +480,10 @@ class PostgresDialect:
         return slots.busy(f"the making of slot {names.slot}", found) if found else None
 
     @contextmanager
-    def _connected(self, table: TableId | None = None) -> Iterator[Connection]:
-        """``table`` is the one whose rows are read."""
+    def _connected(self, table: TableId | None = None, *, kept: bool = False) -> Iterator[Connection]:
+        """``table`` is the one whose rows are read; ``kept`` is for what is asked all the time."""
         try:
-            with self._engine.connect() as connection:
+            with (self._kept if kept else self._engine).connect() as connection:
                 yield connection
         except DBAPIError as error:
             if table is not None and _narrowed(error):

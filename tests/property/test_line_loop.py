@@ -345,7 +345,7 @@ class Worker:
             return self.logs[0]
 
         submit = world.random.choice([at_once, self.later])
-        self.line = Line([self.table], means, world, join, memory=world.memory, clock=world, submit=submit)
+        self.line = Line([self.table], means, world, world.identities, join, memory=world.memory, clock=world, submit=submit)
         self.progress = Progress(self.line, world.facts, self.destination, world, world, world)
         self.control = Control([self.table], means, world, self.progress.begun, dict)
 

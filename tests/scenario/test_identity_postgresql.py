@@ -3,15 +3,20 @@ carry has its judgement, what changes no value has none, and what was changed an
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psycopg
 import pytest
 
+from cdc_service.core.errors import Unavailable
 from cdc_service.core.identity import Judgement, Outcome
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
+from connectors.dialects import _postgresql_kept as kept
 from connectors.protocol import SourceDialect, open_dialect
 from deploy.local.stack import Stack
 
@@ -269,3 +274,56 @@ def test_a_thousand_tables_are_one_question(source: Source, table: str) -> None:
     before = found.position
     source.execute("UPDATE t SET n = n + 1")
     assert source.dialect.identities(names, NAMES, None, {}).position > before
+
+
+KEPT = "SELECT pid FROM pg_stat_activity WHERE datname = 'identities' AND application_name = 'cdc'"
+
+
+def kept_connections(source: Source) -> list[int]:
+    return [int(str(pid)) for (pid,) in source.owner.execute(KEPT)]
+
+
+def test_a_connection_that_the_server_closed_is_not_asked(source: Source, table: str) -> None:
+    before = source.identity(table)
+    closed = kept_connections(source)
+    assert closed
+    for pid in closed:
+        source.owner.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+    assert source.identity(table) == before
+    assert set(kept_connections(source)).isdisjoint(closed)
+
+
+@pytest.mark.parametrize("between", [True, False], ids=["before it is asked", "while it is asked"])
+def test_a_server_that_hangs_is_waited_for_no_longer_than_the_limit(
+    source: Source, table: str, between: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = source.identity(table)
+    hung = kept_connections(source)
+    monkeypatch.setattr(kept, "LIMIT_SECONDS", 0.5)
+    found: list[object] = []
+
+    def ask() -> None:
+        try:
+            found.append(source.identity(table))
+        except Unavailable as error:
+            found.append(error)
+
+    with psycopg.connect(source.owner.info.dsn, password=source.owner.info.password) as owner:
+        if not between:
+            owner.execute("LOCK TABLE pg_publication")  # The question has begun, and waits.
+        asking = threading.Thread(target=ask)
+        try:
+            if between:
+                for pid in hung:
+                    os.kill(pid, signal.SIGSTOP)
+            asking.start()
+            asking.join(30)
+        finally:
+            for pid in hung:
+                os.kill(pid, signal.SIGCONT)
+    assert not asking.is_alive(), "it waits for a server that hangs"
+    assert len(found) == 1
+    # One that hung before is not asked at all: the connection is made anew.
+    assert found == [before] if between else isinstance(found[0], Unavailable)
+    monkeypatch.undo()
+    assert source.identity(table) == before

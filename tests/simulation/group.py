@@ -183,7 +183,7 @@ class Worker:
             self.logs.append(GroupLog(world, assignment))
             return self.logs[0]
 
-        self.line = Line(self.tables, means, world, join, memory=memory, clock=world)
+        self.line = Line(self.tables, means, world, world.identities, join, memory=memory, clock=world)
         self.progress = Progress(self.line, lambda: self.facts, self.destination, world, world, world)
         self.control = Control(self.tables, means, world, self.progress.begun, lambda: world.broker.committed)
 

@@ -123,7 +123,7 @@ def made(memory: int = 10**9, **limits: Any) -> tuple[World, Destination, Line, 
     for name in (BAD, GOOD):
         source = TableId(*name.split("."))
         tables.append(Table(TableConfig(source, Target(source, *name.split(".")), name, flush, "refuse", name), means))
-    line = Line(tables, means, anything, anything.join, memory=memory, clock=world)
+    line = Line(tables, means, anything, means.identities, anything.join, memory=memory, clock=world)
     return world, destination, line, Control(tables, means, anything, lambda table: None, dict)
 
 
