@@ -23,11 +23,11 @@ from cdc_service.comparing.reconciler import Outside, Reconciler
 from cdc_service.config import Config, TableConfig, resolve
 from cdc_service.config.patterns import parse_pattern
 from cdc_service.config.resolve import resolution
-from cdc_service.consume.kafka import Admin, Assignment, Log, Reader, Tail
+from cdc_service.consume.kafka import Admin, Log, Reader, Tail
 from cdc_service.core.clock import RealClock
-from cdc_service.core.decode import Decoder, Positions
 from cdc_service.core.errors import AlreadyRunning, CdcError, ConfigError, Unavailable
 from cdc_service.core.identity import Identities
+from cdc_service.core.names import Names
 from cdc_service.core.types import Mode, TableId, TableSchema, Target
 from cdc_service.line import quarantine as parked
 from cdc_service.line.control import Control
@@ -36,10 +36,15 @@ from cdc_service.line.means import Means
 from cdc_service.line.merging import beside
 from cdc_service.line.progress import Progress, signal_id
 from cdc_service.line.table import Part, Table
+from cdc_service.ports.capture import Facts
+from cdc_service.ports.destination import Destination, RightsLacking
+from cdc_service.ports.events import Decoder, Positions
+from cdc_service.ports.feed import Assignment
+from cdc_service.ports.source import Finding, Identity, SourceDialect, SourceTable, without_columns
 from cdc_service.schedule import Schedule
 from cdc_service.service import Service, Works, alone, find_table, tables_of
 from cdc_service.status import document, waiting_for
-from cdc_service.watch import Facts, Watch, meaning
+from cdc_service.watch import Watch, meaning
 from connectors import check as preflight
 from connectors import refusals
 from connectors.check import selectable
@@ -48,7 +53,7 @@ from connectors.decoders.avro import DebeziumAvroDecoder, InJson, Schemas
 from connectors.decoders.debezium_json import DebeziumJsonDecoder
 from connectors.decoders.layout import schema_length
 from connectors.decoders.schemaless import SchemalessJsonDecoder
-from connectors.protocol import Finding, Identity, Names, SourceDialect, SourceTable, open_dialect, without_columns
+from connectors.dialects import open_dialect
 from connectors.register import (
     Registered,
     RegistrationPlan,
@@ -62,7 +67,7 @@ from connectors.register import plan_removal as removal
 from connectors.register import unregister as take_back
 from connectors.registry import SchemaRegistry
 from connectors.wires import is_avro, writes_defaults_for_null
-from mergers.protocol import Destination, RightsLacking, open_destination
+from mergers.destinations import open_destination
 
 CONNECT_RETRY_SECONDS = 3.0
 """How long the running service repeats one question to Connect; its loop asks again by itself."""

@@ -11,7 +11,7 @@ from cdc_service.core.clock import rfc3339
 from cdc_service.core.errors import CdcError
 from cdc_service.line.progress import lag_seconds
 from cdc_service.line.table import OUTCOMES, Table
-from cdc_service.watch import Facts
+from cdc_service.ports.capture import Facts
 
 VERSION = 1
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import structlog
@@ -16,11 +15,13 @@ import structlog
 from cdc_service.core.clock import Clock
 from cdc_service.core.errors import CdcError
 from cdc_service.core.identity import Identities
+from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
-from cdc_service.line.means import TopicFacts, Topics
-from connectors.connect import ConnectorStatus, KafkaConnect
-from connectors.notifications import IDENTITY, RETURNING, SKIPPED, Notification, parse, skipped
-from connectors.protocol import LogHold, Names, Progress, SourceDialect
+from cdc_service.ports.capture import Facts, Progress, Scans
+from cdc_service.ports.feed import Topics
+from cdc_service.ports.source import SourceDialect
+from connectors.connect import KafkaConnect
+from connectors.notifications import Notices, skipped
 
 LOOK_SECONDS, LOOK_SECONDS_EACH, LOOK_SECONDS_MAX = 1.0, 0.015, 15.0
 """How often all is asked: so often, or so much for each table where there are many, since a look at a thousand takes a fifth of a second of
@@ -52,11 +53,9 @@ def meaning(config: Mapping[str, str]) -> dict[str, str]:
 
 
 class Kafka(Topics, Protocol):
-    """What the watcher asks of Kafka (consume.kafka.Admin)."""
+    """What the watcher asks of Kafka beside (consume.kafka.Admin)."""
 
     def cluster_id(self) -> str: ...
-
-    def describe(self, names: Sequence[str], *, lows: bool = True) -> Mapping[str, TopicFacts]: ...
 
     def send(self, topic: str, records: Iterable[tuple[str, bytes]]) -> None: ...
 
@@ -65,126 +64,6 @@ class Tail(Protocol):
     """The notification topic (consume.kafka.Tail)."""
 
     def read(self) -> list[bytes]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Scans:
-    """What the notifications told of snapshots, in the connector's own spelling of tables.
-
-    ``initial`` holds the tables of the last initial snapshot that came to its end, ``attempts`` how many were begun, ``repeated`` whether
-    one began after another had ended, so after changes had been sent, ``empty`` of which tables the last one read no row, and when (ms);
-    ``incremental`` those that an incremental one has read to their end,
-    ``asked`` the same by the signal's id, for scans that began after the signal. ``lost`` are the ids of signals that were heard before the
-    connector began anew: what it read for them is of no use.
-    ``failed`` are the scans that did not read their table, in their order: the signals' ids that each may have been for, its table, and
-    its status. ``returned`` is when (ms since 1970) a table came back to the connector that had not captured it for a while, ``skipped``
-    the position before which nothing is sent any more, ``identities`` what the source said of tables (core.identity) when they were
-    registered last, before the connector began to read their rows.
-    """
-
-    initial: frozenset[str] = frozenset()
-    attempts: int = 0
-    repeated: bool = False
-    empty: Mapping[str, int] = field(default_factory=dict)
-    incremental: frozenset[str] = frozenset()
-    asked: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    lost: frozenset[str] = frozenset()
-    returned: Mapping[str, int] = field(default_factory=dict)
-    identities: Mapping[str, str] = field(default_factory=dict)
-    failed: tuple[tuple[frozenset[str], str, str], ...] = ()
-    skipped: int = 0
-
-
-class Notices:
-    """Follows the notifications in their order; ``scans`` is what they say so far.
-
-    A signal that comes while another one is under way gets no STARTED, and what is left of the first goes on under its id. So the end of
-    a table's scan counts for every signal that has started, and for the one that it names if no further scan of the table is waiting.
-    """
-
-    def __init__(self) -> None:
-        self.scans = Scans()
-        self._skipped = ""
-        self._initial: set[str] = set()
-        self._ended = False
-        self._started: set[str] = set()
-
-    def add(self, values: Iterable[bytes]) -> Scans:
-        for value in values:
-            notice = parse(value)
-            if notice is None:
-                continue
-            if notice.aggregate == "initial":
-                self._add_initial(notice)
-            elif notice.aggregate == "incremental":
-                self._add_incremental(notice)
-            elif notice.type == IDENTITY:
-                self.scans = replace(self.scans, identities={**self.scans.identities, **dict.fromkeys(notice.tables, notice.identity)})
-            elif notice.type == RETURNING:
-                self.scans = replace(self.scans, returned={**self.scans.returned, **dict.fromkeys(notice.tables, notice.at_ms)})
-            elif notice.type == SKIPPED and notice.id != self._skipped:
-                self._skipped = notice.id
-                lost = self.scans.lost | self._started | set(self.scans.asked)
-                self._started.clear()
-                self.scans = replace(self.scans, skipped=notice.position, asked={}, lost=lost)
-        return self.scans
-
-    def _add_initial(self, notice: Notification) -> None:
-        """The scans of an attempt count when it came to its end: one that was killed begins anew."""
-        if notice.type == "STARTED":
-            self._initial = set()
-            lost = self.scans.lost | self._started | set(self.scans.asked)
-            self._started.clear()
-            repeated, attempts = self.scans.repeated or self._ended, self.scans.attempts + 1
-            none = frozenset[str]()
-            self.scans = replace(
-                self.scans, initial=none, attempts=attempts, repeated=repeated, empty={}, asked={}, lost=lost, failed=(), skipped=0
-            )
-        elif notice.scanned:
-            self._initial |= set(notice.tables)
-            if notice.rows == 0:
-                self.scans = replace(self.scans, empty={**self.scans.empty, **dict.fromkeys(notice.tables, notice.at_ms)})
-        elif notice.type == "COMPLETED":
-            self._ended = True
-            self.scans = replace(self.scans, initial=frozenset(self._initial))
-
-    def _add_incremental(self, notice: Notification) -> None:
-        if notice.type == "STARTED":
-            self._started.add(notice.id)
-        elif notice.type == "COMPLETED":
-            self._started.clear()
-        elif notice.failed:
-            ids = frozenset(self._started | {notice.id})
-            self.scans = replace(self.scans, failed=(*self.scans.failed, *((ids, table, notice.status) for table in notice.tables)))
-        elif notice.scanned:
-            asked = dict(self.scans.asked)
-            for id_ in self._started | (set() if notice.waiting else {notice.id}):
-                asked[id_] = asked.get(id_, frozenset()) | set(notice.tables)
-            self.scans = replace(self.scans, incremental=self.scans.incremental | set(notice.tables), asked=asked)
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """``position`` is how far the connector is; ``reached_us`` when (microseconds since 1970) the source itself was last seen at or before
-    it, None where it never was. ``identities`` were read after it, and after the notifications; None where they were not asked for."""
-
-    at_us: int
-    at: float = float("inf")
-    """When the asking began (seconds of the clock)."""
-    connector: ConnectorStatus | None = None
-    hold: LogHold | None = None
-    position: int | None = None
-    reached_us: int | None = None
-    snapshot: bool = False
-    incremental: bool = False
-    topics: Mapping[str, TopicFacts] = field(default_factory=dict)
-    """Only their ids and high offsets are told."""
-    scans: Scans = field(default_factory=Scans)
-    identities: Identities | None = None
-    trouble: CdcError | None = None
-    connector_missing: bool = False
-    connector_differs: bool = False
-    """Events may mean something else from now on (another placeholder for unsent values): all has to be opened anew."""
 
 
 class Sightings:

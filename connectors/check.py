@@ -13,17 +13,11 @@ from cdc_service.config.patterns import parse_pattern
 from cdc_service.config.resolve import resolution
 from cdc_service.core.errors import CdcError
 from cdc_service.core.types import TableId, Target
+from cdc_service.core.wording import some
+from cdc_service.ports.source import MESSAGE_BYTES_MAX, Finding, Level, SourceDialect, SourceTable
 from connectors import refusals, wires
 from connectors.connect import KafkaConnect, validation_cure
-from connectors.protocol import (
-    MESSAGE_BYTES_MAX,
-    Finding,
-    Level,
-    SourceDialect,
-    SourceTable,
-    open_dialect,
-    some,
-)
+from connectors.dialects import open_dialect
 from connectors.refusals import Fits
 from connectors.register import KafkaAdmin, Topic, chosen, connector_request, secret_options, topics_of
 from connectors.registry import SchemaRegistry

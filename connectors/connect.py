@@ -17,8 +17,9 @@ import structlog
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from cdc_service.core.errors import CdcError, ConfigError, Disposition, Unavailable
-from connectors.failures import OTHER_CURE, Failure, failure
-from connectors.protocol import Offsets
+from cdc_service.ports.capture import OTHER_CURE, ConnectorStatus, TaskStatus
+from cdc_service.ports.source import Offsets
+from connectors.failures import failure
 
 ANSWER_SECONDS = 30.0
 """Limit of one call. Validation connects to the source, so it may take a while."""
@@ -63,44 +64,6 @@ class FieldProblem:
 
     key: str
     message: str
-
-
-@dataclass(frozen=True, slots=True)
-class TaskStatus:
-    id: int
-    state: str
-    worker: str
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectorStatus:
-    """``failures`` are the connector's own and those of its tasks, ``problem`` is the first of them in words."""
-
-    name: str
-    state: str
-    worker: str
-    problem: str
-    tasks: tuple[TaskStatus, ...]
-    failures: tuple[Failure, ...] = ()
-
-    @property
-    def overall(self) -> str:
-        """The worst of the connector and its tasks: FAILED, PAUSED, STOPPED, UNASSIGNED, RESTARTING, RUNNING."""
-        states = {self.state, *(task.state for task in self.tasks)}
-        return next((s for s in ("FAILED", "STOPPED", "PAUSED", "UNASSIGNED", "RESTARTING") if s in states), self.state)
-
-    @property
-    def running(self) -> bool:
-        return self.state == "RUNNING" and bool(self.tasks) and all(task.state == "RUNNING" for task in self.tasks)
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        return tuple(f.message for f in self.failures)
-
-    @property
-    def cure(self) -> str:
-        """What heals a connector that does not run."""
-        return "; ".join(dict.fromkeys(f.cure for f in self.failures)) or "cdc register"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,21 +7,8 @@ it is passed on but names of classes, and texts that are known to hold no value;
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
-OTHER_CURE = (
-    "the worker's log has the whole cause; mend it, then: cdc register. Where the connector fails so again:"
-    " cdc register --delete, then cdc register, then cdc resync of each table that asks for it"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """``skips``: the connector cannot pass what its log holds, whatever is mended at the source; registration lets it go on behind."""
-
-    message: str
-    cure: str = OTHER_CURE
-    skips: bool = False
+from cdc_service.ports.capture import Failure
 
 
 def failure(trace: str | None) -> Failure | None:

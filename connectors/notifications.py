@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
+
+from cdc_service.ports.capture import Scans
 
 REGISTRATION = "Registration"
 RETURNING = "RETURNING"
@@ -105,3 +108,71 @@ def skipped(id_: str, position: int, at_ms: int) -> tuple[str, bytes]:
 def _registration(id_: str, type_: str, data: dict[str, str], at_ms: int) -> tuple[str, bytes]:
     record = {"id": id_, "type": type_, "aggregate_type": REGISTRATION, "additional_data": data, "timestamp": at_ms}
     return json.dumps({"id": id_}), json.dumps({"schema": None, "payload": record}, ensure_ascii=False).encode()
+
+
+class Notices:
+    """Follows the notifications in their order; ``scans`` is what they say so far.
+
+    A signal that comes while another one is under way gets no STARTED, and what is left of the first goes on under its id. So the end of
+    a table's scan counts for every signal that has started, and for the one that it names if no further scan of the table is waiting.
+    """
+
+    def __init__(self) -> None:
+        self.scans = Scans()
+        self._skipped = ""
+        self._initial: set[str] = set()
+        self._ended = False
+        self._started: set[str] = set()
+
+    def add(self, values: Iterable[bytes]) -> Scans:
+        for value in values:
+            notice = parse(value)
+            if notice is None:
+                continue
+            if notice.aggregate == "initial":
+                self._add_initial(notice)
+            elif notice.aggregate == "incremental":
+                self._add_incremental(notice)
+            elif notice.type == IDENTITY:
+                self.scans = replace(self.scans, identities={**self.scans.identities, **dict.fromkeys(notice.tables, notice.identity)})
+            elif notice.type == RETURNING:
+                self.scans = replace(self.scans, returned={**self.scans.returned, **dict.fromkeys(notice.tables, notice.at_ms)})
+            elif notice.type == SKIPPED and notice.id != self._skipped:
+                self._skipped = notice.id
+                lost = self.scans.lost | self._started | set(self.scans.asked)
+                self._started.clear()
+                self.scans = replace(self.scans, skipped=notice.position, asked={}, lost=lost)
+        return self.scans
+
+    def _add_initial(self, notice: Notification) -> None:
+        """The scans of an attempt count when it came to its end: one that was killed begins anew."""
+        if notice.type == "STARTED":
+            self._initial = set()
+            lost = self.scans.lost | self._started | set(self.scans.asked)
+            self._started.clear()
+            repeated, attempts = self.scans.repeated or self._ended, self.scans.attempts + 1
+            none = frozenset[str]()
+            self.scans = replace(
+                self.scans, initial=none, attempts=attempts, repeated=repeated, empty={}, asked={}, lost=lost, failed=(), skipped=0
+            )
+        elif notice.scanned:
+            self._initial |= set(notice.tables)
+            if notice.rows == 0:
+                self.scans = replace(self.scans, empty={**self.scans.empty, **dict.fromkeys(notice.tables, notice.at_ms)})
+        elif notice.type == "COMPLETED":
+            self._ended = True
+            self.scans = replace(self.scans, initial=frozenset(self._initial))
+
+    def _add_incremental(self, notice: Notification) -> None:
+        if notice.type == "STARTED":
+            self._started.add(notice.id)
+        elif notice.type == "COMPLETED":
+            self._started.clear()
+        elif notice.failed:
+            ids = frozenset(self._started | {notice.id})
+            self.scans = replace(self.scans, failed=(*self.scans.failed, *((ids, table, notice.status) for table in notice.tables)))
+        elif notice.scanned:
+            asked = dict(self.scans.asked)
+            for id_ in self._started | (set() if notice.waiting else {notice.id}):
+                asked[id_] = asked.get(id_, frozenset()) | set(notice.tables)
+            self.scans = replace(self.scans, incremental=self.scans.incremental | set(notice.tables), asked=asked)

@@ -12,7 +12,7 @@ from cdc_service.config.models import Config
 from cdc_service.config.problems import Problem
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, TableId, TableSchema, Target
-from connectors.protocol import Finding, SourceDialect, SourceTable
+from cdc_service.ports.source import Finding, SourceDialect, SourceTable
 
 
 class Misfit(Protocol):

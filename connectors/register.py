@@ -18,10 +18,8 @@ from cdc_service.config.secret import SECRET_NAME, Secret
 from cdc_service.core.errors import CdcError, ConfigError, Unavailable
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
-from connectors import wires
-from connectors.connect import CONNECTOR_START_SECONDS, ConnectorPlan, ConnectorStatus, KafkaConnect
-from connectors.notifications import identity, returning, skipped
-from connectors.protocol import (
+from cdc_service.ports.capture import ConnectorStatus
+from cdc_service.ports.source import (
     MESSAGE_BYTES_MAX,
     ConnectorRequest,
     Finding,
@@ -31,6 +29,9 @@ from connectors.protocol import (
     Statement,
     without_columns,
 )
+from connectors import wires
+from connectors.connect import CONNECTOR_START_SECONDS, ConnectorPlan, KafkaConnect
+from connectors.notifications import identity, returning, skipped
 
 TABLE_PARTITIONS = 3
 SNAPSHOT_PATIENCE_SECONDS = 30.0

@@ -12,11 +12,11 @@ from typing import Any
 
 from cdc_service.core.errors import Fenced
 from cdc_service.core.types import Decision, Headers
+from cdc_service.ports.destination import Quarantined
 from mergers import meta
 from mergers.account import key_hash
 from mergers.connection import Connection
 from mergers.dialect import Statement
-from mergers.protocol import Quarantined
 from mergers.statements import MergeSql
 
 IDS_AT_ONCE = 200

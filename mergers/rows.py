@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 
 from cdc_service.core.errors import TableStopped
 from cdc_service.core.types import Delta, Op
+from cdc_service.ports.destination import UnsentUnknown
 from mergers import meta
 from mergers.account import AccountOpen
 from mergers.connection import Connection, Discard, run
-from mergers.protocol import UnsentUnknown
 from mergers.statements import FILLED, STAGE, Compared, MergeSql
 
 

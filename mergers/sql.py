@@ -22,13 +22,13 @@ from cdc_service.core.evolve import AddColumn, Change, CreateTable, DropColumn, 
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Checkpoint, Column, Decision, Delta, LogId, Mode, PartitionCounts, Receipt, TableSchema, Tail, Target
 from cdc_service.failpoints import failpoint
+from cdc_service.ports.destination import Capabilities, Misfit, Quarantined, TableState, Totals
 from mergers import changelog, comparisons, meta, quarantine, rows, states
 from mergers.account import AccountOpen, account, highs, parked
 from mergers.connection import Connection, Mismatch, run
 from mergers.dialect import Dialect, Statement
 from mergers.history import schema_from_json, schema_to_json
 from mergers.meta import SCOPE
-from mergers.protocol import Capabilities, Misfit, Quarantined, TableState, Totals
 from mergers.statements import CHANGE, DELETED, FILLED, METADATA, MINOR, PARKED, STAGE, High, MergeSql, metadata_columns, stage_table
 
 PRUNE_SECONDS = 3600

@@ -12,11 +12,11 @@ from typing import Any
 
 from cdc_service.core.errors import Fenced
 from cdc_service.core.types import Target
+from cdc_service.ports.destination import TableState
 from mergers import meta
 from mergers.connection import Connection
 from mergers.dialect import Dialect
 from mergers.meta import SCOPE
-from mergers.protocol import TableState
 from mergers.statements import MergeSql
 
 

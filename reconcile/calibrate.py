@@ -15,10 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdc_service.core.side import Scan, Side
 from cdc_service.core.types import Column
+from cdc_service.ports.reader import Scan, Side, View
 from reconcile.compare import pairs_of, typed_table, unequal
-from reconcile.protocol import View
 
 SAMPLED = 500
 SAMPLED_FROM = 50_000

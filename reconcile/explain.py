@@ -11,9 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from cdc_service.ports.reader import View
 from reconcile.document import Difference, Event, Kind
 from reconcile.judge import Found
-from reconcile.protocol import Log, LogEvent, View
+from reconcile.protocol import Log, LogEvent
 
 HISTORY_SECONDS = 60.0
 """How long a run reads the log backwards to explain its differences."""

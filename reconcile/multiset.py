@@ -18,11 +18,10 @@ import pyarrow as pa
 
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.rowtext import value_text
-from cdc_service.core.side import Scan
 from cdc_service.core.types import Column, TableSchema
+from cdc_service.ports.reader import Scan, View
 from reconcile.compare import BUCKETS, JOIN_ROWS, Scratch, normal, quote, value
 from reconcile.document import Total
-from reconcile.protocol import View
 
 MEMORY_MB = 128
 PART_BYTES = 2**18

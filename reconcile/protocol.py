@@ -8,13 +8,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Protocol
 
-import pyarrow as pa
-
-from cdc_service.core.side import Scan, Side
-from cdc_service.core.types import Column, LogId, TableId
+from cdc_service.core.types import LogId, TableId
+from cdc_service.ports.reader import Scan
 
 
 class Source(Protocol):
@@ -28,40 +25,6 @@ class Source(Protocol):
         ...
 
     def format_position(self, position: int) -> str: ...
-
-
-class View(Side, Protocol):
-    """One state of the target at the destination, beside a service that goes on writing. Live rows only: soft-deleted ones do not count.
-
-    ``native`` is true where ``select`` takes DuckDB's expressions, so that rows are hashed where they lie."""
-
-    @property
-    def native(self) -> bool: ...
-
-    @property
-    def batch_id(self) -> str | None:
-        """The last batch that is in it."""
-        ...
-
-    def checkpoints(self, log: LogId) -> Mapping[int, int]:
-        """The next offset of each partition: what lies below it is in this state, and nothing above."""
-        ...
-
-    def fetch(self, key: Sequence[Column], columns: Sequence[str], keys: pa.Table) -> pa.Table:
-        """``columns`` (metadata columns too) of the rows with these keys, which are typed as the key columns."""
-        ...
-
-    def parked(self, keys: Sequence[str]) -> Mapping[str, tuple[int, int, str]]:
-        """Of canonical key texts those with a record in quarantine that nobody decided on: partition, offset, message."""
-        ...
-
-    def batches(self, places: Collection[tuple[int, int]]) -> Mapping[tuple[int, int], tuple[str, datetime]]:
-        """The batch in which the record at each (partition, offset) was merged, and when; as far back as the ledger reaches."""
-        ...
-
-    def deleted(self, keys: Sequence[str]) -> Mapping[str, tuple[int, int]]:
-        """Of canonical key texts those whose delete is remembered: its partition and offset."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from cdc_service.core.canonical import CUT, PLACES
-from cdc_service.core.side import Scan, Side
 from cdc_service.core.types import Column
+from cdc_service.ports.reader import Scan, Side, View
 from reconcile.compare import BUCKETS, Comparison, Ranges, in_ranges
 from reconcile.document import Buckets, Total
-from reconcile.protocol import View
 
 PROBED_ROWS = 50_000
 WORTHWHILE = 2.0

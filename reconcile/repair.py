@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 
 from cdc_service.core.keys import key_text
 from cdc_service.core.order import LAST_MINOR
-from cdc_service.core.side import Scan
 from cdc_service.core.types import BASE, META, Base, Column, Delta, Op, TableSchema, Target
+from cdc_service.ports.reader import Scan
 from reconcile.compare import key_table, typed_table
 from reconcile.document import Kind
 from reconcile.judge import KEYS_AT_ONCE, Found, Judge, Verdicts

@@ -20,14 +20,14 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from cdc_service.core.errors import CdcError, Unavailable
-from cdc_service.core.side import Scan
 from cdc_service.core.types import Column, Mode, TableSchema, Target
+from cdc_service.ports.reader import Scan, View
 from reconcile.calibrate import calibrate
 from reconcile.compare import Comparison
 from reconcile.document import Buckets, Difference, Kind, Status, TableReport
 from reconcile.judge import LOOK_SECONDS, LOOKS, Found, Judge, Verdicts
 from reconcile.multiset import Moved, Multiset
-from reconcile.protocol import Log, Source, View
+from reconcile.protocol import Log, Source
 from reconcile.pushdown import PushDown, faster
 
 MODES = ("auto", "stream", "pushdown")

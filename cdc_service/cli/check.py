@@ -12,7 +12,7 @@ from cdc_service.cli.output import Output
 from cdc_service.cli.shared import Shared, command
 
 if TYPE_CHECKING:
-    from connectors.protocol import Finding
+    from cdc_service.ports.source import Finding
 
 
 def register(app: typer.Typer) -> None:

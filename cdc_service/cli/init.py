@@ -88,7 +88,8 @@ def _ask(shared: Shared, source: str | None, pipeline: str | None) -> tuple[str,
     from cdc_service.config.document import read
     from cdc_service.config.secret import Url
     from cdc_service.core.errors import ConfigError
-    from connectors.protocol import Names, open_dialect
+    from cdc_service.core.names import Names
+    from connectors.dialects import open_dialect
 
     if source is None:
         if not sys.stdin.isatty() or shared.json:

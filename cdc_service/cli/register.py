@@ -14,7 +14,7 @@ from cdc_service.cli.shared import Shared, command
 
 if TYPE_CHECKING:
     from cdc_service.config import Config
-    from connectors.protocol import Finding
+    from cdc_service.ports.source import Finding
     from connectors.register import Step
 
 DETAILS_MAX = 12

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from cdc_service.core.types import TableSchema
-from connectors.protocol import SourceTable, without_columns
+from cdc_service.ports.source import SourceTable, without_columns
 
 EXCLUDE, INCLUDE = "column.exclude.list", "column.include.list"
 

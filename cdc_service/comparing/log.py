@@ -15,14 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc_service.consume.kafka import Admin, Reader
-from cdc_service.core.decode import Decoder
 from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.keys import key_text
+from cdc_service.core.names import Names
 from cdc_service.core.rowtext import value_text
-from cdc_service.core.side import Scan
 from cdc_service.core.types import ChangeBatch, LogId, Op, TableId, TableSchema
+from cdc_service.ports.events import Decoder
+from cdc_service.ports.reader import Scan
+from cdc_service.ports.source import SourceDialect
 from connectors.connect import KafkaConnect
-from connectors.protocol import Names, SourceDialect
 from reconcile.protocol import LogEvent
 
 REPLICA_SECONDS = 30.0

@@ -28,19 +28,19 @@ from cdc_service.comparing.record import HISTORY_RUNS, RUNS_LOOKED_AT, keep, rec
 from cdc_service.config.problems import unknown_table
 from cdc_service.config.resolve import TableConfig
 from cdc_service.consume.kafka import Admin, Reader
-from cdc_service.core.decode import Decoder
 from cdc_service.core.errors import CdcError, ConfigError, Fenced, Unavailable
 from cdc_service.core.logical import Kind
+from cdc_service.core.names import Names
 from cdc_service.core.types import Delta, LogId, Mode, TableId, TableSchema, Target
+from cdc_service.ports.destination import Destination, TableState
+from cdc_service.ports.events import Decoder
+from cdc_service.ports.reader import View
 from connectors.connect import KafkaConnect
-from connectors.protocol import Names
-from mergers.protocol import Destination, TableState
 from reconcile.document import Difference, Status, TableReport, document
 from reconcile.explain import explain
 from reconcile.judge import Found
 from reconcile.life import life
 from reconcile.multiset import steady_columns
-from reconcile.protocol import View
 from reconcile.repair import keys_of, repair
 from reconcile.run import MODES, Options, Progress, Subject, reconcile
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from cdc_service.core.errors import CdcError
 from cdc_service.core.types import Target
-from mergers.protocol import Destination
+from cdc_service.ports.destination import Destination
 from reconcile.document import Buckets, Difference, Event, Kind, Status, TableReport
 
 HISTORY_RUNS = 10

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -33,6 +32,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetS
 from cdc_service.consume.records import HeadLength, Heads, Taken, batch, part_of
 from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.types import LogId, RawBatch
+from cdc_service.ports.feed import Assignment, PartitionError, Polled, TopicFacts
 
 ANSWER_SECONDS = 10.0
 FETCH_WAIT_MS = (500, 5_000)
@@ -47,43 +47,6 @@ REJOIN_SECONDS = 5.0
 """At least so long a member is one before it joins anew."""
 SHARE_SECONDS = 20.0
 """At least so long a share of the partitions stands before another one is asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class TopicFacts:
-    """A topic as the cluster describes it now; ``ends`` maps a partition to (first offset kept, end offset)."""
-
-    log: LogId
-    ends: Mapping[int, tuple[int, int]]
-
-
-@dataclass(slots=True)
-class Assignment:
-    """What the group gave this member, told through callbacks (called from ``Log.poll``'s thread).
-
-    ``assigned`` returns for each new (topic, partition) the offset to read from, or None to hold it paused until ``Log.seek``;
-    ``revoked`` is called while the partitions are still owned, ``lost`` when they are not any more.
-    """
-
-    assigned: Callable[[Sequence[tuple[str, int]]], Mapping[tuple[str, int], int | None]]
-    revoked: Callable[[Sequence[tuple[str, int]]], None]
-    lost: Callable[[Sequence[tuple[str, int]]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionError:
-    """A partition that cannot be read on: ``code`` is offset_out_of_range, topic_gone or Kafka's own name."""
-
-    topic: str
-    partition: int
-    code: str
-    message: str
-
-
-@dataclass(slots=True)
-class Polled:
-    batches: list[RawBatch] = field(default_factory=list)
-    errors: list[PartitionError] = field(default_factory=list)
 
 
 def client_options(bootstrap: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,32 +16,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdc_service.core.decode import Decoder, InexactText
 from cdc_service.core.errors import CdcError, Disposition
 from cdc_service.core.keys import key_text
 from cdc_service.core.logical import Kind
 from cdc_service.core.order import INCREMENTAL, LAST_MINOR, Seen
 from cdc_service.core.types import Delta, Mode, Op, TableId
-from mergers.protocol import UnsentUnknown
+from cdc_service.ports.destination import UnsentUnknown
+from cdc_service.ports.events import Decoder, InexactText
+from cdc_service.ports.source import Reread
 
 KEYS_MAX = 10_000
-
-
-class Reread(Protocol):
-    """What a source dialect gives back (connectors.protocol.Reread)."""
-
-    @property
-    def rows(self) -> pa.Table: ...
-    @property
-    def found(self) -> pa.BooleanArray: ...
-    @property
-    def position(self) -> int: ...
-    @property
-    def unreadable(self) -> tuple[str, ...]: ...
-    @property
-    def where(self) -> Mapping[str, pa.BooleanArray]: ...
-    @property
-    def misshapen(self) -> frozenset[str]: ...
 
 
 Why = tuple[str, str]
@@ -60,7 +44,7 @@ class Unreadable(CdcError):
 
 
 class Rereads(Protocol):
-    """The part of a source dialect that reads rows again (connectors.protocol.SourceDialect)."""
+    """The part of a source dialect that reads rows again (ports.source)."""
 
     def reread(self, table: TableId, keys: pa.Table, columns: Sequence[str]) -> Reread: ...
     def misread(self, table: TableId, key: Sequence[str], rows: pa.Table) -> pa.Int8Array | None: ...

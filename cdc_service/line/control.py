@@ -15,9 +15,10 @@ import structlog
 from cdc_service.core.errors import CdcError, ConfigError
 from cdc_service.core.identity import HINDRANCES, Outcome
 from cdc_service.core.types import Mode, TableId
-from cdc_service.line.means import Means, TopicFacts
+from cdc_service.line.means import Means
 from cdc_service.line.table import Table, flowing
-from mergers.protocol import TableState
+from cdc_service.ports.destination import TableState
+from cdc_service.ports.feed import TopicFacts
 
 
 class Source(Protocol):

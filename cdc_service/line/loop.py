@@ -12,19 +12,19 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
-from cdc_service.consume.kafka import Assignment, PartitionError, Polled
 from cdc_service.core.clock import Backoff, Clock
 from cdc_service.core.errors import CdcError, Disposition, Fenced, Unavailable
 from cdc_service.core.identity import Identities
 from cdc_service.core.types import TableId
 from cdc_service.failpoints import failpoint
 from cdc_service.line.means import Means
-from cdc_service.line.merging import Merging, Outcome, Submit, TopicIds, at_once
+from cdc_service.line.merging import Merging, Outcome, Submit, at_once
 from cdc_service.line.table import Table
+from cdc_service.ports.feed import Assignment, Log, PartitionError, Topics, Where
 
 POLL_SECONDS = 0.05
 IDLE_POLL_SECONDS, IDLE_SLICE_SECONDS = 0.002, 0.2
@@ -41,20 +41,6 @@ PATIENCE_SECONDS = 1.0
 fetched ahead."""
 STUCK_SECONDS = 30.0
 """Merges that take longer are no sign of life any more."""
-
-Where = tuple[str, int]
-
-
-class Log(Protocol):
-    """The consumer of the group (consume.kafka.Log)."""
-
-    def poll(self, records_max: int, seconds: float) -> Polled: ...
-    def seek(self, topic: str, partition: int, offset: int) -> None: ...
-    def pause(self, where: Sequence[Where]) -> None: ...
-    def resume(self, where: Sequence[Where]) -> None: ...
-    def advise(self, offsets: Mapping[Where, int]) -> None: ...
-    def share_anew(self) -> None: ...
-    def close(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -79,7 +65,7 @@ class Line:
         self,
         tables: Sequence[Table],
         means: Means,
-        ids: TopicIds,
+        topics: Topics,
         identities: Callable[[Sequence[TableId]], Identities],
         join: Callable[[Assignment], Log],
         *,
@@ -93,7 +79,7 @@ class Line:
         self.log = structlog.get_logger()
         self._by_topic = {t.config.topic: t for t in self.tables}
         self._means = means
-        self._merging = Merging(ids, identities, submit, clock, ask)
+        self._merging = Merging(topics, identities, submit, clock, ask)
         self._memory = memory
         self._clock = clock
         self._record_bytes = 64_000.0  # Until it is known: the first polls are short.

@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from cdc_service.config.models import Limits
 from cdc_service.core.clock import Clock
-from cdc_service.core.decode import Decoder
 from cdc_service.core.identity import Identities, Judgement
-from cdc_service.core.types import LogId, TableId, TableSchema
+from cdc_service.core.types import TableId, TableSchema
 from cdc_service.line.complete import Rereads
-from mergers.protocol import Destination
-
-
-class Topics(Protocol):
-    """What a table asks of Kafka beside its records (consume.kafka.Admin)."""
-
-    def describe(self, names: Sequence[str]) -> Mapping[str, TopicFacts]: ...
-
-
-class TopicFacts(Protocol):
-    @property
-    def log(self) -> LogId: ...
-    @property
-    def ends(self) -> Mapping[int, tuple[int, int]]: ...
-
-
-class Fill(Protocol):
-    @property
-    def known(self) -> bool: ...
-    @property
-    def text(self) -> str | None: ...
+from cdc_service.ports.destination import Destination
+from cdc_service.ports.events import Decoder
+from cdc_service.ports.feed import Topics
+from cdc_service.ports.source import Fill
 
 
 class Source(Rereads, Protocol):
-    """What a table asks of its source (connectors.protocol.SourceDialect)."""
+    """What a table asks of its source (ports.source)."""
 
     def fill_of_added_column(self, table: TableId, column: str) -> Fill: ...
     def judge(self, table: TableId, before: str | None, after: str | None) -> Judgement: ...

@@ -20,6 +20,7 @@ from cdc_service.core.types import TableId
 from cdc_service.failpoints import failpoint
 from cdc_service.line.stops import topic_gone
 from cdc_service.line.table import Asked, Table, not_asked
+from cdc_service.ports.feed import Topics
 
 T = TypeVar("T")
 ANSWER_SECONDS = 5.0
@@ -30,10 +31,6 @@ class Submit(Protocol):
     """Runs what it is given, now or beside the caller; an exception is in the future."""
 
     def __call__(self, do: Callable[[], T], /) -> Future[T]: ...
-
-
-class TopicIds(Protocol):
-    def topic_ids(self, names: Sequence[str]) -> Mapping[str, str]: ...
 
 
 def at_once(do: Callable[[], T]) -> Future[T]:
@@ -76,9 +73,9 @@ class Merging:
     """The round that is under way, if any. Called from the line's thread only. ``identities``, ``submit`` and ``ask`` are as in Line."""
 
     def __init__(
-        self, ids: TopicIds, identities: Callable[[Sequence[TableId]], Identities], submit: Submit, clock: Clock, ask: Submit
+        self, topics: Topics, identities: Callable[[Sequence[TableId]], Identities], submit: Submit, clock: Clock, ask: Submit
     ) -> None:
-        self._ids = ids
+        self._topics = topics
         self._identities = identities
         self._asked: Future[Identities] | None = None
         self._asking = Backoff(clock)
@@ -125,7 +122,7 @@ class Merging:
 
     def _merge(self, tables: Sequence[Table]) -> list[Outcome]:
         # Both are asked after the last record of the batch, beside one another and beside the folding.
-        ids = self._put(lambda: self._ids.topic_ids([t.config.topic for t in tables]))
+        ids = self._put(lambda: self._topics.topic_ids([t.config.topic for t in tables]))
         asked = self._ask([table.source for table in tables if table.is_ahead])
         try:
             # A topic that was made again under a running consumer is not noticed otherwise.

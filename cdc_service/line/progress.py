@@ -20,8 +20,8 @@ from cdc_service.core.types import Mode, TableId, Target
 from cdc_service.line.loop import Line
 from cdc_service.line.stops import snapshot_failed, snapshotted_anew, source_went_back, topic_gone
 from cdc_service.line.table import Goal, Table
-from cdc_service.watch import Facts
-from mergers.protocol import Destination, TableState
+from cdc_service.ports.capture import Facts
+from cdc_service.ports.destination import Destination, TableState
 
 SAVE_SECONDS, SAVE_SECONDS_EACH = 10.0, 0.03
 """How often moving positions of completeness are written down, all of them at once: so often, or less where there are many tables."""
@@ -54,7 +54,7 @@ class Snapshots(Protocol):
 
 
 class Judges(Protocol):
-    """The source, as far as it judges identities (connectors.protocol.SourceDialect)."""
+    """The source, as far as it judges identities (ports.source)."""
 
     def judge(self, table: TableId, before: str | None, after: str | None) -> Judgement: ...
 

@@ -23,7 +23,7 @@ from cdc_service.core.screen import nothing_parked, screen
 from cdc_service.core.types import META, ChangeBatch, Decision, Delta, LogId, Mode, Op, RawBatch, Rejected, Span, TableSchema
 from cdc_service.line.complete import Unreadable, Why, completed
 from cdc_service.line.table import Table, one_version
-from mergers.protocol import Quarantined, UnsentUnknown
+from cdc_service.ports.destination import Quarantined, UnsentUnknown
 
 RECORDS_AT_ONCE = 500
 """About so many records are one transaction: all of as many keys."""

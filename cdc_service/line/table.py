@@ -31,7 +31,7 @@ from cdc_service.line.complete import Unreadable, Why, completed, doubted
 from cdc_service.line.means import Means
 from cdc_service.line.stops import drifted, scattered, snapshotted_anew
 from cdc_service.line.versions import Versions
-from mergers.protocol import RightsLacking, TableState, Totals, UnsentUnknown
+from cdc_service.ports.destination import RightsLacking, TableState, Totals, UnsentUnknown
 
 Asked = Callable[[], Identities | None]
 """Waits for the answer to a question that was put to the source."""

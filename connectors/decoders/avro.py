@@ -17,9 +17,9 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdc_service.core.decode import Positions
 from cdc_service.core.errors import Unavailable
 from cdc_service.core.types import TableSchema
+from cdc_service.ports.events import Positions
 from connectors.decoders.avro_columns import read_block
 from connectors.decoders.avro_exact import reader
 from connectors.decoders.avro_schema import Node, connect_schema, parse, value_of

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdc_service.core.decode import Positions
 from cdc_service.core.types import TableSchema
+from cdc_service.ports.events import Positions
 from connectors.decoders.blocks import Block, Problem, chosen, read_block
 from connectors.decoders.envelope import EnvelopeDecoder
 from connectors.decoders.frames import Envelopes, read_envelopes

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cdc_service.core.decode import Positions
 from cdc_service.core.keys import key_text
 from cdc_service.core.types import ChangeBatch, RawBatch, Rejected, TableId, TableSchema
+from cdc_service.ports.events import Positions
 from connectors.decoders.blocks import Block, Problem
 from connectors.decoders.flat import as_envelope
 from connectors.decoders.layout import KeyField, Layout, Recognised, ValueFields, make_layout

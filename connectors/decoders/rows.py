@@ -10,12 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdc_service.core.decode import Positions
 from cdc_service.core.errors import TableStopped
 from cdc_service.core.keys import key_text
 from cdc_service.core.order import NO_POSITION, Ties
 from cdc_service.core.rowtext import row_text
 from cdc_service.core.types import META, Op, RawBatch, Rejected, TableId
+from cdc_service.ports.events import Positions
 from connectors.decoders.blocks import Block, Problem
 from connectors.decoders.exact import Inexact, exact, parse
 from connectors.decoders.layout import Layout

@@ -14,10 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdc_service.core.decode import Positions
 from cdc_service.core.errors import ConfigError
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import ChangeBatch, Column, RawBatch, Rejected, TableSchema
+from cdc_service.ports.events import Positions
 from connectors.decoders.blocks import chosen, read_block
 from connectors.decoders.connect_schema import LIST_FORMS, LISTS_REFUSED, PRIMITIVE, SEMANTIC, TEXT, TEXT_AS_BYTES
 from connectors.decoders.frames import Envelopes, read_envelopes

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cdc_service.core.decode import InexactText
+from cdc_service.ports.events import InexactText
 from connectors.decoders.exact import Inexact, exact, parse
 from connectors.decoders.layout import Layout
 from connectors.decoders.wire import Wire, convert

@@ -14,7 +14,7 @@ import pyarrow as pa
 from cdc_service.core.errors import ConfigError
 from cdc_service.core.postgresql import INTERVAL_TEXT, input_text
 from cdc_service.core.types import TableId
-from connectors.protocol import Hazard
+from cdc_service.ports.source import Hazard
 
 
 def quoted(*parts: str) -> str:

@@ -11,8 +11,8 @@ from sqlalchemy.engine import RowMapping
 from cdc_service.core.errors import CdcError
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
+from cdc_service.ports.source import Finding, Identity, Level, SourceTable
 from connectors.dialects._postgresql_catalog import OLD, qualified, quoted, takes_null, written
-from connectors.protocol import Finding, Identity, Level, SourceTable
 
 VALUES_ROWS_MAX = 1_000_000
 """Rows of the largest table whose values are looked at."""

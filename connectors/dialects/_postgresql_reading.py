@@ -19,8 +19,8 @@ from sqlalchemy import Connection, text
 
 from cdc_service.core.order import Seen
 from cdc_service.core.types import TableId
+from cdc_service.ports.source import Reread
 from connectors.dialects._postgresql_catalog import MISSHAPEN, OLD, event_text, key_parameter, written
-from connectors.protocol import Reread
 
 Types = Mapping[str, Mapping[Any, Any]]
 """Rows of the catalog's COLUMN_TYPES by column."""

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cdc_service.core.types import TableSchema
+from cdc_service.ports.source import SourceTable
 from connectors.decoders.connect_schema import LENGTH, SCALE, SOURCE_TYPE, Unsupported, field_of
 from connectors.decoders.layout import Layout, ValueFields, make_layout, read_key_schema
-from connectors.protocol import SourceTable
 
 Row = Mapping[Any, Any]
 Form = dict[str, Any]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from cdc_service.core.errors import ConfigError
 from cdc_service.core.postgresql import SPELLING
-from connectors.protocol import MESSAGE_BYTES_MAX, ConnectorRequest
+from cdc_service.ports.source import MESSAGE_BYTES_MAX, ConnectorRequest
 
 HEARTBEAT_SECONDS = 1.0
 

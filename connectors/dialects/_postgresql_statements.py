@@ -8,8 +8,9 @@ from sqlalchemy.engine import RowMapping
 
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
+from cdc_service.core.wording import some
+from cdc_service.ports.source import SourceTable, Statement
 from connectors.dialects._postgresql_catalog import qualified, quoted
-from connectors.protocol import SourceTable, Statement, some
 
 _OPERATIONS = {"insert", "update", "delete", "truncate"}
 _WITH = "(publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"

@@ -21,12 +21,31 @@ from sqlalchemy.engine import URL, RowMapping
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from cdc_service.core.decode import Positions
 from cdc_service.core.errors import CdcError, ConfigError, Unavailable
 from cdc_service.core.identity import Identities, Judgement
 from cdc_service.core.names import Names
-from cdc_service.core.side import Scan
 from cdc_service.core.types import TableId, TableSchema
+from cdc_service.core.wording import some
+from cdc_service.ports.capture import LogHold, Progress
+from cdc_service.ports.events import Positions
+from cdc_service.ports.reader import Scan
+from cdc_service.ports.source import (
+    UNKNOWN_FILL,
+    ConnectorRequest,
+    Fill,
+    Finding,
+    Identity,
+    Level,
+    Offsets,
+    Preparation,
+    Reread,
+    SignalRecord,
+    SilentPart,
+    SourceColumn,
+    SourceDialect,
+    SourceTable,
+    Statement,
+)
 from connectors.decoders.positions import PostgresPositions
 from connectors.dialects import _postgresql_catalog as sql
 from connectors.dialects import _postgresql_findings as findings_of
@@ -39,26 +58,6 @@ from connectors.dialects._postgresql_catalog import column_alone, leave_out, pat
 from connectors.dialects._postgresql_settings import PINNED, SETTINGS, keyless_settings, sealed, session_options, signal_settings
 from connectors.dialects._postgresql_settle import settle
 from connectors.dialects._postgresql_statements import grants, publication_statements, signal_table
-from connectors.protocol import (
-    UNKNOWN_FILL,
-    ConnectorRequest,
-    Fill,
-    Finding,
-    Identity,
-    Level,
-    LogHold,
-    Offsets,
-    Preparation,
-    Progress,
-    Reread,
-    SignalRecord,
-    SilentPart,
-    SourceColumn,
-    SourceDialect,
-    SourceTable,
-    Statement,
-    some,
-)
 
 CONNECT_TIMEOUT_SECONDS = 10
 STATEMENT_TIMEOUT_SECONDS = 30

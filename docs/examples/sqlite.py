@@ -24,9 +24,9 @@ from sqlalchemy.engine import make_url
 from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Unavailable
 from cdc_service.core.logical import Kind
 from cdc_service.core.rowtext import value_text
+from cdc_service.ports.destination import Capabilities
 from mergers.connection import Mismatch
 from mergers.dialect import Dialect
-from mergers.protocol import Capabilities
 from mergers.sql import SqlDestination
 
 DIALECT = Dialect(

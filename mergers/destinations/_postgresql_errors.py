@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cdc_service.core.errors import CdcError, ConfigError, Fenced, Unavailable
+from cdc_service.ports.destination import RightsLacking
 from mergers.connection import Mismatch
-from mergers.protocol import RightsLacking
 
 LOCK_TIMEOUT = "55P03"
 

@@ -24,9 +24,9 @@ from cdc_service.core.canonical import Canonical
 from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Fenced, Unavailable
 from cdc_service.core.logical import Kind
 from cdc_service.core.types import Column, TableSchema, Target
+from cdc_service.ports.destination import Capabilities, Misfit, RightsLacking
 from mergers.connection import Mismatch
 from mergers.dialect import Dialect, Statement
-from mergers.protocol import Capabilities, Misfit, RightsLacking
 from mergers.sql import ANOTHER_TARGET, SqlDestination
 from mergers.statements import STAGE, MergeSql
 from mergers.view import View

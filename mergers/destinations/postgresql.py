@@ -27,6 +27,7 @@ from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Unavai
 from cdc_service.core.evolve import Change, CreateTable
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Mode, TableSchema, Target
+from cdc_service.ports.destination import Capabilities, Misfit
 from mergers.connection import Connection
 from mergers.destinations._postgresql_binary import binary_blocks
 from mergers.destinations._postgresql_copy import csv_blocks
@@ -35,7 +36,6 @@ from mergers.destinations._postgresql_results import arrow_column
 from mergers.destinations._postgresql_rights import lacking, namespace_rights
 from mergers.destinations._postgresql_view import PostgreSqlView
 from mergers.dialect import Dialect
-from mergers.protocol import Capabilities, Misfit
 from mergers.sql import ANOTHER_TARGET, SqlDestination
 from mergers.statements import MergeSql, metadata_columns
 

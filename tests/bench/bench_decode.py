@@ -12,8 +12,8 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdc_service.core.decode import Decoder
 from cdc_service.core.types import RawBatch, TableSchema
+from cdc_service.ports.events import Decoder
 from connectors.decoders.avro import HEAD, DebeziumAvroDecoder, Schemas
 from connectors.decoders.avro_exact import reader
 from connectors.decoders.avro_schema import parse

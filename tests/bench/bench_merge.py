@@ -20,7 +20,8 @@ from cdc_service.core.evolve import evolve
 from cdc_service.core.keys import key_text
 from cdc_service.core.logical import Kind, LogicalType, decimal
 from cdc_service.core.types import BASE, Base, Column, Delta, LogId, Mode, Op, Span, TableId, TableSchema, Target
-from mergers.protocol import Destination, open_destination
+from cdc_service.ports.destination import Destination
+from mergers.destinations import open_destination
 
 ORDERS = TableSchema(
     TableId("public", "orders"),

@@ -46,13 +46,13 @@ from cdc_service.core.types import (
     Truncation,
 )
 from cdc_service.failpoints import acting
+from cdc_service.ports.destination import Destination
 from cdc_service.testing.memory import CHANGE_COLUMNS, CHANGE_TYPES, Kept, MemoryDestination, restore
 from deploy.local.stack import Stack
 from mergers.destinations.duckdb import DuckDbConnection
 from mergers.destinations.duckdb import open as open_duckdb
 from mergers.destinations.postgresql import PostgreSql, PostgreSqlConnection
 from mergers.destinations.postgresql import open as open_postgresql
-from mergers.protocol import Destination
 
 mergers.destinations.__path__.append(str(Path(__file__).parents[2] / "docs" / "examples"))
 """The examples of docs/ are destinations too, for the tests alone."""

@@ -16,8 +16,8 @@ from cdc_service.core.append import gather
 from cdc_service.core.errors import CommitUnknown, Fenced, Unavailable
 from cdc_service.core.evolve import evolve
 from cdc_service.core.types import META, ChangeBatch, Delta, LogId, Mode, Op, Receipt, Rejected, Span, TableId, TableSchema, Tail, Target
+from cdc_service.ports.destination import TableState
 from cdc_service.testing.memory import restore
-from mergers.protocol import TableState
 from tests.conformance.harness import ITEMS, LOG, PARAMS, Harness, harness_of, number, parsed_statements, text
 
 C, R, U, D, T = Op.CREATE, Op.READ, Op.UPDATE, Op.DELETE, Op.TRUNCATE

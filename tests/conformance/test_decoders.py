@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from cdc_service.core.decode import Decoder
 from cdc_service.core.errors import ConfigError
 from cdc_service.core.types import ChangeBatch, Op, TableSchema
+from cdc_service.ports.events import Decoder
 from connectors.decoders.avro import DebeziumAvroDecoder, Schemas
 from connectors.decoders.debezium_json import DebeziumJsonDecoder
 from connectors.decoders.positions import PostgresPositions

@@ -22,7 +22,7 @@ from cdc_service.core.evolve import evolve
 from cdc_service.core.logical import INFINITY, Kind, LogicalType, decimal
 from cdc_service.core.order import LAST_MINOR, Ordering, Ties
 from cdc_service.core.types import BASE, Column, LogId, Mode, Op, PartitionCounts, TableId, TableSchema, Truncation
-from mergers.protocol import TableState, UnsentUnknown
+from cdc_service.ports.destination import TableState, UnsentUnknown
 from tests.conformance.harness import HARNESSES, ITEMS, LOG, PARAMS, Change, Feed, Harness, harness_of, number, parsed_statements, text
 
 C, R, U, D = Op.CREATE, Op.READ, Op.UPDATE, Op.DELETE

@@ -16,9 +16,10 @@ import pytest
 from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Fenced, TableStopped, Unavailable
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, Op, TableId, TableSchema
+from cdc_service.ports.destination import TableState
+from mergers.destinations import open_destination
 from mergers.destinations.duckdb import CAPABILITIES, DuckDb
 from mergers.destinations.duckdb import open as open_duckdb
-from mergers.protocol import TableState, open_destination
 from tests.conformance.harness import ITEMS, Change, DuckDbHarness, Feed, number, parsed_statements
 
 HOLD = """

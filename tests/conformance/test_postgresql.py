@@ -19,10 +19,11 @@ from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Fenced
 from cdc_service.core.evolve import CreateTable
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, LogId, Mode, Op, TableId, TableSchema
+from cdc_service.ports.destination import TableState
 from deploy.local.stack import Stack
 from mergers.account import AccountOpen
+from mergers.destinations import open_destination
 from mergers.destinations.postgresql import CAPABILITIES, PostgreSql
-from mergers.protocol import TableState, open_destination
 from tests.conformance.harness import ITEMS, LOG, Change, Feed, PostgreSqlHarness, number, parsed_statements, text
 from tests.support.registration import eventually
 

@@ -11,7 +11,7 @@ import pytest
 
 from cdc_service.core.errors import Fenced, Unavailable
 from cdc_service.core.types import Decision, Delta, Mode, Op, Rejected
-from mergers.protocol import Quarantined, UnsentUnknown
+from cdc_service.ports.destination import Quarantined, UnsentUnknown
 from tests.conformance.harness import ITEMS, LOG, PARAMS, Change, Feed, Harness, harness_of, parsed_statements
 
 K5, K6 = '["5"]', '["6"]'

@@ -19,8 +19,10 @@ from psycopg import sql
 
 import connectors.dialects
 from cdc_service.core.errors import ConfigError, Unavailable
+from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
-from connectors.protocol import Identity, Names, SourceDialect, SourceTable, dialect_name, open_dialect
+from cdc_service.ports.source import Identity, SourceDialect, SourceTable
+from connectors.dialects import dialect_name, open_dialect
 from deploy.local.stack import Stack
 
 NAMES = ("plain", "Mixed", "mixed", "select", "with space", "comma,here", "dot.here", "Größe", "日本", "per%cent", "it's", "back\\slash")

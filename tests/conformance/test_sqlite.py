@@ -15,7 +15,7 @@ from cdc_service.config import load
 from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Unavailable
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, Op, TableId, TableSchema
-from mergers.protocol import TableState
+from cdc_service.ports.destination import TableState
 from tests.conformance.harness import ITEMS, Change, Feed, SqliteHarness, number
 
 ROOT = Path(__file__).parents[2]

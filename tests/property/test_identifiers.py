@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from cdc_service.core.errors import CdcError
 from cdc_service.core.types import LogId, Op, TableId, TableSchema
-from mergers.protocol import open_destination
+from mergers.destinations import open_destination
 from tests.conformance.harness import PARAMS, Change, Feed, Harness, PostgreSqlHarness, harness_of, parsed_statements, text
 
 EXAMPLES = int(os.environ.get("CDC_NAMES_EXAMPLES", "6"))

@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 
 from cdc_service.config.models import Flush, Limits
 from cdc_service.config.resolve import TableConfig
-from cdc_service.consume.kafka import Assignment, Polled, TopicFacts
 from cdc_service.core.clock import Clock
 from cdc_service.core.errors import CdcError, CommitUnknown, Fenced, Unavailable
 from cdc_service.core.identity import Identities, Judgement, Outcome
@@ -37,10 +36,10 @@ from cdc_service.line.means import Means
 from cdc_service.line.merging import at_once
 from cdc_service.line.progress import Progress
 from cdc_service.line.table import Table
+from cdc_service.ports.capture import ConnectorStatus, Facts, Scans, TaskStatus
+from cdc_service.ports.feed import Assignment, Polled, TopicFacts
+from cdc_service.ports.source import UNKNOWN_FILL, Fill, Reread
 from cdc_service.testing.memory import Kept, MemoryDestination
-from cdc_service.watch import Facts, Scans
-from connectors.connect import ConnectorStatus, TaskStatus
-from connectors.protocol import UNKNOWN_FILL, Fill, Reread
 from tests.conformance.harness import ITEMS, MemoryHarness
 from tests.property.test_merge_logs import PARTITIONS, Event, Source, batch
 from tests.support.line import FACTOR

@@ -26,8 +26,8 @@ from cdc_service.core.fold import fold
 from cdc_service.core.keys import key_text
 from cdc_service.core.order import BY_RECORD, LAST_MINOR, Ordering, Ties, generations, snapshot_record
 from cdc_service.core.types import META, ChangeBatch, Delta, LogId, Mode, Op, Span, TableId, TableSchema, Target
+from cdc_service.ports.destination import UnsentUnknown
 from cdc_service.testing.memory import MemoryDestination
-from mergers.protocol import UnsentUnknown
 from tests.conformance.harness import ITEMS, LOG, PARAMS, Harness, MemoryHarness, harness_of
 from tests.support.line import FACTOR
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from cdc_service.core.logical import INFINITY, Kind, LogicalType, array, decimal
 from cdc_service.core.types import Column, Op, TableId, TableSchema
+from cdc_service.ports.destination import Capabilities, UnsentUnknown
 from cdc_service.testing.memory import plain
 from mergers.destinations.duckdb import CAPABILITIES
-from mergers.protocol import Capabilities, UnsentUnknown
 from tests.conformance.harness import PARAMS, Change, Feed, harness_of, number
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=30)

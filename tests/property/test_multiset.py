@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from cdc_service.core.evolve import CreateTable
 from cdc_service.core.rowtext import row_text
 from cdc_service.core.types import Mode, TableSchema
-from connectors.protocol import SourceDialect, open_dialect
+from cdc_service.ports.source import SourceDialect
+from connectors.dialects import open_dialect
 from deploy.local.stack import Stack
 from mergers.destinations.duckdb import DuckDb
 from mergers.destinations.duckdb import open as open_duckdb

@@ -14,9 +14,9 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from cdc_service.core.types import Op, RawBatch, Span, TableId, TableSchema
+from cdc_service.ports.source import without_columns
 from connectors.decoders.debezium_json import DebeziumJsonDecoder
 from connectors.decoders.positions import PostgresPositions
-from connectors.protocol import without_columns
 from connectors.register import apply_registration, plan_registration
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase

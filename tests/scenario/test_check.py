@@ -13,9 +13,9 @@ import pytest
 from cdc_service.config import Config, load
 from cdc_service.consume.kafka import Admin
 from cdc_service.core.errors import Unavailable
+from cdc_service.ports.source import Finding, Level
 from connectors.check import check
 from connectors.connect import ConnectorPlan
-from connectors.protocol import Finding, Level
 from connectors.register import unregister
 from deploy.local.stack import HOST, Stack, free_ports
 from tests.conftest import PgDatabase

@@ -14,9 +14,10 @@ import pytest
 
 from cdc_service.core.errors import ConfigError
 from cdc_service.core.types import TableId
+from cdc_service.ports.source import UNKNOWN_FILL, Fill
+from connectors.dialects import dialect_name, open_dialect
 from connectors.dialects._postgresql_catalog import qualified, quoted
 from connectors.notifications import parse
-from connectors.protocol import UNKNOWN_FILL, Fill, dialect_name, open_dialect
 from connectors.register import apply_registration, plan_registration, request_snapshots
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase

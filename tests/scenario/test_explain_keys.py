@@ -14,7 +14,8 @@ from cdc_service.comparing.log import Sources
 from cdc_service.core.errors import ConfigError
 from cdc_service.core.evolve import CreateTable
 from cdc_service.core.types import TableId, Target
-from connectors.protocol import SourceDialect, open_dialect
+from cdc_service.ports.source import SourceDialect
+from connectors.dialects import open_dialect
 from deploy.local.process import StackError
 from deploy.local.stack import Stack
 from mergers.destinations.duckdb import open as open_duckdb

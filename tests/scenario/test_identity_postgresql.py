@@ -16,8 +16,9 @@ from cdc_service.core.errors import Unavailable
 from cdc_service.core.identity import Judgement, Outcome
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
+from cdc_service.ports.source import SourceDialect
 from connectors.dialects import _postgresql_kept as kept
-from connectors.protocol import SourceDialect, open_dialect
+from connectors.dialects import open_dialect
 from deploy.local.stack import Stack
 
 NAMES = Names("who", "who")

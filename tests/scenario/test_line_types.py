@@ -14,8 +14,9 @@ import pytest
 from psycopg import sql
 
 from cdc_service.core.types import TableId, TableSchema, Target
+from cdc_service.ports.destination import Destination
 from deploy.local.stack import Stack
-from mergers.protocol import Destination, open_destination
+from mergers.destinations import open_destination
 from tests.conformance.harness import HARNESSES
 from tests.conftest import PgDatabase
 from tests.support.line import Line, line

@@ -13,7 +13,7 @@ import pytest
 from cdc_service.core.types import TableId, Target
 from deploy.local.process import StackError
 from deploy.local.stack import Stack
-from mergers.protocol import open_destination
+from mergers.destinations import open_destination
 from tests.conformance.harness import HARNESSES
 from tests.conftest import PgDatabase
 from tests.scenario.test_line_types import source_rows, target_rows

@@ -12,7 +12,8 @@ from sqlalchemy.engine import make_url
 from cdc_service.core.evolve import CreateTable
 from cdc_service.core.logical import Kind, LogicalType, array, decimal
 from cdc_service.core.types import Column, TableId, TableSchema, Target
-from connectors.protocol import SourceDialect, open_dialect
+from cdc_service.ports.source import SourceDialect
+from connectors.dialects import open_dialect
 from deploy.local.stack import Stack
 from mergers.destinations.duckdb import DuckDb
 from mergers.destinations.duckdb import open as open_duckdb

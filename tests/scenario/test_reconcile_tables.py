@@ -20,7 +20,8 @@ from sqlalchemy.engine import make_url
 from cdc_service.core.evolve import CreateTable
 from cdc_service.core.logical import Kind, LogicalType, decimal
 from cdc_service.core.types import Column, TableId, TableSchema, Target
-from connectors.protocol import SourceDialect, open_dialect
+from cdc_service.ports.source import SourceDialect
+from connectors.dialects import open_dialect
 from deploy.local.artifacts import find_postgres
 from deploy.local.process import Daemon
 from deploy.local.stack import Stack, free_ports

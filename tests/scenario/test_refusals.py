@@ -11,7 +11,7 @@ import pytest
 from cdc_service import app
 from cdc_service.config import Config, load
 from cdc_service.core.errors import ConfigError
-from connectors.protocol import Finding
+from cdc_service.ports.source import Finding
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase
 from tests.scenario.test_check import failures

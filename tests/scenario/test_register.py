@@ -11,9 +11,9 @@ import pytest
 from cdc_service.config import load
 from cdc_service.core.errors import CdcError, ConfigError
 from cdc_service.core.types import TableId
+from cdc_service.ports.source import MESSAGE_BYTES_MAX
 from connectors.connect import ConnectorPlan, KafkaConnect
 from connectors.notifications import Notification, parse
-from connectors.protocol import MESSAGE_BYTES_MAX
 from connectors.register import plan_removal, request_snapshots, unregister
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase

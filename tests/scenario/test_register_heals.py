@@ -15,10 +15,10 @@ import pytest
 from cdc_service.config import load
 from cdc_service.core.errors import CdcError, ConfigError
 from cdc_service.core.types import TableId
+from cdc_service.ports.capture import ConnectorStatus
+from cdc_service.ports.source import Finding
 from connectors.check import check
-from connectors.connect import ConnectorStatus
 from connectors.notifications import Notification, parse
-from connectors.protocol import Finding
 from connectors.register import request_snapshots
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase

@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from cdc_service.core.decode import InexactText
 from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.order import Seen
 from cdc_service.core.types import Op, TableId
+from cdc_service.ports.events import InexactText
+from cdc_service.ports.source import Reread, SourceDialect
 from connectors.decoders.debezium_json import DebeziumJsonDecoder
 from connectors.decoders.positions import PostgresPositions
-from connectors.dialects import _postgresql_settle
-from connectors.protocol import Reread, SourceDialect, open_dialect
+from connectors.dialects import _postgresql_settle, open_dialect
 from tests.conftest import PgDatabase
 from tests.support.envelopes import PLACEHOLDER
 from tests.support.plain import plain

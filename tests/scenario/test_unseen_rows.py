@@ -17,7 +17,8 @@ from cdc_service.core.errors import CdcError
 from cdc_service.core.evolve import CreateTable
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, TableId, TableSchema, Target
-from connectors.protocol import Finding, SourceDialect, open_dialect
+from cdc_service.ports.source import Finding, SourceDialect
+from connectors.dialects import open_dialect
 from deploy.local.process import StackError
 from deploy.local.stack import Stack
 from mergers.destinations.duckdb import open as open_duckdb

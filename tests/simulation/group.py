@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from cdc_service.config.models import Flush, Limits
 from cdc_service.config.resolve import TableConfig
-from cdc_service.consume.kafka import Assignment, PartitionError, Polled
 from cdc_service.consume.records import Heads, Taken
 from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.identity import HINDRANCES
@@ -30,7 +29,8 @@ from cdc_service.line.loop import Line
 from cdc_service.line.means import Means
 from cdc_service.line.progress import Progress
 from cdc_service.line.table import Table
-from cdc_service.watch import Facts
+from cdc_service.ports.capture import Facts
+from cdc_service.ports.feed import Assignment, PartitionError, Polled
 from connectors.decoders.debezium_json import DebeziumJsonDecoder
 from connectors.decoders.layout import schema_length
 from connectors.decoders.positions import PostgresPositions

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cdc_service.core.types import Mode, Op, PartitionCounts, TableSchema, Target
-from mergers.protocol import TableState
+from cdc_service.ports.destination import TableState
 from tests.simulation.catalog import Row
 from tests.simulation.outside import Record, Topic
 from tests.simulation.source import KEYS, Table

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import count
 
-from cdc_service.consume.kafka import TopicFacts
 from cdc_service.core.types import Headers, LogId, Mode, Op
-from cdc_service.watch import Scans
+from cdc_service.ports.capture import Scans
+from cdc_service.ports.feed import TopicFacts
 from tests.simulation.catalog import Names
 from tests.simulation.source import INCREMENTAL, INITIAL, KEYS, Event, Source
 from tests.support.envelopes import PLACEHOLDER, Col, Table, dumps, text

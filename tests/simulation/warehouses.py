@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from cdc_service.core.errors import CommitUnknown, Unavailable
 from cdc_service.core.types import LogId, PartitionCounts, TableSchema, Target
+from cdc_service.ports.destination import TableState
 from cdc_service.testing.memory import Kept, MemoryDestination
-from mergers.protocol import TableState
 from tests.conformance.harness import DuckDbHarness, PostgreSqlHarness
 from tests.simulation.world import World
 

@@ -15,15 +15,14 @@ from typing import Any
 import greenlet
 import pyarrow as pa
 
-from cdc_service.consume.kafka import TopicFacts
 from cdc_service.core.errors import CdcError, CommitUnknown, Unavailable
 from cdc_service.core.identity import Identities, Judgement
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.order import BY_RECORD, Ordering
 from cdc_service.core.types import Column, Mode, TableId, TableSchema
-from cdc_service.watch import Facts
-from connectors.connect import ConnectorStatus, TaskStatus
-from connectors.protocol import UNKNOWN_FILL, Fill, Reread
+from cdc_service.ports.capture import ConnectorStatus, Facts, TaskStatus
+from cdc_service.ports.feed import TopicFacts
+from cdc_service.ports.source import UNKNOWN_FILL, Fill, Reread
 from tests.simulation.catalog import judge
 from tests.simulation.outside import Broker, Connector
 from tests.simulation.source import Source

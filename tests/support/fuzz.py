@@ -33,10 +33,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cdc_service.core.decode import Decoder
 from cdc_service.core.errors import ConfigError, TableStopped
 from cdc_service.core.logical import Kind
 from cdc_service.core.types import ChangeBatch, Headers, RawBatch, Span, TableSchema
+from cdc_service.ports.events import Decoder
 from connectors.decoders import avro_columns, blocks
 from connectors.decoders.avro import DebeziumAvroDecoder, Schemas
 from connectors.decoders.debezium_json import DebeziumJsonDecoder

@@ -33,7 +33,7 @@ from cdc_service.config import load
 from cdc_service.consume.kafka import Admin
 from cdc_service.core.errors import CdcError
 from connectors.connect import KafkaConnect
-from connectors.protocol import open_dialect
+from connectors.dialects import open_dialect
 from connectors.register import unregister
 from deploy.local.compare import Comparison
 from deploy.local.process import tail

@@ -22,8 +22,9 @@ from cdc_service.consume.kafka import Admin
 from cdc_service.core.errors import CdcError
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
+from cdc_service.ports.source import SourceDialect
 from connectors.connect import KafkaConnect
-from connectors.protocol import SourceDialect, open_dialect
+from connectors.dialects import open_dialect
 from connectors.register import Registered, RegistrationPlan, apply_registration, plan_registration, unregister
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase

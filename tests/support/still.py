@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from cdc_service.comparing.log import Sources
 from cdc_service.core.types import LogId, TableSchema, Target
-from connectors.protocol import SourceDialect
-from mergers.protocol import Destination
+from cdc_service.ports.destination import Destination
+from cdc_service.ports.source import SourceDialect
 from reconcile.document import Difference, TableReport
 from reconcile.judge import Found
 from reconcile.protocol import LogEvent

@@ -24,8 +24,8 @@ from cdc_service.cli.register import DETAILS_MAX, show_steps
 from cdc_service.config import load
 from cdc_service.core import errors
 from cdc_service.core.names import Names
+from cdc_service.ports.source import Finding, Level
 from connectors.connect import ConnectorPlan
-from connectors.protocol import Finding, Level
 from connectors.register import RegistrationPlan, Step
 from tests.unit.test_config import MINIMAL
 

@@ -9,7 +9,8 @@ import pytest
 from cdc_service.core.errors import ConfigError
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
-from connectors.protocol import ConnectorRequest, Identity, SourceColumn, SourceDialect, SourceTable, open_dialect
+from cdc_service.ports.source import ConnectorRequest, Identity, SourceColumn, SourceDialect, SourceTable
+from connectors.dialects import open_dialect
 
 BARE = SourceTable(
     TableId("public", "bare"),

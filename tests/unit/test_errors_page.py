@@ -20,7 +20,7 @@ from cdc_service.core.types import Mode
 from cdc_service.line.stops import topic_gone
 from cdc_service.service import alone
 from cdc_service.testing.memory import MemoryDestination
-from mergers.protocol import open_destination
+from mergers.destinations import open_destination
 from tests.conformance.harness import ITEMS, DuckDbHarness, Feed
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")

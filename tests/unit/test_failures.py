@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from connectors.failures import OTHER_CURE, failure
+from cdc_service.ports.capture import OTHER_CURE
+from connectors.failures import failure
 
 WRAPPED = "org.apache.kafka.connect.errors.ConnectException: An exception occurred in the change event producer.\n\tat a.B.c(B.java:1)\n"
 SECRET = "hunter2"

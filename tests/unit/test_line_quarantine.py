@@ -19,10 +19,10 @@ from cdc_service.line import quarantine
 from cdc_service.line.means import Means
 from cdc_service.line.quarantine import Asked
 from cdc_service.line.table import Table
+from cdc_service.ports.source import UNKNOWN_FILL, Fill, Reread
 from cdc_service.testing.memory import MemoryDestination
 from connectors.decoders.debezium_json import DebeziumJsonDecoder
 from connectors.decoders.positions import PostgresPositions
-from connectors.protocol import UNKNOWN_FILL, Fill, Reread
 from tests.conformance.harness import Change, Feed, number, text
 from tests.support.envelopes import PLACEHOLDER, Col, Record
 from tests.support.envelopes import Table as Source
@@ -89,7 +89,7 @@ class World:
 
 
 def _kept(record: Record) -> Any:
-    from mergers.protocol import Quarantined
+    from cdc_service.ports.destination import Quarantined
 
     return Quarantined("i", "b", "t", 0, 0, None, "s", "c", "m", "parked", 0, None, None, None, record.key, record.value, ())
 

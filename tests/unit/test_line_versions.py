@@ -12,7 +12,6 @@ import pytest
 
 from cdc_service.config.models import Flush, Limits
 from cdc_service.config.resolve import TableConfig
-from cdc_service.consume.kafka import TopicFacts
 from cdc_service.core.clock import RealClock
 from cdc_service.core.errors import TableStopped
 from cdc_service.core.logical import Kind, LogicalType
@@ -20,8 +19,9 @@ from cdc_service.core.types import META, ChangeBatch, Column, LogId, Mode, Op, R
 from cdc_service.line.means import Means
 from cdc_service.line.table import Table
 from cdc_service.line.versions import Versions
+from cdc_service.ports.feed import TopicFacts
+from cdc_service.ports.source import Fill
 from cdc_service.testing.memory import MemoryDestination
-from connectors.protocol import Fill
 from mergers.history import schema_from_json, schema_to_json
 
 TABLE, TOPIC = TableId("public", "t"), "shop.public.t"

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cdc_service.watch import Notices
-from connectors.notifications import Notification, parse, returning, skipped
+from connectors.notifications import Notices, Notification, parse, returning, skipped
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "postgresql"
 

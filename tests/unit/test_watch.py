@@ -10,9 +10,9 @@ import pytest
 from cdc_service.consume import kafka
 from cdc_service.core.clock import RealClock
 from cdc_service.core.identity import Identities
+from cdc_service.core.names import Names
 from cdc_service.watch import SIGHTINGS_MAX, Sightings, Slot, Watch
 from connectors.connect import KafkaConnect
-from connectors.protocol import Names
 from deploy.local.stack import HOST, free_ports
 
 

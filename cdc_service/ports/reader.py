@@ -5,14 +5,15 @@ Promises wanted: all that one ``Side`` reads belongs to one state of the table, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Protocol
 
 import pyarrow as pa
 
 from cdc_service.core.canonical import Canonical
-from cdc_service.core.types import Column
+from cdc_service.core.types import Column, LogId
 
 
 class Side(Protocol):
@@ -73,4 +74,43 @@ class Scan(Side, Protocol):
     def fetch(self, key: Sequence[Column], columns: Sequence[Column], keys: pa.Table) -> pa.Table:
         """The rows with these keys, typed as the key columns; those that are not there are left out. Raises CdcError (source_value) for a
         key that the source's type cannot read."""
+        ...
+
+
+class View(Side, Protocol):
+    """One state of the target at the destination, beside a service that goes on writing, until the context ends. Live rows only:
+    soft-deleted ones do not count.
+
+    ``native`` is true where ``select`` takes DuckDB's expressions, so that rows are hashed where they lie."""
+
+    def __enter__(self) -> View: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    @property
+    def native(self) -> bool: ...
+
+    @property
+    def batch_id(self) -> str | None:
+        """The last batch that is in it."""
+        ...
+
+    def checkpoints(self, log: LogId) -> Mapping[int, int]:
+        """The next offset of each partition: what lies below it is in this state, and nothing above."""
+        ...
+
+    def fetch(self, key: Sequence[Column], columns: Sequence[str], keys: pa.Table) -> pa.Table:
+        """``columns`` (metadata columns too) of the rows with these keys, which are typed as the key columns."""
+        ...
+
+    def parked(self, keys: Sequence[str]) -> Mapping[str, tuple[int, int, str]]:
+        """Of canonical key texts those with a record in quarantine that nobody decided on: partition, offset, message."""
+        ...
+
+    def batches(self, places: Collection[tuple[int, int]]) -> Mapping[tuple[int, int], tuple[str, datetime]]:
+        """The batch in which the record at each (partition, offset) was merged, and when; as far back as the ledger reaches."""
+        ...
+
+    def deleted(self, keys: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+        """Of canonical key texts those whose delete is remembered: its partition and offset."""
         ...

@@ -6,29 +6,24 @@ One file per source, ``connectors/dialects/<name>.py``, found by the URL's schem
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Protocol, cast
+from typing import Protocol
 
 import pyarrow as pa
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
 
-from cdc_service.core.decode import Positions
 from cdc_service.core.errors import ConfigError, Unavailable
 from cdc_service.core.identity import Identities, Judgement
 from cdc_service.core.names import Names as Names
-from cdc_service.core.side import Scan
 from cdc_service.core.types import TableId, TableSchema
+from cdc_service.ports.capture import LogHold, Progress
+from cdc_service.ports.events import Positions
+from cdc_service.ports.reader import Scan
 
 MESSAGE_BYTES_MAX = 16 * 2**20
 """Largest event that the connector may write and the topics take. Kafka's default of 1 MiB stops a connector at its first large row."""
-
-_DIALECTS = {"postgresql": "postgresql", "postgres": "postgresql"}
-
 
 Offsets = Sequence[tuple[Mapping[str, object], Mapping[str, object] | None]]
 """What Connect keeps of how far a connector is: (partition, offset) pairs."""
@@ -128,16 +123,6 @@ def without_columns(tables: Iterable[SourceTable], exclude: str) -> tuple[Source
     return tuple(replace(table, columns=tuple(c for c in table.columns if kept(table, c))) for table in tables)
 
 
-NAMES_SHOWN = 3
-
-
-def some(names: Sequence[str]) -> str:
-    """The names as a sentence takes them: all of a few, of more the first and how many there are besides."""
-    if len(names) <= NAMES_SHOWN + 1:
-        return ", ".join(names)
-    return f"{', '.join(names[:NAMES_SHOWN])} and {len(names) - NAMES_SHOWN} more"
-
-
 class Level(StrEnum):
     ERROR = "error"
     WARNING = "warning"
@@ -192,22 +177,6 @@ class SignalRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class LogHold:
-    """What holds the source's log for this pipeline (a replication slot). Positions are as ``SourceDialect.position`` gives them.
-
-    ``status`` is the source's own word (PostgreSQL: reserved, extended, unreserved, lost); ``retained_bytes`` is what the source keeps
-    for it, ``left_bytes`` what may still be written before it is lost (None: no limit).
-    """
-
-    name: str
-    active: bool
-    status: str
-    retained_bytes: int | None
-    left_bytes: int | None
-    confirmed: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class Fill:
     """What rows that existed before a column was added hold in it. Unknown: only reading the rows tells. ``text`` is in the form that
     ``reread`` gives (None: NULL)."""
@@ -258,16 +227,6 @@ class ConnectorRequest:
     port: int | None = None
     existing: Mapping[str, str] | None = field(default=None, repr=False)
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where the connector stands, out of the offsets that Connect holds for it. ``snapshot`` is true until the initial snapshot ended;
-    ``incremental`` while an incremental one is under way."""
-
-    position: int | None
-    snapshot: bool
-    incremental: bool
 
 
 class SourceDialect(Protocol):
@@ -421,21 +380,3 @@ class SourceDialect(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-def dialect_name(url: str | URL) -> str:
-    """The dialect's module name for a URL. Raises ConfigError on a scheme that no dialect serves."""
-    try:
-        scheme = make_url(url).get_backend_name()
-    except ArgumentError as error:
-        raise ConfigError("source.url is not a URL", hint="write it as postgresql://user:${PASSWORD}@host:5432/database") from error
-    if scheme not in _DIALECTS:
-        known = ", ".join(sorted(set(_DIALECTS.values())))
-        raise ConfigError(f"no source dialect for {scheme}://", hint=f"sources that can be read: {known}")
-    return _DIALECTS[scheme]
-
-
-def open_dialect(url: str | URL) -> SourceDialect:
-    """The dialect of ``url``. Nothing is connected yet; the driver is imported only now."""
-    module = importlib.import_module(f"connectors.dialects.{dialect_name(url)}")
-    return cast(SourceDialect, module.open_dialect(make_url(url)))

@@ -5,11 +5,10 @@ One destination is one file in mergers/destinations, found by the scheme of its 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -17,6 +16,7 @@ from cdc_service.core.errors import CdcError, ConfigError, TableStopped
 from cdc_service.core.evolve import Change
 from cdc_service.core.logical import Kind
 from cdc_service.core.types import Checkpoint, Delta, Headers, LogId, Receipt, TableSchema, Tail, Target
+from cdc_service.ports.reader import View
 
 
 class UnsentUnknown(CdcError):
@@ -50,10 +50,6 @@ class Misfit(TableStopped):
     def __init__(self, message: str, *, hint: str, column: str = "") -> None:
         super().__init__(message, state="schema_stopped", hint=hint)
         self.column = column
-
-
-if TYPE_CHECKING:
-    from mergers.view import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,19 +321,3 @@ class Destination(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-def open_destination(url: str, *, pipeline: str, meta_schema: str = "_cdc", options: Mapping[str, Any] | None = None) -> Destination:
-    """The destination for ``url`` (SQLAlchemy's form): ``duckdb:///FILE`` is mergers/destinations/duckdb.py,
-    ``postgresql://user:password@host:port/database`` is postgresql.py there.
-
-    Raises ConfigError for a scheme without a file there, or without its driver (naming the extra to install)."""
-    scheme = url.partition(":")[0].partition("+")[0]
-    try:
-        module = importlib.import_module(f"mergers.destinations.{scheme}")
-    except ModuleNotFoundError as error:
-        if error.name == f"mergers.destinations.{scheme}":
-            raise ConfigError(f"no destination is called {scheme!r}", hint="use duckdb:///FILE or postgresql://...") from error
-        raise ConfigError(f"destination {scheme!r} needs the package {error.name}", hint=f"pip install 'cdc-service[{scheme}]'") from error
-    destination: Destination = module.open(url, pipeline=pipeline, meta_schema=meta_schema, options=options or {})
-    return destination
