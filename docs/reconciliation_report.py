@@ -15,8 +15,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from reconcile.document import Buckets, Difference, Event, Kind, Status, TableReport, Total, document  # noqa: E402
-from reconcile.html import render  # noqa: E402
+from reconcile.report.document import Buckets, Difference, Event, Kind, Status, TableReport, Total, document  # noqa: E402
+from reconcile.report.html import render  # noqa: E402
 
 PICTURE = ROOT / "docs" / "reconciliation-report.png"
 SIZE = {"width": 1200, "height": 1869}

@@ -17,8 +17,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from connectors.decoders.connect_schema import Unsupported, field_of, struct_field  # noqa: E402
-from connectors.decoders.wire import Unsent  # noqa: E402
+from connectors.formats.connect_schema import Unsupported, field_of, struct_field  # noqa: E402
+from connectors.formats.wire import Unsent  # noqa: E402
 from mergers.destinations.duckdb import DIALECT  # noqa: E402
 
 PAGE = ROOT / "docs" / "types-postgresql.md"

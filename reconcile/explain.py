@@ -12,9 +12,9 @@ from dataclasses import replace
 from datetime import datetime
 
 from cdc_service.ports.reader import View
-from reconcile.document import Difference, Event, Kind
 from reconcile.judge import Found
 from reconcile.protocol import Log, LogEvent
+from reconcile.report.document import Difference, Event, Kind
 
 HISTORY_SECONDS = 60.0
 """How long a run reads the log backwards to explain its differences."""

@@ -26,9 +26,9 @@ from cdc_service.core.keys import key_text
 from cdc_service.core.rowtext import value_text
 from cdc_service.core.types import Column, TableId
 from cdc_service.ports.reader import View
-from reconcile.compare import PLACE, Pairs, pairs_of, typed_values, unequal
-from reconcile.document import Kind
+from reconcile.compare.engine import PLACE, Pairs, pairs_of, typed_values, unequal
 from reconcile.protocol import Log, LogEvent, Source
+from reconcile.report.document import Kind
 
 KEYS_AT_ONCE = 5_000
 VALUES_AT_ONCE = 500_000

@@ -21,9 +21,9 @@ from cdc_service.core.keys import key_text
 from cdc_service.core.order import LAST_MINOR
 from cdc_service.core.types import BASE, META, Base, Column, Delta, Op, TableSchema, Target
 from cdc_service.ports.reader import Scan
-from reconcile.compare import key_table, typed_table
-from reconcile.document import Kind
+from reconcile.compare.engine import key_table, typed_table
 from reconcile.judge import KEYS_AT_ONCE, Found, Judge, Verdicts
+from reconcile.report.document import Kind
 from reconcile.run import Subject
 
 PLACE = -1

@@ -2,7 +2,7 @@
 
 The source's snapshot is taken first, then the destination's view, at best once the log is merged up to the snapshot's position (the fence):
 then only keys that changed in between are late. Where nobody can say so the view is taken at once, and more keys are looked at again. Both
-sides are compared by hash, in a way that suits the values of a few rows (reconcile.calibrate), what differs is judged by value
+sides are compared by hash, in a way that suits the values of a few rows (reconcile.compare.sampling), what differs is judged by value
 (reconcile.judge), and each difference is traced to its last event.
 
 Promises: both sides are read once, whatever goes on meanwhile; the merging is never held up; what was left out is named; a limit that was
@@ -22,13 +22,13 @@ import pyarrow as pa
 from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.types import Column, Mode, TableSchema, Target
 from cdc_service.ports.reader import Scan, View
-from reconcile.calibrate import calibrate
-from reconcile.compare import Comparison
-from reconcile.document import Buckets, Difference, Kind, Status, TableReport
+from reconcile.compare.digests import PushDown, faster
+from reconcile.compare.engine import Comparison
+from reconcile.compare.multiset import Moved, Multiset
+from reconcile.compare.sampling import calibrate
 from reconcile.judge import LOOK_SECONDS, LOOKS, Found, Judge, Verdicts
-from reconcile.multiset import Moved, Multiset
 from reconcile.protocol import Log, Source
-from reconcile.pushdown import PushDown, faster
+from reconcile.report.document import Buckets, Difference, Kind, Status, TableReport
 
 MODES = ("auto", "stream", "pushdown")
 DIFFERENCES_MAX = 1_000

@@ -17,7 +17,7 @@ import socket
 import threading
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -31,12 +31,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cdc_service.api.service import Service
 from cdc_service.core.errors import CdcError, ConfigError, Disposition, Unavailable
 from cdc_service.metrics import render
 from cdc_service.results import ARROW, ROWS_MAX, column_values
-
-if TYPE_CHECKING:
-    from cdc_service.api.server import Service
 
 T = TypeVar("T")
 

@@ -13,16 +13,15 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from cdc_service.api.service import Service
 from cdc_service.config.models import Listen
 from cdc_service.core.errors import ConfigError, Unavailable
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import uvicorn
 
     from cdc_service.api.application import Calls
@@ -32,58 +31,6 @@ START_SECONDS = 10.0
 FINISH_SECONDS = 0.3  # requests under way may finish by themselves
 ANSWER_SECONDS = 0.4  # then they are told that the service ends, and have this long to take their answer
 STOP_SECONDS = 1.0
-
-
-class Service(Protocol):
-    """What the API needs of the service. Every call comes from a thread of the API's own."""
-
-    def snapshot(self) -> dict[str, Any]:
-        """The status document, from memory: never waits for a server."""
-        ...
-
-    def act(self, action: str, table: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Does ``action`` (pause, resume, resync, adopt) to a table: {table, state, message?}. Its wait is bounded. Raises CdcError."""
-        ...
-
-    def resume_all(self) -> dict[str, Any]:
-        """Lets every table go on that stands still."""
-        ...
-
-    def quarantine(self, action: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """list, show, replay or discard parked records: {table?, key?, code?, id?, ...}. Its wait is bounded. Raises CdcError."""
-        ...
-
-    def query(self, sql: str, rows_max: int) -> pa.Table:
-        """At most ``rows_max`` rows of one statement that only reads. Raises CdcError."""
-        ...
-
-    def reconcile(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Begins to compare tables with their source: {tables: [...], and options}; the run's state. Raises CdcError."""
-        ...
-
-    def reconciled(self, run_id: str) -> dict[str, Any]:
-        """The run's state and, once it is done, its document. Raises CdcError."""
-        ...
-
-    def repair(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Repairs what a comparison found: {table, run?, dry_run?}; what was done to which key. Raises CdcError."""
-        ...
-
-    def explain(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The life of one key: {table, key: [values]}. Raises CdcError."""
-        ...
-
-    def cancel(self, run_id: str) -> dict[str, Any]:
-        """Ends a run; what was compared by then is kept."""
-        ...
-
-    def health(self) -> tuple[bool, str]:
-        """Whether the loop turned recently, and a sentence."""
-        ...
-
-    def ready(self) -> tuple[bool, str]:
-        """Whether it reads and merges, and a sentence: the reason while a server is away."""
-        ...
 
 
 class Api:

@@ -89,7 +89,7 @@ def _ask(shared: Shared, source: str | None, pipeline: str | None) -> tuple[str,
     from cdc_service.config.secret import Url
     from cdc_service.core.errors import ConfigError
     from cdc_service.core.names import Names
-    from connectors.dialects import open_dialect
+    from connectors.sources import open_dialect
 
     if source is None:
         if not sys.stdin.isatty() or shared.json:

@@ -74,10 +74,10 @@ def run(shared: Shared, tables: list[str], options: dict[str, Any]) -> dict[str,
 
 
 def _here(config: Config, tables: list[str], options: dict[str, Any], bar: _Bar) -> dict[str, Any]:
-    from cdc_service import app
-    from cdc_service.comparing.reconciler import asked
+    from cdc_service.runtime import wiring
+    from cdc_service.runtime.comparing.reconciler import asked
 
-    with app.comparing(config) as comparing:
+    with wiring.comparing(config) as comparing:
         run = comparing.begin(*asked({"tables": tables, **options}))
         try:
             while not run.wait(POLL_SECONDS):
@@ -115,11 +115,11 @@ def _write(shared: Shared, document: dict[str, Any], html: Path | None, csv: Pat
     from cdc_service.cli.reconcile_view import show
 
     if html is not None:
-        from reconcile.html import render
+        from reconcile.report.html import render
 
         html.write_text(render(document), encoding="utf-8")
     if csv is not None:
-        from reconcile.rows import write_csv
+        from reconcile.report.csv_rows import write_csv
 
         with csv.open("w", encoding="utf-8", newline="") as stream:
             write_csv(document, stream)

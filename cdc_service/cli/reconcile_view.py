@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cdc_service.cli.output import Output, cell, give_way, printable
-from reconcile import words
+from reconcile.report import summary as words
 
 COLUMNS = ("table", "status", "source", "warehouse", "missing", "extra", "different", "in flight", "as of", "seconds", "rows/s")
 RIGHT = ("source", "warehouse", "missing", "extra", "different", "in flight", "seconds", "rows/s")

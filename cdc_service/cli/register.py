@@ -15,7 +15,7 @@ from cdc_service.cli.shared import Shared, command
 if TYPE_CHECKING:
     from cdc_service.config import Config
     from cdc_service.ports.source import Finding
-    from connectors.register import Step
+    from connectors.debezium.register import Step
 
 DETAILS_MAX = 12
 """A new connector has some fifty settings, a change of one only those that change."""
@@ -34,9 +34,9 @@ def register(app: typer.Typer) -> None:
         when something is pending or refused. --json has every setting of the connector.
         """
         config = shared.load()
-        from cdc_service import app as service
+        from cdc_service.runtime import wiring
 
-        plan = service.plan(config)
+        plan = wiring.plan(config)
         if shared.json:
             _document(shared, config, plan.steps, refused=plan.refused, applied=False)
         else:
@@ -56,13 +56,13 @@ def register(app: typer.Typer) -> None:
 
 def _register(shared: Shared) -> int:
     config = shared.load()
-    from cdc_service import app as service
     from cdc_service.cli.service import find
+    from cdc_service.runtime import wiring
 
-    plan = service.plan(config)
+    plan = wiring.plan(config)
     if not shared.json and not plan.refused:
         show_steps(shared.out, plan.steps)
-    done = service.register(config, plan, shared.out.say)
+    done = wiring.register(config, plan, shared.out.say)
     snapshotting = [str(table) for table in done.snapshotting]
     if shared.json:
         connector = {"name": done.status.name, "state": done.status.overall.lower()}
@@ -79,14 +79,14 @@ def _register(shared: Shared) -> int:
 
 def _delete(shared: Shared) -> int:
     config = shared.load()
-    from cdc_service import app as service
+    from cdc_service.runtime import wiring
 
-    steps = service.plan_removal(config)
+    steps = wiring.plan_removal(config)
     if not shared.json:
         show_steps(shared.out, steps)
     agreed = not steps or shared.out.confirm(f"Delete these? After that, {config.pipeline} can only begin with a new snapshot.")
     if steps and agreed:
-        service.unregister(config, shared.out.say)
+        wiring.unregister(config, shared.out.say)
     if shared.json:
         _document(shared, config, steps, applied=agreed)
     elif not agreed:

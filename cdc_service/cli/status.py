@@ -79,8 +79,8 @@ def current(config: Config) -> dict[str, Any]:
     from cdc_service.cli.service import served
 
     def here() -> dict[str, Any]:
-        from cdc_service import app
+        from cdc_service.runtime import wiring
 
-        return app.status(config)
+        return wiring.status(config)
 
     return served(config, "GET", "/status", read=lambda answer: dict(answer.json()), here=here)

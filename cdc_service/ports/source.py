@@ -1,6 +1,6 @@
 """The source side's seam: what a source dialect tells about its database, and what it does there.
 
-One file per source, ``connectors/dialects/<name>.py``, found by the URL's scheme and imported only when it is used; it defines
+One file per source, ``connectors/sources/<name>.py``, found by the URL's scheme and imported only when it is used; it defines
 ``open_dialect(url) -> SourceDialect``. Nothing else in the service knows which database it reads from.
 """
 

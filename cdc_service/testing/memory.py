@@ -1,6 +1,6 @@
 """A destination in plain dictionaries: the oracle that SQL destinations are compared with, and the simulator's warehouse.
 
-It follows mergers.protocol by the letter, row by row and without any SQL, keeps every deleted key for ever, passes the failpoints of a
+It follows ports.destination by the letter, row by row and without any SQL, keeps every deleted key for ever, passes the failpoints of a
 merge, and calls ``step`` right before ("commit") and after ("reply") each commit, where a test may raise: before it nothing is kept, after
 it everything is. Of two transactions on one target at the same time the one that commits last is fenced.
 """

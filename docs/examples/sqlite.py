@@ -25,9 +25,9 @@ from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Unavai
 from cdc_service.core.logical import Kind
 from cdc_service.core.rowtext import value_text
 from cdc_service.ports.destination import Capabilities
-from mergers.connection import Mismatch
-from mergers.dialect import Dialect
-from mergers.sql import SqlDestination
+from mergers.sql.connection import Mismatch
+from mergers.sql.destination import SqlDestination
+from mergers.sql.spelling import Dialect
 
 DIALECT = Dialect(
     name="sqlite",
@@ -132,7 +132,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
 
 
 class SqliteConnection:
-    """mergers.connection.Connection over one SQLite connection."""
+    """mergers.sql.connection.Connection over one SQLite connection."""
 
     def __init__(self, raw: sqlite3.Connection) -> None:
         self.raw = raw

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cdc_service.core.errors import CdcError, ConfigError, Fenced, Unavailable
 from cdc_service.ports.destination import RightsLacking
-from mergers.connection import Mismatch
+from mergers.sql.connection import Mismatch
 
 LOCK_TIMEOUT = "55P03"
 

@@ -8,8 +8,8 @@ from typing import Any
 from cdc_service.core.errors import CdcError
 from cdc_service.core.types import Target, spell
 from cdc_service.ports.destination import RightsLacking
-from mergers import meta
-from mergers.sql import ANOTHER_TARGET
+from mergers.sql import meta
+from mergers.sql.destination import ANOTHER_TARGET
 
 Fetch = Callable[[str, Sequence[object]], list[tuple[Any, ...]]]
 Quote = Callable[..., str]

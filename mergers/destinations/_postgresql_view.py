@@ -20,8 +20,8 @@ from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.logical import Kind
 from cdc_service.core.postgresql import CANONICAL, INTERVAL_TEXT, SPELLING, input_text, unwrapped
 from cdc_service.core.types import Column, TableSchema
-from mergers.statements import MergeSql
-from mergers.view import View
+from mergers.sql.statements import MergeSql
+from mergers.sql.view import View
 
 BATCH_BYTES = 8 * 2**20
 _AS_TEXT = (Kind.NUMERIC, Kind.UUID, Kind.JSON, Kind.DECIMAL)

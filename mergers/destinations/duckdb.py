@@ -25,11 +25,11 @@ from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Fenced
 from cdc_service.core.logical import Kind
 from cdc_service.core.types import Column, TableSchema, Target
 from cdc_service.ports.destination import Capabilities, Misfit, RightsLacking
-from mergers.connection import Mismatch
-from mergers.dialect import Dialect, Statement
-from mergers.sql import ANOTHER_TARGET, SqlDestination
-from mergers.statements import STAGE, MergeSql
-from mergers.view import View
+from mergers.sql.connection import Mismatch
+from mergers.sql.destination import ANOTHER_TARGET, SqlDestination
+from mergers.sql.spelling import Dialect, Statement
+from mergers.sql.statements import STAGE, MergeSql
+from mergers.sql.view import View
 
 DIALECT = Dialect(
     name="duckdb",
@@ -348,7 +348,7 @@ class DuckDbView(View):
 
 
 class DuckDbConnection:
-    """mergers.connection.Connection over one DuckDB connection. ``broken`` is true when it has to be opened again."""
+    """mergers.sql.connection.Connection over one DuckDB connection. ``broken`` is true when it has to be opened again."""
 
     def __init__(self, raw: duckdb.DuckDBPyConnection) -> None:
         self.raw = raw

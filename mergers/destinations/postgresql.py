@@ -28,16 +28,16 @@ from cdc_service.core.evolve import Change, CreateTable
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Mode, TableSchema, Target
 from cdc_service.ports.destination import Capabilities, Misfit
-from mergers.connection import Connection
 from mergers.destinations._postgresql_binary import binary_blocks
 from mergers.destinations._postgresql_copy import csv_blocks
 from mergers.destinations._postgresql_errors import LOCK_TIMEOUT, translated
 from mergers.destinations._postgresql_results import arrow_column
 from mergers.destinations._postgresql_rights import lacking, namespace_rights
 from mergers.destinations._postgresql_view import PostgreSqlView
-from mergers.dialect import Dialect
-from mergers.sql import ANOTHER_TARGET, SqlDestination
-from mergers.statements import MergeSql, metadata_columns
+from mergers.sql.connection import Connection
+from mergers.sql.destination import ANOTHER_TARGET, SqlDestination
+from mergers.sql.spelling import Dialect
+from mergers.sql.statements import MergeSql, metadata_columns
 
 NAME_BYTES = 63
 OWN_COLUMNS = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})
@@ -389,7 +389,7 @@ def _query(raw: psycopg.Connection[Any], sql: str, rows_max: int) -> pa.Table:
 
 
 class PostgreSqlConnection:
-    """mergers.connection.Connection over one session. What is staged begins the transaction that ``begin`` then takes over."""
+    """mergers.sql.connection.Connection over one session. What is staged begins the transaction that ``begin`` then takes over."""
 
     def __init__(self, raw: psycopg.Connection[Any], beside: Callable[[], psycopg.Connection[Any]]) -> None:
         """``beside`` opens another session, to see who holds a lock."""

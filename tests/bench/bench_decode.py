@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 
 from cdc_service.core.types import RawBatch, TableSchema
 from cdc_service.ports.events import Decoder
-from connectors.decoders.avro import HEAD, DebeziumAvroDecoder, Schemas
-from connectors.decoders.avro_exact import reader
-from connectors.decoders.avro_schema import parse
-from connectors.decoders.debezium_json import DebeziumJsonDecoder
-from connectors.decoders.positions import PostgresPositions
-from connectors.decoders.schemaless import SchemalessJsonDecoder
+from connectors.formats.avro import HEAD, DebeziumAvroDecoder, Schemas
+from connectors.formats.avro_exact import reader
+from connectors.formats.avro_schema import parse
+from connectors.formats.debezium_json import DebeziumJsonDecoder
+from connectors.formats.schemaless import SchemalessJsonDecoder
+from connectors.sources.postgresql.positions import PostgresPositions
 from tests.support.avro import Registry
 from tests.support.envelopes import PLACEHOLDER, Col, Record, Table, number, raw, text
 

@@ -23,9 +23,9 @@ import pyarrow.compute as pc
 from confluent_kafka import Consumer, Producer, TopicPartition
 from psycopg import sql
 
-from cdc_service.consume.kafka import Admin
 from cdc_service.core.errors import CdcError
-from connectors.connect import KafkaConnect
+from cdc_service.kafka.admin import Admin
+from connectors.debezium.connect import KafkaConnect
 from deploy.local.service import Cdc
 from deploy.local.stack import HOST, Stack
 from tests.bench.progress import say

@@ -19,7 +19,7 @@ import psycopg
 import pyarrow as pa
 from confluent_kafka import Consumer, TopicPartition
 
-from connectors.connect import KafkaConnect
+from connectors.debezium.connect import KafkaConnect
 from deploy.local.stack import Stack
 from tests.bench.arms import ArmError, Run, Running, sample
 from tests.bench.destinations import destination

@@ -22,7 +22,7 @@ from tests.bench.filled import filled
 from tests.bench.progress import say
 from tests.bench.workload import WORKLOADS
 
-ROOTS = ("read (cdc_service/line/loop.py", "_merge (cdc_service/line/merging.py")
+ROOTS = ("read (cdc_service/pipeline/poll_loop.py", "_merge (cdc_service/pipeline/merge_worker.py")
 OURS = re.compile(r"([^;()]+) \(((?:cdc_service|connectors|mergers)/[^:)]+)(?::\d+)?\)")
 LEAST = 0.02
 RATE = 200

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cdc_service.consume.kafka import Admin
+from cdc_service.kafka.admin import Admin
 from deploy.local import artifacts
 from deploy.local.process import tail
 from deploy.local.stack import HOST, Stack, free_ports, write_properties

@@ -17,7 +17,7 @@ from random import Random
 
 import psycopg
 
-from cdc_service.consume.kafka import Admin
+from cdc_service.kafka.admin import Admin
 from deploy.local.stack import COMPONENTS
 from tests.bench.arms import ArmError
 from tests.bench.bench import standing

@@ -17,10 +17,10 @@ import pytest
 from cdc_service.core.errors import ConfigError
 from cdc_service.core.types import ChangeBatch, Op, TableSchema
 from cdc_service.ports.events import Decoder
-from connectors.decoders.avro import DebeziumAvroDecoder, Schemas
-from connectors.decoders.debezium_json import DebeziumJsonDecoder
-from connectors.decoders.positions import PostgresPositions
-from connectors.decoders.schemaless import SchemalessJsonDecoder
+from connectors.formats.avro import DebeziumAvroDecoder, Schemas
+from connectors.formats.debezium_json import DebeziumJsonDecoder
+from connectors.formats.schemaless import SchemalessJsonDecoder
+from connectors.sources.postgresql.positions import PostgresPositions
 from tests.support.envelopes import PLACEHOLDER
 from tests.support.plain import account, rows
 from tests.support.recorded import FIXTURES, Recorded, batch_of, config_of, topics

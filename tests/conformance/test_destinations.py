@@ -1,4 +1,4 @@
-"""The contract of destinations (mergers.protocol), one suite for all of them and for the oracle."""
+"""The contract of destinations (cdc_service.ports.destination), one suite for all of them and for the oracle."""
 
 from __future__ import annotations
 

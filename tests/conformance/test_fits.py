@@ -16,9 +16,9 @@ from cdc_service.core.errors import ConfigError, TableStopped
 from cdc_service.core.types import Mode, Op, TableId, TableSchema, Target
 from cdc_service.ports.destination import RightsLacking
 from deploy.local.stack import Stack
-from mergers import meta
 from mergers.destinations import open_destination
 from mergers.destinations.postgresql import COLUMNS_MAX, STAGED_BESIDE
+from mergers.sql import meta
 from tests.conformance.harness import ITEMS, Change, Feed, PostgreSqlHarness, number, text
 
 NOBODY = 65534

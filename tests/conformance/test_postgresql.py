@@ -21,9 +21,9 @@ from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, LogId, Mode, Op, TableId, TableSchema
 from cdc_service.ports.destination import TableState
 from deploy.local.stack import Stack
-from mergers.account import AccountOpen
 from mergers.destinations import open_destination
 from mergers.destinations.postgresql import CAPABILITIES, PostgreSql
+from mergers.sql.ledger import AccountOpen
 from tests.conformance.harness import ITEMS, LOG, Change, Feed, PostgreSqlHarness, number, parsed_statements, text
 from tests.support.registration import eventually
 
@@ -329,7 +329,7 @@ import os, signal, sys
 from cdc_service import failpoints
 from tests.conformance.harness import ITEMS, Change, Feed
 from cdc_service.core.types import Op
-from mergers.account import AccountOpen
+from mergers.sql.ledger import AccountOpen
 from mergers.destinations.postgresql import open as open_postgresql
 
 options = {"idle_in_transaction_session_timeout": sys.argv[2]}

@@ -1,4 +1,4 @@
-"""Parked records and what a person decides about them, at every destination: the part of mergers.protocol that a replay rests on."""
+"""Parked records and what a person decides about them, at every destination: the part of ports.destination that a replay rests on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of source dialects (connectors.protocol.SourceDialect), one suite for all that are found, on their real servers.
+"""The contract of source dialects (ports.source.SourceDialect), one suite for all that are found, on their real servers.
 
 A dialect's file without a harness here fails the suite. What only one source has is tested beside it (tests/scenario).
 """
@@ -17,12 +17,12 @@ import pyarrow as pa
 import pytest
 from psycopg import sql
 
-import connectors.dialects
+import connectors.sources
 from cdc_service.core.errors import ConfigError, Unavailable
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
 from cdc_service.ports.source import Identity, SourceDialect, SourceTable
-from connectors.dialects import dialect_name, open_dialect
+from connectors.sources import dialect_name, open_dialect
 from deploy.local.stack import Stack
 
 NAMES = ("plain", "Mixed", "mixed", "select", "with space", "comma,here", "dot.here", "Größe", "日本", "per%cent", "it's", "back\\slash")
@@ -66,7 +66,7 @@ class PostgreSqlSource:
 
 
 HARNESSES: Mapping[str, type[PostgreSqlSource]] = {"postgresql": PostgreSqlSource}
-FOUND = {m.name for m in pkgutil.iter_modules(connectors.dialects.__path__) if not m.name.startswith("_")}
+FOUND = {m.name for m in pkgutil.iter_modules(connectors.sources.__path__) if not m.name.startswith("_")}
 
 
 def test_every_dialect_has_a_harness() -> None:

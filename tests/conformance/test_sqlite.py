@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from cdc_service import app
 from cdc_service.config import load
 from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Unavailable
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, Op, TableId, TableSchema
 from cdc_service.ports.destination import TableState
+from cdc_service.runtime import wiring as app
 from tests.conformance.harness import ITEMS, Change, Feed, SqliteHarness, number
 
 ROOT = Path(__file__).parents[2]

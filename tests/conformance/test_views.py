@@ -1,4 +1,4 @@
-"""What reconciliation reads of a destination (mergers.view): one state, beside a writer that goes on; and what runs leave behind."""
+"""What reconciliation reads of a destination (mergers.sql.view): one state, beside a writer that goes on; and what runs leave behind."""
 
 from __future__ import annotations
 

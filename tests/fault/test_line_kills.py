@@ -19,7 +19,7 @@ import psycopg
 import pytest
 
 from cdc_service.failpoints import NAMES
-from connectors.connect import KafkaConnect
+from connectors.debezium.connect import KafkaConnect
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase
 from tests.support import hostile

@@ -24,7 +24,7 @@ from typing import Any
 
 import psycopg
 
-from cdc_service.line.progress import OVER
+from cdc_service.pipeline.watermarks import OVER
 from deploy.local.stack import Stack
 from tests.identity.cure import Action, actions
 from tests.identity.driver import Driver

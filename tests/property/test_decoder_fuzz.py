@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from connectors.decoders import blocks
+from connectors.formats import blocks
 from tests.support.fuzz import RECORDS, WIRES, Child, Event, Failed, batches, check, subjects
 
 EVENTS = int(os.environ.get("CDC_FUZZ_EVENTS", "400"))

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from cdc_service.core.errors import TableStopped
 from cdc_service.core.logical import INFINITY, Kind
 from cdc_service.core.types import ChangeBatch, RawBatch
-from connectors.decoders import blocks
-from connectors.decoders.avro import DebeziumAvroDecoder, Schemas
-from connectors.decoders.debezium_json import DebeziumJsonDecoder
-from connectors.decoders.positions import PostgresPositions
-from connectors.decoders.schemaless import SchemalessJsonDecoder
+from connectors.formats import blocks
+from connectors.formats.avro import DebeziumAvroDecoder, Schemas
+from connectors.formats.debezium_json import DebeziumJsonDecoder
+from connectors.formats.schemaless import SchemalessJsonDecoder
+from connectors.sources.postgresql.positions import PostgresPositions
 from tests.support.avro import Registry
 from tests.support.envelopes import PLACEHOLDER, Col, Record, Table, listed, number, raw, text
 from tests.support.plain import account, plain, told

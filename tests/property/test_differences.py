@@ -25,7 +25,7 @@ from cdc_service.core.evolve import CreateTable
 from cdc_service.core.logical import INFINITY, Kind, LogicalType, array, decimal
 from cdc_service.core.types import Column, TableId, TableSchema, Target
 from cdc_service.ports.source import SourceDialect
-from connectors.dialects import open_dialect
+from connectors.sources import open_dialect
 from deploy.local.stack import Stack
 from mergers.destinations.duckdb import DuckDb
 from mergers.destinations.duckdb import open as open_duckdb

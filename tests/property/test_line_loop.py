@@ -29,13 +29,13 @@ from cdc_service.core.errors import CdcError, CommitUnknown, Fenced, Unavailable
 from cdc_service.core.identity import Identities, Judgement, Outcome
 from cdc_service.core.order import INCREMENTAL, snapshot_record
 from cdc_service.core.types import META, ChangeBatch, LogId, Mode, Op, RawBatch, Rejected, Span, TableId, TableSchema, Target
-from cdc_service.line import quarantine
-from cdc_service.line.control import Control
-from cdc_service.line.loop import Line
-from cdc_service.line.means import Means
-from cdc_service.line.merging import at_once
-from cdc_service.line.progress import Progress
-from cdc_service.line.table import Table
+from cdc_service.pipeline import quarantine
+from cdc_service.pipeline.commands import Control
+from cdc_service.pipeline.context import Means
+from cdc_service.pipeline.merge_worker import at_once
+from cdc_service.pipeline.poll_loop import Line
+from cdc_service.pipeline.table_task import Table
+from cdc_service.pipeline.watermarks import Progress
 from cdc_service.ports.capture import ConnectorStatus, Facts, Scans, TaskStatus
 from cdc_service.ports.feed import Assignment, Polled, TopicFacts
 from cdc_service.ports.source import UNKNOWN_FILL, Fill, Reread

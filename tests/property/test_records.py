@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_service.consume.records import Heads, Taken
 from cdc_service.core.types import ChangeBatch, Headers, RawBatch
-from connectors.decoders.debezium_json import DebeziumJsonDecoder
-from connectors.decoders.layout import schema_length
-from connectors.decoders.positions import PostgresPositions
+from cdc_service.kafka.records import Heads, Taken
+from connectors.formats.debezium_json import DebeziumJsonDecoder
+from connectors.formats.layout import schema_length
+from connectors.sources.postgresql.positions import PostgresPositions
 from tests.support import plain
 from tests.support.envelopes import PLACEHOLDER
 from tests.support.recorded import FIXTURES, batch_of, topics

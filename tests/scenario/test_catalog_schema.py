@@ -15,9 +15,9 @@ from confluent_kafka import Consumer, TopicPartition
 
 from cdc_service.core.types import Op, RawBatch, Span, TableId, TableSchema
 from cdc_service.ports.source import without_columns
-from connectors.decoders.debezium_json import DebeziumJsonDecoder
-from connectors.decoders.positions import PostgresPositions
-from connectors.register import apply_registration, plan_registration
+from connectors.debezium.register import apply_registration, plan_registration
+from connectors.formats.debezium_json import DebeziumJsonDecoder
+from connectors.sources.postgresql.positions import PostgresPositions
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase
 from tests.scenario import test_line_types

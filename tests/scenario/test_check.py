@@ -11,12 +11,12 @@ import psycopg
 import pytest
 
 from cdc_service.config import Config, load
-from cdc_service.consume.kafka import Admin
 from cdc_service.core.errors import Unavailable
+from cdc_service.kafka.admin import Admin
 from cdc_service.ports.source import Finding, Level
-from connectors.check import check
-from connectors.connect import ConnectorPlan
-from connectors.register import unregister
+from connectors.debezium.check import check
+from connectors.debezium.connect import ConnectorPlan
+from connectors.debezium.register import unregister
 from deploy.local.stack import HOST, Stack, free_ports
 from tests.conftest import PgDatabase
 from tests.support.registration import Pipeline, pipeline
@@ -300,7 +300,7 @@ def test_a_slot_that_was_lost_is_found_and_beginning_anew_cures(owner: Pipeline)
     ],
 )
 def test_settings_of_the_server_that_do_not_do(wrong: dict[str, object], name: str) -> None:
-    from connectors.dialects import _postgresql_findings as findings_of
+    from connectors.sources.postgresql import findings as findings_of
 
     good = {"version": "16", "version_number": 160000, "wal_level": "logical", "slots_max": 10, "slots": 1, "senders_max": 10, "senders": 1}
     good |= {"keep_size": "10GB", "in_recovery": False}

@@ -15,10 +15,10 @@ import pytest
 from cdc_service.core.errors import ConfigError
 from cdc_service.core.types import TableId
 from cdc_service.ports.source import UNKNOWN_FILL, Fill
-from connectors.dialects import dialect_name, open_dialect
-from connectors.dialects._postgresql_catalog import qualified, quoted
-from connectors.notifications import parse
-from connectors.register import apply_registration, plan_registration, request_snapshots
+from connectors.debezium.notifications import parse
+from connectors.debezium.register import apply_registration, plan_registration, request_snapshots
+from connectors.sources import dialect_name, open_dialect
+from connectors.sources.postgresql.catalog import qualified, quoted
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase
 from tests.support.registration import Pipeline, eventually, pipeline

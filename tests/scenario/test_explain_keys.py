@@ -10,16 +10,16 @@ import psycopg
 import pytest
 
 from cdc_service.cli import exits
-from cdc_service.comparing.log import Sources
 from cdc_service.core.errors import ConfigError
 from cdc_service.core.evolve import CreateTable
 from cdc_service.core.types import TableId, Target
 from cdc_service.ports.source import SourceDialect
-from connectors.dialects import open_dialect
+from cdc_service.runtime.comparing.change_log import Sources
+from connectors.sources import open_dialect
 from deploy.local.process import StackError
 from deploy.local.stack import Stack
 from mergers.destinations.duckdb import open as open_duckdb
-from reconcile.life import life
+from reconcile.report.key_history import life
 from reconcile.run import Subject
 from tests.support.line import database, line
 from tests.support.still import StillLog

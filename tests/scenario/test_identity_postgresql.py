@@ -1,4 +1,4 @@
-"""What PostgreSQL's catalog tells of a table (connectors.dialects._postgresql_identity), on a real server: each thing that the log does not
+"""What PostgreSQL's catalog tells of a table (connectors.sources.postgresql.identity), on a real server: each thing that the log does not
 carry has its judgement, what changes no value has none, and what was changed and changed back is noticed too."""
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from cdc_service.core.identity import Judgement, Outcome
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
 from cdc_service.ports.source import SourceDialect
-from connectors.dialects import _postgresql_kept as kept
-from connectors.dialects import open_dialect
+from connectors.sources import open_dialect
+from connectors.sources.postgresql import kept
 from deploy.local.stack import Stack
 
 NAMES = Names("who", "who")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deploy.local.stack import Stack
-from reconcile import words
+from reconcile.report import summary as words
 from tests.support.line import EACH, Line, database, line
 
 T = "public.t"

@@ -13,12 +13,12 @@ from cdc_service.core.evolve import CreateTable
 from cdc_service.core.logical import Kind, LogicalType, array, decimal
 from cdc_service.core.types import Column, TableId, TableSchema, Target
 from cdc_service.ports.source import SourceDialect
-from connectors.dialects import open_dialect
+from connectors.sources import open_dialect
 from deploy.local.stack import Stack
 from mergers.destinations.duckdb import DuckDb
 from mergers.destinations.duckdb import open as open_duckdb
-from reconcile.calibrate import Calibration
-from reconcile.document import TableReport
+from reconcile.compare.sampling import Calibration
+from reconcile.report.document import TableReport
 from reconcile.run import PROBED_MIN, Options
 from tests.support.link import slow_link
 from tests.support.still import compare_still

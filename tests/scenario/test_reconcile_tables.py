@@ -21,13 +21,13 @@ from cdc_service.core.evolve import CreateTable
 from cdc_service.core.logical import Kind, LogicalType, decimal
 from cdc_service.core.types import Column, TableId, TableSchema, Target
 from cdc_service.ports.source import SourceDialect
-from connectors.dialects import open_dialect
+from connectors.sources import open_dialect
 from deploy.local.artifacts import find_postgres
 from deploy.local.process import Daemon
 from deploy.local.stack import Stack, free_ports
 from mergers.destinations.duckdb import DuckDb
 from mergers.destinations.duckdb import open as open_duckdb
-from reconcile.document import TableReport
+from reconcile.report.document import TableReport
 from reconcile.run import Options
 from tests.support.still import compare_still
 
@@ -214,7 +214,7 @@ def test_a_replica_is_read_and_what_it_has_not_replayed_is_no_difference(two: Tw
         standby.execute("SELECT pg_wal_replay_pause()")
         primary.execute("UPDATE t SET v = -5 WHERE id = 5")
         two.change("UPDATE public.t SET v = -5 WHERE id = 5", "UPDATE public.t SET v = 0 WHERE id = 6")
-        monkeypatch.setattr("cdc_service.comparing.log.REPLICA_SECONDS", 0.5)
+        monkeypatch.setattr("cdc_service.runtime.comparing.change_log.REPLICA_SECONDS", 0.5)
         monkeypatch.setattr("reconcile.judge.LOOKS", 1)
         behind = compare("stream")
         assert (behind.status, behind.counts["in_flight"], behind.differences) == ("in_flight", 2, [])

@@ -8,10 +8,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from cdc_service import app
 from cdc_service.config import Config, load
 from cdc_service.core.errors import ConfigError
 from cdc_service.ports.source import Finding
+from cdc_service.runtime import wiring as app
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase
 from tests.scenario.test_check import failures

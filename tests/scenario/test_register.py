@@ -12,9 +12,9 @@ from cdc_service.config import load
 from cdc_service.core.errors import CdcError, ConfigError
 from cdc_service.core.types import TableId
 from cdc_service.ports.source import MESSAGE_BYTES_MAX
-from connectors.connect import ConnectorPlan, KafkaConnect
-from connectors.notifications import Notification, parse
-from connectors.register import plan_removal, request_snapshots, unregister
+from connectors.debezium.connect import ConnectorPlan, KafkaConnect
+from connectors.debezium.notifications import Notification, parse
+from connectors.debezium.register import plan_removal, request_snapshots, unregister
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase
 from tests.support.registration import Pipeline, eventually, pipeline
@@ -213,7 +213,7 @@ def test_a_connector_in_its_initial_snapshot_is_not_disturbed(
         made.register("a")
         config = made.connect.config(made.names.connector)
         with monkeypatch.context() as patience:
-            patience.setattr("connectors.register.SNAPSHOT_PATIENCE_SECONDS", 1.0)
+            patience.setattr("connectors.debezium.register.SNAPSHOT_PATIENCE_SECONDS", 1.0)
             with pytest.raises(CdcError, match="in its initial snapshot") as caught:
                 made.register("a", "b")
         assert caught.value.code == "snapshotting"

@@ -17,9 +17,9 @@ from cdc_service.core.errors import CdcError, ConfigError
 from cdc_service.core.types import TableId
 from cdc_service.ports.capture import ConnectorStatus
 from cdc_service.ports.source import Finding
-from connectors.check import check
-from connectors.notifications import Notification, parse
-from connectors.register import request_snapshots
+from connectors.debezium.check import check
+from connectors.debezium.notifications import Notification, parse
+from connectors.debezium.register import request_snapshots
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase
 from tests.support.registration import Pipeline, eventually, pipeline
@@ -256,9 +256,9 @@ def test_the_transaction_that_the_slot_waits_for_is_named_with_what_ends_it(
         if kind == "prepared":
             session.execute(f"PREPARE TRANSACTION 'it''s {owner.database.name}'")
         with monkeypatch.context() as limits:
-            limits.setattr("connectors.dialects.postgresql.AWAITED_SECONDS", 0.001)
+            limits.setattr("connectors.sources.postgresql.source.AWAITED_SECONDS", 0.001)
             warned = next(f for f in findings(owner) if f.name == "open transactions")
-            limits.setattr("connectors.register.CONNECTOR_START_SECONDS", 5.0)
+            limits.setattr("connectors.debezium.register.CONNECTOR_START_SECONDS", 5.0)
             with pytest.raises(CdcError) as caught:
                 owner.register("a")
         assert caught.value.code == "source_busy"
@@ -283,7 +283,7 @@ def test_a_transaction_older_than_the_publication_is_named_before_the_log_is_lef
         session.execute("INSERT INTO a VALUES (2)")
         owner.execute(f"DROP PUBLICATION {owner.names.publication}")
         with monkeypatch.context() as limits:
-            limits.setattr("connectors.dialects._postgresql_slot.SKIP_SECONDS", 1.0)
+            limits.setattr("connectors.sources.postgresql.slot.SKIP_SECONDS", 1.0)
             with pytest.raises(CdcError, match=f"waits for the session with pid {session.info.backend_pid}") as caught:
                 owner.register("a")
         assert caught.value.code == "source_busy"

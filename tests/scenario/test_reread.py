@@ -19,9 +19,10 @@ from cdc_service.core.order import Seen
 from cdc_service.core.types import Op, TableId
 from cdc_service.ports.events import InexactText
 from cdc_service.ports.source import Reread, SourceDialect
-from connectors.decoders.debezium_json import DebeziumJsonDecoder
-from connectors.decoders.positions import PostgresPositions
-from connectors.dialects import _postgresql_settle, open_dialect
+from connectors.formats.debezium_json import DebeziumJsonDecoder
+from connectors.sources import open_dialect
+from connectors.sources.postgresql import settle as _postgresql_settle
+from connectors.sources.postgresql.positions import PostgresPositions
 from tests.conftest import PgDatabase
 from tests.support.envelopes import PLACEHOLDER
 from tests.support.plain import plain

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from connectors.connect import KafkaConnect
+from connectors.debezium.connect import KafkaConnect
 from deploy.local.stack import Stack
 from tests.support.line import EACH, Line, database, line
 

@@ -12,17 +12,17 @@ import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
-from cdc_service.comparing.log import Sources
 from cdc_service.core.errors import CdcError
 from cdc_service.core.evolve import CreateTable
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, TableId, TableSchema, Target
 from cdc_service.ports.source import Finding, SourceDialect
-from connectors.dialects import open_dialect
+from cdc_service.runtime.comparing.change_log import Sources
+from connectors.sources import open_dialect
 from deploy.local.process import StackError
 from deploy.local.stack import Stack
 from mergers.destinations.duckdb import open as open_duckdb
-from reconcile.compare import key_table
+from reconcile.compare.engine import key_table
 from reconcile.repair import repair
 from reconcile.run import Subject
 from tests.conftest import PgDatabase

@@ -1,6 +1,6 @@
 """The catalog of the simulated source: what a table's definition is, what statements do to it, and what a change of it means.
 
-As PostgreSQL's (connectors/dialects/_postgresql_identity.py): an identity holds what is there and *editions*, numbers that only go up, so
+As PostgreSQL's (connectors/sources/postgresql/identity.py): an identity holds what is there and *editions*, numbers that only go up, so
 that what was changed and changed back shows. A column is known by its *role*, as PostgreSQL's is by its number; its name may change, and
 other columns may take it.
 """

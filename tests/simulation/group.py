@@ -19,21 +19,21 @@ import pyarrow as pa
 
 from cdc_service.config.models import Flush, Limits
 from cdc_service.config.resolve import TableConfig
-from cdc_service.consume.records import Heads, Taken
 from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.identity import HINDRANCES
 from cdc_service.core.order import Ordering
 from cdc_service.core.types import Headers, Mode, Target
-from cdc_service.line.control import Control
-from cdc_service.line.loop import Line
-from cdc_service.line.means import Means
-from cdc_service.line.progress import Progress
-from cdc_service.line.table import Table
+from cdc_service.kafka.records import Heads, Taken
+from cdc_service.pipeline.commands import Control
+from cdc_service.pipeline.context import Means
+from cdc_service.pipeline.poll_loop import Line
+from cdc_service.pipeline.table_task import Table
+from cdc_service.pipeline.watermarks import Progress
 from cdc_service.ports.capture import Facts
 from cdc_service.ports.feed import Assignment, PartitionError, Polled
-from connectors.decoders.debezium_json import DebeziumJsonDecoder
-from connectors.decoders.layout import schema_length
-from connectors.decoders.positions import PostgresPositions
+from connectors.formats.debezium_json import DebeziumJsonDecoder
+from connectors.formats.layout import schema_length
+from connectors.sources.postgresql.positions import PostgresPositions
 from tests.simulation.outside import Record
 from tests.simulation.warehouses import Warehouse
 from tests.simulation.world import Crash, Running, Violation, World
@@ -44,7 +44,7 @@ LIMITS = Limits(memory=10**9, quarantine_rows=6, quarantine_share=0.5)
 
 
 class GroupLog:
-    """line.loop.Log: one member of the group. ``given``, ``taken`` and ``lost`` are moves that its next poll tells it of."""
+    """pipeline.poll_loop.Log: one member of the group. ``given``, ``taken`` and ``lost`` are moves that its next poll tells it of."""
 
     def __init__(self, world: World, assignment: Assignment) -> None:
         self.world, self.assignment = world, assignment
@@ -126,7 +126,7 @@ class GroupLog:
 
 
 class Sent(NamedTuple):
-    """A record as the client hands it over (consume.records.Message)."""
+    """A record as the client hands it over (kafka.records.Message)."""
 
     record: Record
     place: int
@@ -145,7 +145,7 @@ class Sent(NamedTuple):
 
 
 class SharedPositions:
-    """Of a source whose changes share positions: PostgreSQL's, and a number in each (core.decode.Positions)."""
+    """Of a source whose changes share positions: PostgreSQL's, and a number in each (ports.events.Positions)."""
 
     fields = PostgresPositions.fields.append(pa.field("row", pa.int64()))
 
@@ -196,7 +196,7 @@ class Worker:
         return bool(self.running.asleep)
 
     def turn(self) -> None:
-        """As cdc_service.service does it."""
+        """As cdc_service.runtime.service does it."""
         with contextlib.suppress(Unavailable):
             self.line.read(0)
         self.progress.look()

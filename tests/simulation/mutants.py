@@ -22,14 +22,15 @@ from cdc_service.core.errors import CommitUnknown, TableStopped
 from cdc_service.core.identity import HINDRANCES, Judgement, Outcome
 from cdc_service.core.order import Ordering
 from cdc_service.core.types import Checkpoint, Delta, Op, PartitionCounts, RawBatch, Receipt
-from cdc_service.line import control as control_module
-from cdc_service.line import merging as merging_module
-from cdc_service.line import progress as progress_module
-from cdc_service.line import table as table_module
-from cdc_service.line import versions as versions_module
-from cdc_service.line.table import flowing
+from cdc_service.pipeline import commands as control_module
+from cdc_service.pipeline import merge_worker as merging_module
+from cdc_service.pipeline import schema_versions as versions_module
+from cdc_service.pipeline import table_task as table_module
+from cdc_service.pipeline import watermarks as progress_module
+from cdc_service.pipeline.table_task import flowing
 from cdc_service.testing import memory
-from connectors.decoders import envelope, positions
+from connectors.formats import envelope
+from connectors.sources.postgresql import positions
 from tests.simulation import group as group_module
 from tests.simulation import world as world_module
 

@@ -293,7 +293,7 @@ class PostgreSqlWarehouse(SqlWarehouse):
 
 
 class _Sent:
-    """mergers.connection.Connection: what is sent to the database, each an effect."""
+    """mergers.sql.connection.Connection: what is sent to the database, each an effect."""
 
     def __init__(self, world: World, real: Any, committed: Callable[[], object]) -> None:
         self.real = real

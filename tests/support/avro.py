@@ -88,7 +88,7 @@ def avro_value(connect: Schema, value: Any) -> Any:
 
 
 class Registry:
-    """A registry that tests fill (connectors.decoders.avro.Registry), and what writes records with its numbers."""
+    """A registry that tests fill (connectors.formats.avro.Registry), and what writes records with its numbers."""
 
     def __init__(self) -> None:
         self.texts: dict[int, str] = {}

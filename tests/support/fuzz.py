@@ -37,11 +37,11 @@ from cdc_service.core.errors import ConfigError, TableStopped
 from cdc_service.core.logical import Kind
 from cdc_service.core.types import ChangeBatch, Headers, RawBatch, Span, TableSchema
 from cdc_service.ports.events import Decoder
-from connectors.decoders import avro_columns, blocks
-from connectors.decoders.avro import DebeziumAvroDecoder, Schemas
-from connectors.decoders.debezium_json import DebeziumJsonDecoder
-from connectors.decoders.positions import PostgresPositions
-from connectors.decoders.schemaless import SchemalessJsonDecoder
+from connectors.formats import avro_columns, blocks
+from connectors.formats.avro import DebeziumAvroDecoder, Schemas
+from connectors.formats.debezium_json import DebeziumJsonDecoder
+from connectors.formats.schemaless import SchemalessJsonDecoder
+from connectors.sources.postgresql.positions import PostgresPositions
 from tests.support.envelopes import PLACEHOLDER
 from tests.support.plain import account, rows, told
 from tests.support.recorded import FIXTURES, Recorded, batch_of, binary, config_of, topics

@@ -28,13 +28,13 @@ import psycopg
 import pyarrow as pa
 from psycopg import sql
 
-from cdc_service import app
 from cdc_service.config import load
-from cdc_service.consume.kafka import Admin
 from cdc_service.core.errors import CdcError
-from connectors.connect import KafkaConnect
-from connectors.dialects import open_dialect
-from connectors.register import unregister
+from cdc_service.kafka.admin import Admin
+from cdc_service.runtime import wiring as app
+from connectors.debezium.connect import KafkaConnect
+from connectors.debezium.register import unregister
+from connectors.sources import open_dialect
 from deploy.local.compare import Comparison
 from deploy.local.process import tail
 from deploy.local.service import Cdc

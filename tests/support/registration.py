@@ -18,14 +18,14 @@ import psycopg
 from confluent_kafka import Consumer, TopicPartition
 
 from cdc_service.config import Config, load
-from cdc_service.consume.kafka import Admin
 from cdc_service.core.errors import CdcError
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
+from cdc_service.kafka.admin import Admin
 from cdc_service.ports.source import SourceDialect
-from connectors.connect import KafkaConnect
-from connectors.dialects import open_dialect
-from connectors.register import Registered, RegistrationPlan, apply_registration, plan_registration, unregister
+from connectors.debezium.connect import KafkaConnect
+from connectors.debezium.register import Registered, RegistrationPlan, apply_registration, plan_registration, unregister
+from connectors.sources import open_dialect
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from cdc_service.comparing.log import Sources
 from cdc_service.core.types import LogId, TableSchema, Target
 from cdc_service.ports.destination import Destination
 from cdc_service.ports.source import SourceDialect
-from reconcile.document import Difference, TableReport
+from cdc_service.runtime.comparing.change_log import Sources
 from reconcile.judge import Found
 from reconcile.protocol import LogEvent
+from reconcile.report.document import Difference, TableReport
 from reconcile.run import Options, Progress, Subject, reconcile
 
 

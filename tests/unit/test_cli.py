@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import cdc_service
+import cdc_service.runtime
 from cdc_service import __version__
 from cdc_service.cli import exits
 from cdc_service.cli.check import documented, show
@@ -25,8 +25,8 @@ from cdc_service.config import load
 from cdc_service.core import errors
 from cdc_service.core.names import Names
 from cdc_service.ports.source import Finding, Level
-from connectors.connect import ConnectorPlan
-from connectors.register import RegistrationPlan, Step
+from connectors.debezium.connect import ConnectorPlan
+from connectors.debezium.register import RegistrationPlan, Step
 from tests.unit.test_config import MINIMAL
 
 HEAVY = ("pyarrow", "pydantic", "sqlalchemy", "httpx", "rich", "duckdb", "confluent_kafka", "yaml", "numpy", "structlog")
@@ -283,10 +283,10 @@ def test_a_plan_with_refused_tables_shows_the_rest_of_it(
         *(Names("shop", "shop"), (Step("topic", "create topic t", "events of t"),), (), (), ConnectorPlan("c", "nothing", (), {})),
         wake=False, initial=False, refused=tuple(FINDINGS[1:2]) if refused else (),
     )  # fmt: skip
-    made = types.ModuleType("cdc_service.app")
+    made = types.ModuleType("cdc_service.runtime.wiring")
     made.plan = lambda config: plan  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "cdc_service.app", made)
-    monkeypatch.setattr(cdc_service, "app", made, raising=False)
+    monkeypatch.setitem(sys.modules, "cdc_service.runtime.wiring", made)
+    monkeypatch.setattr(cdc_service.runtime, "wiring", made, raising=False)
     assert run(["plan"]) == exits.FINDING
     said = capsys.readouterr().out
     assert ("ALTER x;" in said) is refused

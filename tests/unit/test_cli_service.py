@@ -23,7 +23,7 @@ import pyarrow as pa
 import pytest
 import structlog
 
-import cdc_service
+import cdc_service.runtime
 from cdc_service.cli import exits, view
 from cdc_service.cli.main import run
 from cdc_service.cli.run import exit_code
@@ -103,9 +103,9 @@ def api(folder: Path) -> Iterator[type[Api]]:
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """Stands for the module that wires the service; a test gives it what it needs."""
-    made = types.ModuleType("cdc_service.app")
-    monkeypatch.setitem(sys.modules, "cdc_service.app", made)
-    monkeypatch.setattr(cdc_service, "app", made, raising=False)
+    made = types.ModuleType("cdc_service.runtime.wiring")
+    monkeypatch.setitem(sys.modules, "cdc_service.runtime.wiring", made)
+    monkeypatch.setattr(cdc_service.runtime, "wiring", made, raising=False)
     return made
 
 
@@ -395,7 +395,7 @@ def test_how_a_run_ended_is_its_exit_code(ended: str, by: int | None, state: str
 
 SERVICE = """
 import contextlib, sys, time, types
-import cdc_service
+import cdc_service.runtime
 from cdc_service.cli.main import main
 from cdc_service.core.clock import Stop
 
@@ -416,9 +416,9 @@ class Service:
     def snapshot(self):
         return {status}
 
-app = types.ModuleType("cdc_service.app")
+app = types.ModuleType("cdc_service.runtime.wiring")
 app.open_service = lambda config: contextlib.nullcontext(Service())
-sys.modules["cdc_service.app"] = cdc_service.app = app
+sys.modules["cdc_service.runtime.wiring"] = cdc_service.runtime.wiring = app
 main()
 """
 

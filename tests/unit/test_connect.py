@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from cdc_service.core.errors import CdcError, ConfigError, Unavailable
-from connectors.connect import MASK, KafkaConnect, masked
+from connectors.debezium.connect import MASK, KafkaConnect, masked
 from deploy.local.stack import HOST, free_ports
 
 Answer = tuple[int, Any]
@@ -90,7 +90,7 @@ def test_a_wait_that_is_not_short_is_said_once(worker: Worker, monkeypatch: pyte
     busy = (409, {"error_code": 409, "message": "rebalance in process"})
     for quiet, said in ((60.0, 0), (0.0, 1)):
         worker.script["PUT", "/connectors/c/pause"] = [busy, busy, busy, (202, None)]
-        monkeypatch.setattr("connectors.connect.QUIET_SECONDS", quiet)
+        monkeypatch.setattr("connectors.debezium.connect.QUIET_SECONDS", quiet)
         connect = KafkaConnect(worker.url, retry_seconds=5.0)
         with capture_logs() as logged:
             connect.pause("c")

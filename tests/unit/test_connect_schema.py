@@ -9,9 +9,9 @@ import pytest
 
 from cdc_service.core.errors import ConfigError
 from cdc_service.core.types import TableId, TableSchema
-from connectors.decoders.connect_schema import SOURCE_TYPE, Field, field_of
-from connectors.decoders.positions import PostgresPositions
-from connectors.decoders.schemaless import SchemalessJsonDecoder
+from connectors.formats.connect_schema import SOURCE_TYPE, Field, field_of
+from connectors.formats.schemaless import SchemalessJsonDecoder
+from connectors.sources.postgresql.positions import PostgresPositions
 
 
 def field(source: str, kind: str, name: str | None = None, items: dict[str, Any] | None = None, **parameters: str) -> Field:

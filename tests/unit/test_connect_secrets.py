@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cdc_service.core.errors import ConfigError
-from connectors.register import connect_options
+from connectors.debezium.register import connect_options
 from tests.unit.test_wires import config
 
 PLANTED = "pl4nted"

@@ -10,7 +10,7 @@ from cdc_service.core.errors import ConfigError
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
 from cdc_service.ports.source import ConnectorRequest, Identity, SourceColumn, SourceDialect, SourceTable
-from connectors.dialects import open_dialect
+from connectors.sources import open_dialect
 
 BARE = SourceTable(
     TableId("public", "bare"),

@@ -18,8 +18,8 @@ from cdc_service.core.fold import fold, join_spans
 from cdc_service.core.keys import key_text
 from cdc_service.core.logical import INFINITY, Kind, LogicalType, array, decimal
 from cdc_service.core.order import INCREMENTAL, NO_POSITION, generations, is_snapshot, snapshot_record
-from cdc_service.core.screen import nothing_parked, screen
 from cdc_service.core.types import META, ChangeBatch, Column, Op, RawBatch, Rejected, Span, TableId, TableSchema, Tail, Target, Truncation
+from cdc_service.core.validate import nothing_parked, screen
 
 TABLE = TableId("public", "t")
 TARGET = Target(TABLE, "public", "t")

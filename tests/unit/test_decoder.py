@@ -12,11 +12,11 @@ import pytest
 from cdc_service.core.errors import TableStopped
 from cdc_service.core.logical import INFINITY, Kind, array, decimal
 from cdc_service.core.types import ChangeBatch, Column, Op, RawBatch, Span, TableId, TableSchema
-from connectors.decoders import blocks, layout
-from connectors.decoders.connect_schema import PRIMITIVE, SEMANTIC, Unsupported, field_of
-from connectors.decoders.debezium_json import DebeziumJsonDecoder
-from connectors.decoders.positions import PostgresPositions
-from connectors.decoders.wire import Wire, convert
+from connectors.formats import blocks, layout
+from connectors.formats.connect_schema import PRIMITIVE, SEMANTIC, Unsupported, field_of
+from connectors.formats.debezium_json import DebeziumJsonDecoder
+from connectors.formats.wire import Wire, convert
+from connectors.sources.postgresql.positions import PostgresPositions
 from tests.support.envelopes import PLACEHOLDER, Col, Record, Table, dumps, listed, number, raw, text
 from tests.support.plain import account, plain
 

@@ -11,10 +11,10 @@ import pytest
 
 from cdc_service.core.errors import Unavailable
 from cdc_service.core.types import ChangeBatch, Op
-from connectors.decoders.avro import PATIENCE_SECONDS, DebeziumAvroDecoder, InJson, Schemas
-from connectors.decoders.debezium_json import DebeziumJsonDecoder
-from connectors.decoders.positions import PostgresPositions
-from connectors.notifications import parse
+from connectors.debezium.notifications import parse
+from connectors.formats.avro import PATIENCE_SECONDS, DebeziumAvroDecoder, InJson, Schemas
+from connectors.formats.debezium_json import DebeziumJsonDecoder
+from connectors.sources.postgresql.positions import PostgresPositions
 from tests.support.avro import Registry, encode, head
 from tests.support.envelopes import PLACEHOLDER, Col, Record, Table, dumps, listed, number, raw, text
 from tests.support.plain import account, told

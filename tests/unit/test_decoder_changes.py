@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cdc_service.core.types import ChangeBatch, Op
-from connectors.decoders.debezium_json import DebeziumJsonDecoder
-from connectors.decoders.positions import PostgresPositions
+from connectors.formats.debezium_json import DebeziumJsonDecoder
+from connectors.sources.postgresql.positions import PostgresPositions
 from tests.support.envelopes import Col, Record, Table, raw
 
 TOPIC = "shop.public.t"

@@ -17,8 +17,8 @@ import pytest
 from cdc_service.core.errors import TableStopped
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import ChangeBatch, Op, RawBatch, TableSchema
-from connectors.decoders.debezium_json import DebeziumJsonDecoder
-from connectors.decoders.positions import PostgresPositions
+from connectors.formats.debezium_json import DebeziumJsonDecoder
+from connectors.sources.postgresql.positions import PostgresPositions
 from tests.support import pgtext
 from tests.support.envelopes import PLACEHOLDER, dumps
 from tests.support.plain import account, rows

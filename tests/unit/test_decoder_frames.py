@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdc_service.core.types import RawBatch
-from connectors.decoders import blocks, frames
-from connectors.decoders.debezium_json import DebeziumJsonDecoder
-from connectors.decoders.positions import PostgresPositions
-from connectors.decoders.schemaless import SchemalessJsonDecoder
+from connectors.formats import blocks, frames
+from connectors.formats.debezium_json import DebeziumJsonDecoder
+from connectors.formats.schemaless import SchemalessJsonDecoder
+from connectors.sources.postgresql.positions import PostgresPositions
 from tests.support.envelopes import PLACEHOLDER, Col, Record, Table, raw, text
 from tests.support.plain import told
 

@@ -10,9 +10,9 @@ import pytest
 from cdc_service.core.errors import ConfigError
 from cdc_service.core.logical import Kind, LogicalType, array, decimal
 from cdc_service.core.types import ChangeBatch, Column, TableId, TableSchema
-from connectors.decoders import blocks
-from connectors.decoders.positions import PostgresPositions
-from connectors.decoders.schemaless import SchemalessJsonDecoder
+from connectors.formats import blocks
+from connectors.formats.schemaless import SchemalessJsonDecoder
+from connectors.sources.postgresql.positions import PostgresPositions
 from tests.support.envelopes import Col, Record, Table, dumps, raw, text
 
 EXACT = {"decimal.handling.mode": "string", "time.precision.mode": "microseconds", "value.converter.replace.null.with.default": "false"}

@@ -17,8 +17,8 @@ from cdc_service.config.models import Flush
 from cdc_service.config.resolve import TableConfig
 from cdc_service.core.errors import CdcError, Disposition
 from cdc_service.core.types import Mode
-from cdc_service.line.stops import topic_gone
-from cdc_service.service import alone
+from cdc_service.pipeline.failures import topic_gone
+from cdc_service.runtime.service import alone
 from cdc_service.testing.memory import MemoryDestination
 from mergers.destinations import open_destination
 from tests.conformance.harness import ITEMS, DuckDbHarness, Feed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cdc_service.ports.capture import OTHER_CURE
-from connectors.failures import failure
+from connectors.debezium.failures import failure
 
 WRAPPED = "org.apache.kafka.connect.errors.ConnectException: An exception occurred in the change event producer.\n\tat a.B.c(B.java:1)\n"
 SECRET = "hunter2"

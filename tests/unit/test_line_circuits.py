@@ -14,10 +14,10 @@ from cdc_service.config.models import Flush, Limits
 from cdc_service.config.resolve import TableConfig
 from cdc_service.core.errors import CdcError, CommitUnknown, Fenced, TableStopped, Unavailable
 from cdc_service.core.types import ChangeBatch, Delta, LogId, Op, RawBatch, Receipt, Rejected, Span, TableId, TableSchema, Target
-from cdc_service.line.control import Control
-from cdc_service.line.loop import Line
-from cdc_service.line.means import Means
-from cdc_service.line.table import Table
+from cdc_service.pipeline.commands import Control
+from cdc_service.pipeline.context import Means
+from cdc_service.pipeline.poll_loop import Line
+from cdc_service.pipeline.table_task import Table
 from cdc_service.ports.feed import Assignment, Polled, TopicFacts
 from cdc_service.testing.memory import MemoryDestination
 from tests.conformance.harness import ITEMS

@@ -11,10 +11,10 @@ import pytest
 from cdc_service.core.fold import fold
 from cdc_service.core.order import Seen
 from cdc_service.core.types import ChangeBatch, Delta, Mode, TableId, Target
-from cdc_service.line.complete import Unreadable, doubted
-from connectors.decoders.debezium_json import DebeziumJsonDecoder
-from connectors.decoders.positions import PostgresPositions
-from connectors.dialects._postgresql_catalog import hazard
+from cdc_service.pipeline.reread import Unreadable, doubted
+from connectors.formats.debezium_json import DebeziumJsonDecoder
+from connectors.sources.postgresql.catalog import hazard
+from connectors.sources.postgresql.positions import PostgresPositions
 from tests.support.envelopes import Col, Record, Table, listed, raw
 
 TABLE = Table([Col("id", "int32", optional=False), listed("a", "int32", "_INT4"), Col("d", "int32", "DATE", "io.debezium.time.Date")])

@@ -1,4 +1,4 @@
-"""Rounds of merges (cdc_service.line.merging): what they ask the source ahead of it holds no merge back."""
+"""Rounds of merges (cdc_service.pipeline.merge_worker): what they ask the source ahead of it holds no merge back."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cdc_service.core.clock import RealClock
 from cdc_service.core.errors import Unavailable
 from cdc_service.core.identity import Identities
 from cdc_service.core.types import TableId
-from cdc_service.line import merging
-from cdc_service.line.merging import Merging, beside
-from cdc_service.line.table import Asked
+from cdc_service.pipeline import merge_worker as merging
+from cdc_service.pipeline.merge_worker import Merging, beside
+from cdc_service.pipeline.table_task import Asked
 
 NOW = Identities(7, {}, frozenset(), 0, False)
 

@@ -15,14 +15,14 @@ from cdc_service.config.resolve import TableConfig
 from cdc_service.core.clock import RealClock
 from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.types import LogId, Mode, Op, TableId, TableSchema, Target
-from cdc_service.line import quarantine
-from cdc_service.line.means import Means
-from cdc_service.line.quarantine import Asked
-from cdc_service.line.table import Table
+from cdc_service.pipeline import quarantine
+from cdc_service.pipeline.context import Means
+from cdc_service.pipeline.quarantine import Asked
+from cdc_service.pipeline.table_task import Table
 from cdc_service.ports.source import UNKNOWN_FILL, Fill, Reread
 from cdc_service.testing.memory import MemoryDestination
-from connectors.decoders.debezium_json import DebeziumJsonDecoder
-from connectors.decoders.positions import PostgresPositions
+from connectors.formats.debezium_json import DebeziumJsonDecoder
+from connectors.sources.postgresql.positions import PostgresPositions
 from tests.conformance.harness import Change, Feed, number, text
 from tests.support.envelopes import PLACEHOLDER, Col, Record
 from tests.support.envelopes import Table as Source

@@ -16,13 +16,13 @@ from cdc_service.core.clock import RealClock
 from cdc_service.core.errors import TableStopped
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import META, ChangeBatch, Column, LogId, Mode, Op, RawBatch, Span, TableId, TableSchema, Target
-from cdc_service.line.means import Means
-from cdc_service.line.table import Table
-from cdc_service.line.versions import Versions
+from cdc_service.pipeline.context import Means
+from cdc_service.pipeline.schema_versions import Versions
+from cdc_service.pipeline.table_task import Table
 from cdc_service.ports.feed import TopicFacts
 from cdc_service.ports.source import Fill
 from cdc_service.testing.memory import MemoryDestination
-from mergers.history import schema_from_json, schema_to_json
+from mergers.sql.schema_text import schema_from_json, schema_to_json
 
 TABLE, TOPIC = TableId("public", "t"), "shop.public.t"
 LOG = LogId("cluster", TOPIC, "topic-1")

@@ -15,7 +15,7 @@ from sqlglot import exp
 from cdc_service.core.logical import Kind, LogicalType, array, decimal
 from cdc_service.core.types import Column, TableId, TableSchema
 from mergers.destinations.duckdb import DIALECT
-from mergers.history import schema_from_json, schema_to_json
+from mergers.sql.schema_text import schema_from_json, schema_to_json
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=20)
 DEFAULTS = st.recursive(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from connectors.notifications import Notices, Notification, parse, returning, skipped
+from connectors.debezium.notifications import Notices, Notification, parse, returning, skipped
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "postgresql"
 

@@ -8,10 +8,10 @@ from datetime import datetime
 import pytest
 
 from cdc_service.core.types import LogId
-from reconcile.document import Kind
 from reconcile.explain import CAUSES, explain
 from reconcile.judge import Found
 from reconcile.protocol import LogEvent
+from reconcile.report.document import Kind
 
 
 class Log:

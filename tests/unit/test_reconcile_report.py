@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from cdc_service.cli.output import STATE_STYLES, Output
 from cdc_service.cli.reconcile_view import COLUMNS, show
-from reconcile import values, words
-from reconcile.document import Buckets, Difference, Event, Kind, Status, TableReport, Total, document
-from reconcile.html import render
-from reconcile.rows import HEADER, write_csv
+from reconcile.report import summary as words
+from reconcile.report import values
+from reconcile.report.csv_rows import HEADER, write_csv
+from reconcile.report.document import Buckets, Difference, Event, Kind, Status, TableReport, Total, document
+from reconcile.report.html import render
 
 XSS = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
 START = 1_795_500_000_000_000

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from cdc_service.core.errors import ConfigError, Unavailable
-from connectors.decoders.avro_schema import parse
-from connectors.decoders.connect_schema import Unsupported
-from connectors.registry import QUIET_SECONDS, SchemaRegistry
+from connectors.debezium.schema_registry import QUIET_SECONDS, SchemaRegistry
+from connectors.formats.avro_schema import parse
+from connectors.formats.connect_schema import Unsupported
 
 ONE = '{"type":"record","name":"R","fields":[{"name":"f","type":"long"}]}'
 Answers = dict[str, tuple[int, Any]]

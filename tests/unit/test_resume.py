@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cdc_service.checkpoint.resume import starts
 from cdc_service.core.errors import TableStopped
 from cdc_service.core.types import Checkpoint, LogId, TableId
+from cdc_service.pipeline.resume import starts
 
 TABLE = TableId("public", "t")
 LOG = LogId("cluster", "shop.public.t", "topic-1")

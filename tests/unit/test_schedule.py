@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from cdc_service.comparing.reconciler import Run
 from cdc_service.config.models import Flush, Reconcile
 from cdc_service.config.resolve import TableConfig
 from cdc_service.core.errors import CdcError
 from cdc_service.core.types import TableId, Target
-from cdc_service.schedule import Schedule
+from cdc_service.runtime.comparing.reconciler import Run
+from cdc_service.runtime.schedule import Schedule
 from reconcile.run import Options
 
 ORDERS = TableId("public", "orders")
@@ -42,7 +42,7 @@ def table(schedule: str | None) -> TableConfig:
 
 def test_a_table_is_compared_when_it_is_due_and_waits_for_another_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     comparing: Any = Comparing(busy=2)
-    monkeypatch.setattr("cdc_service.schedule.AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("cdc_service.runtime.schedule.AGAIN_SECONDS", 0.01)
     schedule = Schedule([table("*/5 * * * *"), table(None)], comparing)
     schedule.start()
     assert schedule._scheduler is not None

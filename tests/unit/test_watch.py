@@ -7,12 +7,12 @@ from typing import Any, cast
 
 import pytest
 
-from cdc_service.consume import kafka
 from cdc_service.core.clock import RealClock
 from cdc_service.core.identity import Identities
 from cdc_service.core.names import Names
-from cdc_service.watch import SIGHTINGS_MAX, Sightings, Slot, Watch
-from connectors.connect import KafkaConnect
+from cdc_service.kafka import admin as kafka
+from cdc_service.runtime.monitor import SIGHTINGS_MAX, Sightings, Slot, Watch
+from connectors.debezium.connect import KafkaConnect
 from deploy.local.stack import HOST, free_ports
 
 

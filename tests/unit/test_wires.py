@@ -8,8 +8,8 @@ import pytest
 
 from cdc_service.config import Config, load
 from cdc_service.core.errors import ConfigError
-from connectors import wires
-from connectors.wires import APICURIO, CONFLUENT, JSON, UNWRAP
+from connectors.debezium import wires
+from connectors.debezium.wires import APICURIO, CONFLUENT, JSON, UNWRAP
 
 AS_CONFLUENT = {
     f"{side}.apicurio.registry.{name}": value

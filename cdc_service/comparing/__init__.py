@@ -1,1 +1,0 @@
-"""Reconciliation joined with the outside: sources, the log, the warehouse, and the running service."""

@@ -1,0 +1,1 @@
+"""Reconciliation beside a running service."""

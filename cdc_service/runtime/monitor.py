@@ -1,0 +1,254 @@
+"""The watcher: a thread that asks Connect, Kafka and the source once a second how far they are, and remembers the answers.
+
+Promises: each answer is one immutable ``Facts``; in it, everything that the source committed up to ``position`` lies below the ends of
+the topics, since the ends were read after it. A server that does not answer leaves the facts older, never wrong, and stops nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import structlog
+
+from cdc_service.core.clock import Clock
+from cdc_service.core.errors import CdcError
+from cdc_service.core.identity import Identities
+from cdc_service.core.names import Names
+from cdc_service.core.types import TableId
+from cdc_service.ports.capture import Facts, Progress, Scans
+from cdc_service.ports.feed import Topics
+from cdc_service.ports.source import SourceDialect
+from connectors.debezium.connect import KafkaConnect
+from connectors.debezium.notifications import Notices, skipped
+
+LOOK_SECONDS, LOOK_SECONDS_EACH, LOOK_SECONDS_MAX = 1.0, 0.015, 15.0
+"""How often all is asked: so often, or so much for each table where there are many, since a look at a thousand takes a fifth of a second of
+a processor; but not more seldom than the last."""
+SLOW_SECONDS = 5.0
+"""How often the connector's state and the source's log are looked at."""
+IDENTITY_SHARE, IDENTITY_SECONDS_MAX = 0.04, 5.0
+"""The share of the time that asking for the tables' identities may take, and how long it waits at most to be asked again."""
+SIGHTINGS_MAX = 1_000
+
+
+MEANING = (
+    "unavailable.value.placeholder",
+    "value.converter",
+    "value.converter.schemas.enable",
+    "value.converter.ignore.default.for.nullables",
+    "value.converter.replace.null.with.default",
+    "decimal.handling.mode",
+    "time.precision.mode",
+    "interval.handling.mode",
+    "binary.handling.mode",
+    "hstore.handling.mode",
+)
+"""The connector's settings that decide what its events mean."""
+
+
+def meaning(config: Mapping[str, str]) -> dict[str, str]:
+    return {name: config[name] for name in MEANING if name in config}
+
+
+class Kafka(Topics, Protocol):
+    """What the watcher asks of Kafka beside (kafka.admin.Admin)."""
+
+    def cluster_id(self) -> str: ...
+
+    def send(self, topic: str, records: Iterable[tuple[str, bytes]]) -> None: ...
+
+
+class Tail(Protocol):
+    """The notification topic (kafka.reader.Tail)."""
+
+    def read(self) -> list[bytes]: ...
+
+
+class Sightings:
+    """Where the source's log ended, and when."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[int, int]] = []
+
+    def add(self, position: int, at_us: int) -> None:
+        """The log ended at ``position`` at a moment not before ``at_us``."""
+        if self._seen and position <= self._seen[-1][0]:
+            self._seen = [one for one in self._seen if one[0] < position]  # Nothing was written since; or the source is another one.
+        self._seen.append((position, at_us))
+        if len(self._seen) > SIGHTINGS_MAX:
+            del self._seen[1:-1:2]  # The connector is far behind: coarser will do.
+
+    def reached(self, position: int) -> int | None:
+        """The latest moment at which the log ended at or before ``position``; earlier ones are forgotten."""
+        past = [one for one in self._seen if one[0] <= position]
+        if not past:
+            return None
+        del self._seen[: len(past) - 1]
+        return past[-1][1]
+
+
+class Slot:
+    """Notices that the log's slot was moved, or made anew, while nobody read it: the connector goes on from there without a word.
+
+    Only then does the slot stand before the connector's own offset. At work the connector tells the slot what it has sent a moment before
+    Kafka Connect has it, so a slot that was read by somebody at both looks before tells nothing.
+    """
+
+    def __init__(self) -> None:
+        self._looks = [(0, True), (0, True)]
+
+    def add(self, found: Identities) -> None:
+        self._looks = [self._looks[1], (found.sent_from, found.is_read)]
+
+    def moved_to(self, position: int) -> int | None:
+        """From where the log is sent, where a connector that is at ``position``, asked after the last look, has not come there."""
+        (_, before), (sent_from, is_read) = self._looks
+        return sent_from if position < sent_from and not (before and is_read) else None
+
+
+class Watch:
+    """``start`` begins looking; ``facts`` is the latest answer, replaced as a whole."""
+
+    def __init__(
+        self,
+        names: Names,
+        topics: Mapping[str, TableId],
+        connect: KafkaConnect,
+        source: SourceDialect,
+        kafka: Kafka,
+        tail: Tail,
+        clock: Clock,
+        settings: Mapping[str, str],
+        options: Mapping[str, str],
+    ) -> None:
+        """``settings`` are what events mean by the connector's configuration as it was opened, ``options`` what the pipeline's own
+        configuration says of the connector."""
+        self.facts: Facts | None = None
+        self._options = options
+        self._sightings = Sightings()
+        self._slot = Slot()
+        self._unsaid: list[tuple[str, bytes]] = []
+        self._identities_at = float("-inf")
+        self._connector: Mapping[str, str] | None = None
+        self._names = names
+        self._topics = topics
+        self._connect = connect
+        self._source = source
+        self._kafka = kafka
+        self._tail = tail
+        self._notices = Notices()
+        self._clock = clock
+        self._settings = settings
+        self._slow_at = float("-inf")
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Lets the thread end; a question under way is left to its own time limit."""
+        self._done.set()
+
+    def _run(self) -> None:
+        said, wait = "", LOOK_SECONDS
+        while not self._done.wait(wait):
+            wait = min(max(LOOK_SECONDS, LOOK_SECONDS_EACH * len(self._topics)), LOOK_SECONDS_MAX)
+            try:
+                self.look()
+            except RuntimeError:
+                if self._done.is_set():
+                    return  # What it asked was closed meanwhile.
+                raise
+            trouble = self.facts.trouble if self.facts else None
+            if trouble is not None and trouble.message != said:
+                structlog.get_logger().warning("a server does not answer", why=trouble.message, cure=trouble.hint)
+            said = trouble.message if trouble is not None else ""
+
+    def look(self) -> None:
+        """Asks all once."""
+        old = self.facts or Facts(0)
+        try:
+            facts = self._look(old)
+        except CdcError as error:
+            facts = Facts(
+                self._clock.wall_us(),
+                old.at,
+                old.connector,
+                old.hold,
+                topics=old.topics,
+                scans=old.scans,
+                trouble=error,
+                snapshot=old.snapshot,
+            )
+        self.facts = facts
+
+    def _look(self, old: Facts) -> Facts:
+        at_us, at, name = self._clock.wall_us(), self._clock.monotonic(), self._names.connector
+        self._kafka.cluster_id()  # First, so that it is named where it is away: Connect answers nothing then, and would get the blame.
+        self._connector = config = self._connect.config(name)
+        progress = self._source.progress(self._connect.offsets(name))
+        topics = self._kafka.describe(list(self._topics), lows=False)
+        scans = self._follow(progress)
+        connector, hold, trouble = old.connector, old.hold, None
+        identities = None
+        try:
+            identities = self._identities(config)
+            if self._clock.monotonic() - self._slow_at >= SLOW_SECONDS:
+                connector = self._connect.status(name)
+                hold = self._source.hold(self._names)
+                self._slow_at = self._clock.monotonic()
+        except CdcError as error:
+            trouble = error
+        return Facts(
+            at_us,
+            at,
+            connector,
+            hold,
+            progress.position,
+            None if progress.position is None else self._sightings.reached(progress.position),
+            progress.snapshot,
+            progress.incremental,
+            topics,
+            scans,
+            identities,
+            trouble,
+            connector_missing=config is None,
+            connector_differs=config is None or meaning(config) != self._settings,
+        )
+
+    def identities(self, tables: Sequence[TableId]) -> Identities:
+        """What the source says of these tables now, and of how the connector gets their changes as it was at the last look. From any
+        thread. Raises what the source and Connect raise."""
+        if self._connector is None:
+            self._connector = self._connect.config(self._names.connector)
+        return self._source.identities(tables, self._names, self._connector, self._options)
+
+    def _identities(self, connector: Mapping[str, str] | None) -> Identities | None:
+        """Those of all tables, unless asking for them took so long that it has to wait."""
+        began, at_us = self._clock.monotonic(), self._clock.wall_us()
+        if connector is None or began < self._identities_at:
+            return None
+        found = self._source.identities(list(self._topics.values()), self._names, connector, self._options)
+        ended = self._clock.monotonic()
+        self._identities_at = began + min((ended - began) / IDENTITY_SHARE, IDENTITY_SECONDS_MAX)
+        self._sightings.add(found.position, at_us)
+        self._slot.add(found)
+        return found
+
+    def _follow(self, progress: Progress) -> Scans:
+        """The notifications; where the log's slot was moved one more is written, for all processes and for whoever starts later."""
+        scans = self._notices.add(self._tail.read())
+        to = None if progress.position is None or progress.snapshot else self._slot.moved_to(progress.position)
+        if to is not None and to > scans.skipped:
+            why = "the replication slot was moved, or made anew, while nobody read it"
+            structlog.get_logger().warning("every table is read anew", why=why, connector_at=progress.position, slot_at=to)
+            record = skipped(f"moved-{to}", to, self._clock.wall_us() // 1000)
+            self._unsaid.append(record)
+            scans = self._notices.add([record[1]])
+        if self._unsaid:
+            self._kafka.send(self._names.notification_topic, self._unsaid)
+            self._unsaid = []
+        return scans

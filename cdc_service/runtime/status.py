@@ -1,0 +1,90 @@
+"""The status document (``cdc status --json``, ``GET /status``): where every table stands. LSNs and 64-bit positions are decimal strings,
+times RFC 3339 in UTC; what is not known is null."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cdc_service.config import Config
+from cdc_service.core.clock import rfc3339
+from cdc_service.core.errors import CdcError
+from cdc_service.pipeline.table_task import OUTCOMES, Table
+from cdc_service.pipeline.watermarks import lag_seconds
+from cdc_service.ports.capture import Facts
+
+VERSION = 1
+
+
+def document(config: Config, service: Mapping[str, Any], facts: Facts | None, tables: Iterable[Table], now_us: int) -> dict[str, Any]:
+    """The whole document; safe from any thread, since it only reads."""
+    return {
+        "version": VERSION,
+        "pipeline": config.pipeline,
+        "at": rfc3339(now_us),
+        "service": dict(service),
+        "connector": _connector(config, facts),
+        "tables": [_table(table, now_us) for table in tables],
+    }
+
+
+def waiting_for(trouble: CdcError) -> dict[str, str]:
+    """A server that does not answer, as ``service.waiting_for`` says it."""
+    return {"code": trouble.code, "message": trouble.message, "hint": trouble.hint}
+
+
+def _connector(config: Config, facts: Facts | None) -> dict[str, Any]:
+    status = facts.connector if facts else None
+    hold = facts.hold if facts else None
+    return {
+        "name": config.names.connector,
+        "state": status.overall if status else "MISSING" if facts and facts.connector_missing else None,
+        "problems": list(status.problems) if status else [],
+        "cures": [failure.cure for failure in status.failures] if status else [],
+        "slot": hold.name if hold else None,
+        "wal_status": hold.status if hold else None,
+        "retained_bytes": hold.retained_bytes if hold else None,
+        "left_bytes": hold.left_bytes if hold else None,
+    }
+
+
+def _table(table: Table, now_us: int) -> dict[str, Any]:
+    kept = table.kept
+    claims = kept.complete_through is not None and not kept.resync
+    parts = sorted(table.checkpoints.items())
+    return {
+        "source": str(table.source),
+        "target": str(table.target),
+        "mode": str(table.target.mode),
+        "state": table.state,
+        "rows": table.rows,
+        **{name: table.counts[name] for name in OUTCOMES},
+        "parked_waiting": table.waiting.total(),
+        "quarantine": {"waiting": dict(table.waiting), "decided": dict(table.decided)},
+        "lag_events": table.lag if parts else None,
+        "lag_seconds": lag_seconds(table, now_us) if parts else None,
+        "position": _text(table.high_commit),
+        "source_commit_at": rfc3339(table.source_us),
+        "complete_through": _text(kept.complete_through) if claims else None,
+        "complete_at": rfc3339(kept.complete_at) if claims else None,
+        "synced_at": rfc3339(table.synced_us),
+        "verified_at": rfc3339(table.verified[0]),
+        "verified_position": _text(table.verified[1]),
+        "partitions": [
+            {"partition": p, "next_offset": offset, "end_offset": table.ends.get(p), "owned": p in table.parts} for p, offset in parts
+        ],
+        "error": _error(table),
+    }
+
+
+def _error(table: Table) -> dict[str, Any] | None:
+    kept = table.kept
+    if table.stopped and kept.error_code:
+        return {"code": kept.error_code, "message": kept.error_message, "hint": kept.error_hint, "at": rfc3339(kept.error_at)}
+    if table.trouble is not None:
+        return {"code": table.trouble.code, "message": table.trouble.message, "hint": table.trouble.hint, "at": None}
+    return None
+
+
+def _text(position: int | None) -> str | None:
+    return None if position is None else str(position)

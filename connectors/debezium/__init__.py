@@ -1,0 +1,1 @@
+"""Debezium in Kafka Connect: its registration, its state, what it writes beside changes."""

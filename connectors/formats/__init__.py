@@ -1,0 +1,1 @@
+"""From the bytes of Debezium's events to batches of changes."""

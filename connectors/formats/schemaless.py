@@ -1,0 +1,173 @@
+"""Debezium's JSON without schemas -> ChangeBatches, where the connector's configuration leaves no doubt of what its values mean.
+
+A record does not say its columns' types, so the table's schema must be known; a record with other columns is rejected, never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cdc_service.core.errors import ConfigError
+from cdc_service.core.logical import Kind, LogicalType
+from cdc_service.core.types import ChangeBatch, Column, RawBatch, Rejected, TableSchema
+from cdc_service.ports.events import Positions
+from connectors.formats.blocks import chosen, read_block
+from connectors.formats.connect_schema import LIST_FORMS, LISTS_REFUSED, PRIMITIVE, SEMANTIC, TEXT, TEXT_AS_BYTES
+from connectors.formats.frames import Envelopes, read_envelopes
+from connectors.formats.layout import Layout
+from connectors.formats.rows import GroupReader
+from connectors.formats.segments import Decoded, batches
+from connectors.formats.texts import columns_from_text
+from connectors.formats.wire import Unsent, Wire, list_of
+
+_PLAIN = {
+    Kind.BOOL: "boolean",
+    Kind.INT16: "int16",
+    Kind.INT32: "int32",
+    Kind.INT64: "int64",
+    Kind.FLOAT32: "float",
+    Kind.FLOAT64: "double",
+    Kind.BYTES: "bytes",
+}
+_TIMES = {
+    "microseconds": {
+        Kind.DATE: ("int32", "io.debezium.time.Date"),
+        Kind.TIME: ("int64", "io.debezium.time.MicroTime"),
+        Kind.TIMESTAMP: ("int64", "io.debezium.time.MicroTimestamp"),
+    },
+    "isostring": {
+        Kind.DATE: ("string", "io.debezium.time.IsoDate"),
+        Kind.TIME: ("string", "io.debezium.time.IsoTime"),
+        Kind.TIMESTAMP: ("string", "io.debezium.time.IsoTimestamp"),
+    },
+}
+"""What time.precision.mode makes of times. The other modes make counts whose unit depends on the column's precision."""
+_SETTINGS = {
+    Kind.DECIMAL: ("decimal.handling.mode", "precise", {"string"}),
+    Kind.NUMERIC: ("decimal.handling.mode", "precise", {"string"}),
+    Kind.INTERVAL: ("interval.handling.mode", "numeric", {"string"}),
+    Kind.DATE: ("time.precision.mode", "adaptive", set(_TIMES)),
+    Kind.TIME: ("time.precision.mode", "adaptive", set(_TIMES)),
+    Kind.TIMESTAMP: ("time.precision.mode", "adaptive", set(_TIMES)),
+    Kind.BYTES: ("binary.handling.mode", "bytes", {"bytes", "base64"}),
+}
+"""By kind: the connector's setting that gives its values their form, its default, and the forms that say what they mean."""
+_REPLACE_NULL = "value.converter.replace.null.with.default"
+_NULL_BESIDE = frozenset({"before", "after", "transaction", "snapshot", "sequence", "txId", "lsn", "xmin", "origin", "origin_lsn"})
+"""Fields of the event that may be NULL themselves: a column of such a name could go missing unnoticed."""
+_CURE = "set {setting} in the connector's options, or let it write schemas (value.converter.schemas.enable=true)"
+
+
+class SchemalessJsonDecoder:
+    """Decodes topics of one connector that writes JSON without schemas (ports.events.Decoder).
+
+    ``tables`` holds the schema of each topic's table, ``connector`` the connector's configuration. Raises ConfigError where a column's
+    values could mean more than one thing.
+    """
+
+    def __init__(
+        self,
+        positions: Positions,
+        tables: Mapping[str, TableSchema],
+        connector: Mapping[str, str],
+        whole: Collection[str] = (),
+        logs: Collection[str] = (),
+    ) -> None:
+        if connector.get(_REPLACE_NULL, "true") != "false":
+            raise ConfigError(
+                "the connector's JSON writes a column's default where the value is NULL",
+                hint=_CURE.format(setting=f"{_REPLACE_NULL}=false"),
+            )
+        unavailable = connector.get("unavailable.value.placeholder", "__debezium_unavailable_value")
+        self._reader = GroupReader(positions, unavailable, whole=whole, logs=logs)
+        self._tables = dict(tables)
+        self._layouts = {topic: _layout(table, connector) for topic, table in tables.items()}
+
+    def decode(self, raw: RawBatch) -> Sequence[ChangeBatch]:
+        raw = raw.whole()
+        table, layout = self._tables[raw.topic], self._layouts[raw.topic]
+        tombstones: npt.NDArray[np.bool_] = np.array(raw.values.is_null())
+        places = np.flatnonzero(~tombstones)
+        decoded: list[Decoded] = []
+        rejected: dict[int, Rejected] = {}
+        if len(places):
+            values, keys = chosen(raw.values, places), chosen(raw.keys, places)
+            envelopes = Envelopes(values, 0, 0, partial(_closed, values))
+            of_values, of_keys = partial(read_envelopes, envelopes, row="after"), partial(read_block, _closed(keys), row="")
+            done, rejected = self._reader.read(raw, layout, places, of_values, of_keys, table.table)
+            decoded.append(done)
+        return batches(raw, decoded, tombstones, rejected, table)
+
+    def from_text(self, topic: str, rows: pa.Table, version: TableSchema) -> pa.Table:
+        return columns_from_text(self._layouts[topic], rows)
+
+
+def _closed(documents: pa.Array) -> pa.Array:
+    """Each document with one byte behind it, as readers of blocks take them; a NULL becomes an empty one."""
+    return pc.binary_join_element_wise(documents.fill_null(b"{}"), pa.scalar(b"}"), pa.scalar(b""))
+
+
+def layout_of_texts(table: TableSchema) -> Layout:
+    """How the source's own reading gives the columns of ``table`` as text (SourceDialect.reread), where no event showed them yet: as the
+    connector's default settings write them. Raises ConfigError for a type whose text may mean several things."""
+    forms = {"decimal.handling.mode": "string", "time.precision.mode": "microseconds", "interval.handling.mode": "string"}
+    return _layout(table, {**forms, "hstore.handling.mode": "json", "binary.handling.mode": "bytes"})
+
+
+def _layout(table: TableSchema, connector: Mapping[str, str]) -> Layout:
+    for name in table.names:
+        if name in _NULL_BESIDE:
+            raise ConfigError(
+                f"{table.table}: without schemas, column {name!r} cannot be told from the event's own field of that name",
+                hint="let the connector write schemas (value.converter.schemas.enable=true)",
+            )
+    return Layout(table.columns, tuple(_wire(table, column, connector) for column in table.columns), table.key)
+
+
+def _wire(table: TableSchema, column: Column, connector: Mapping[str, str]) -> Wire:
+    source = column.source_type.upper()
+    problem = f"{table.table}: without schemas, the values of column {column.name!r} ({column.source_type or column.type}) are ambiguous"
+    if source in ("BIT", "VARBIT", *LISTS_REFUSED) or not source:
+        raise ConfigError(problem, hint="let the connector write schemas (value.converter.schemas.enable=true)")
+    setting, default, allowed = _setting(column.type, source)
+    if setting and connector.get(setting, default) not in allowed:
+        wanted = f"{setting}={' or '.join(sorted(allowed))}"
+        raise ConfigError(f"{problem} with {setting}={connector.get(setting, default)}", hint=_CURE.format(setting=wanted))
+    times = _TIMES.get(connector.get("time.precision.mode", "adaptive"), {})
+    if source == "POINT":
+        return SEMANTIC["struct", "io.debezium.data.geometry.Point"]
+    if column.type.element is not None:
+        form = LIST_FORMS.get(source)
+        element = _scalar(column.type.element, source.removeprefix("_"), times)
+        return list_of(replace(element, unsent=form or Unsent.TEXT), Unsent.NULL if form is None else Unsent.LIST)
+    return _scalar(column.type, source, times)
+
+
+def _setting(kind: LogicalType, source: str) -> tuple[str, str, set[str]]:
+    """The connector's setting that decides the form of a type's values; an empty name where none does."""
+    if "HSTORE" in source:
+        return "hstore.handling.mode", "map", {"json"}
+    return _SETTINGS.get((kind.element or kind).kind, ("", "", set()))
+
+
+def _scalar(kind: LogicalType, source: str, times: Mapping[Kind, tuple[str, str]]) -> Wire:
+    if kind.kind in _PLAIN:
+        return PRIMITIVE[_PLAIN[kind.kind]]
+    if kind.kind in times:
+        return SEMANTIC[times[kind.kind]]
+    if kind.kind is Kind.TIMESTAMPTZ:
+        return SEMANTIC["string", "io.debezium.time.ZonedTimestamp"]
+    if kind.kind is Kind.DECIMAL:
+        return Wire("decimal", kind, pa.string(), unsent=Unsent.TEXT)
+    if kind.kind is Kind.NUMERIC:
+        return Wire("numeric", kind, pa.string(), unsent=Unsent.TEXT)
+    if source in TEXT_AS_BYTES:
+        return Wire("base64_text", kind, pa.string(), unsent=Unsent.BASE64)
+    return Wire("plain", kind, pa.string(), unsent=Unsent.HSTORE if source == "HSTORE" else TEXT.unsent)

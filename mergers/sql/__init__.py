@@ -1,0 +1,1 @@
+"""The engine that destinations with SQL transactions share."""

@@ -1,0 +1,1 @@
+"""What a reconciliation found, for people and programs."""
