@@ -21,7 +21,8 @@ from cdc_service.cli import exits
 from cdc_service.cli.shared import Shared, command
 
 LIVE_SECONDS = 0.5
-LINE_SECONDS = 10.0
+LINE_SECONDS, LINE_SECONDS_EACH = 10.0, 0.03
+"""How often a log gets lines of the tables that moved: so often, or so much for each table where there are many."""
 STOPPING = "stopping: the current batch is finished or aborted; once more to end at once"
 
 CaughtUp = Annotated[bool, typer.Option("--until-caught-up", help="End when all that was in Kafka at the start is applied.")]
@@ -190,13 +191,15 @@ class Display:
         return shown if self._signals.first is None else Group(shown, Text(STOPPING, style="yellow"))
 
     def _show_lines(self) -> None:
+        tables = 0
         while True:
-            last = self._done.wait(LINE_SECONDS)
-            self._lines()
+            last = self._done.wait(max(LINE_SECONDS, LINE_SECONDS_EACH * tables))
+            tables = self._lines()
             if last:
                 return
 
-    def _lines(self) -> None:
+    def _lines(self) -> int:
+        """How many tables there are."""
         import structlog
 
         document = self._snapshot()
@@ -215,3 +218,4 @@ class Display:
                     parked=table.get("parked"),
                     position=table.get("position"),
                 )
+        return len(document["tables"])
