@@ -2,7 +2,7 @@
 PYTHON ?= python3
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench-reconcile chaos audit mutate simulate identity bench bench-profile
+.PHONY: help install demo test unit lint bench-reconcile chaos audit mutate simulate identity bench bench-profile
 
 help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ install: .venv/.installed ## Make .venv from the locked packages; afterwards the
 
 test: install ## All tests, those on the real stack included, in two processes (ARGS="-n 0 -k word" chooses)
 	.venv/bin/python -m pytest -n 2 $(ARGS)
+
+unit: install ## The tests that need no server, in two processes (ARGS="-k word" chooses)
+	.venv/bin/python -m pytest -n 2 tests/unit $(ARGS)
 
 lint: install ## ruff, mypy --strict and the import rules
 	.venv/bin/ruff format --check --quiet

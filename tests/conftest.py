@@ -9,12 +9,13 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import Phase, settings
 
-from deploy.local.stack import ORDER, Stack
-from tests.conformance.harness import PostgreSqlHarness
+if TYPE_CHECKING:
+    from deploy.local.stack import Stack
 
 # The same examples in every run, so that a failure is of the change that brought it; HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("same", derandomize=True, deadline=None)
@@ -52,6 +53,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def stack_home() -> Iterator[Stack]:
     """The stack of this session, of which nothing needs to run yet; what was not running before ends with the session."""
+    from deploy.local.stack import ORDER, Stack
+
     given = os.environ.get("CDC_STACK_DIR")
     found = Stack(Path(given) / os.environ.get("PYTEST_XDIST_WORKER", "") if given else Path(tempfile.mkdtemp(prefix="cdc-tests-")))
     before = {name for name, pid in found.running().items() if pid is not None} if (found.dir / "stack.json").exists() else set()
@@ -69,6 +72,8 @@ def stack(stack_home: Stack) -> Stack:
 @pytest.fixture(scope="session")
 def postgres(stack_home: Stack) -> Stack:
     """PostgreSQL alone, the server of the warehouses under test."""
+    from tests.conformance.harness import PostgreSqlHarness
+
     stack_home.start(["postgres"])
     PostgreSqlHarness.server = stack_home
     return stack_home

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 CONFIG_FILE = "cdc.yaml"
 CONFIG_VARIABLE = "CDC_CONFIG"
 
 MODE = "upsert"
 TARGET = "{schema}.{table}"
-KEYLESS = "refuse"
-METADATA = "full"
+KEYLESS: Final = "refuse"
+METADATA: Final = "full"
 
 FLUSH_ROWS = 100_000
 FLUSH_BYTES = 64 * 2**20
@@ -19,7 +21,7 @@ LIMIT_QUARANTINE_ROWS = 10_000
 LIMIT_QUARANTINE_SHARE = 0.01
 
 META_SCHEMA = "_cdc"
-CONNECT_SECRETS = "env"
+CONNECT_SECRETS: Final = "env"
 API_LISTEN = "127.0.0.1:0"
 STATE_DIR = ".cdc"
 

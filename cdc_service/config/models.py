@@ -145,7 +145,7 @@ class Connect(Section):
 
     url: Url = Field(description="Address of the worker's REST API, such as http://localhost:8083.")
     secrets: Secrets = Field(
-        default="env",
+        default=fallback.CONNECT_SECRETS,
         description="How passwords reach the worker: env and file as references to a ConfigProvider of the worker, inline as text "
         "(which Connect then keeps in its configuration topic).",
     )
@@ -193,10 +193,12 @@ class Defaults(Section):
     )
     target: Target = Field(default=fallback.TARGET, description="Name of the target, from {schema}, {table} and {pipeline}.")
     keyless: Keyless = Field(
-        default="refuse",
+        default=fallback.KEYLESS,
         description="What to do with a table that has no key: refuse it, or append its changes to a log (with REPLICA IDENTITY FULL).",
     )
-    metadata: Metadata = Field(default="full", description="Metadata columns of each row: full, or minimal (what ordering needs).")
+    metadata: Metadata = Field(
+        default=fallback.METADATA, description="Metadata columns of each row: full, or minimal (what ordering needs)."
+    )
     flush: Flush = Field(default_factory=Flush, description="When a batch is merged.")
     reconcile: Reconcile = Field(default_factory=Reconcile, description="When and how tables are compared with their source.")
 

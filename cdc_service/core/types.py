@@ -449,4 +449,3 @@ class Receipt:
     partitions: tuple[PartitionCounts, ...]
     high_commit: int | None = None
     high_record: int | None = None
-    extra: Mapping[str, float] = field(default_factory=dict)

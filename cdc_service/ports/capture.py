@@ -31,7 +31,6 @@ class LogHold:
     status: str
     retained_bytes: int | None
     left_bytes: int | None
-    confirmed: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,9 +136,7 @@ class PostgresDialect:
             row = _row(connection, sql.SLOT, slot=names.slot)
         if row["slot_name"] is None:
             return None
-        return LogHold(
-            row["slot_name"], bool(row["active"]), row["wal_status"] or "lost", row["retained"], row["safe_wal_size"], row["confirmed"]
-        )
+        return LogHold(row["slot_name"], bool(row["active"]), row["wal_status"] or "lost", row["retained"], row["safe_wal_size"])
 
     def identities(
         self, tables: Sequence[TableId], names: Names, connector: Mapping[str, str] | None, options: Mapping[str, str]
