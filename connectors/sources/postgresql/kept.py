@@ -1,7 +1,8 @@
 """Connections to PostgreSQL that are kept between questions, for what is asked ahead of each merge: a new one costs more than its answer.
 
-Promises: a server that restarted, or that closed the connection, is connected to anew before anything is asked; one that hangs is waited
-for no longer than LIMIT_SECONDS (``connect_timeout`` is only for a new connection, and ``statement_timeout`` is the server's own).
+Promises: at the latest half a minute after the address means another server, that one is asked; a server that restarted, or that closed
+the connection, is connected to anew before anything is asked; one that hangs is waited for no longer than LIMIT_SECONDS
+(``connect_timeout`` is only for a new connection, and ``statement_timeout`` is the server's own).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from sqlalchemy.pool import QueuePool
 
 KEPT_MAX = 2
 """The thread of the merges and the one of the looks ask beside one another."""
+RECYCLE_SECONDS = 30
+"""So old a connection gets: another server may have the address since."""
 LIMIT_SECONDS = 60.0
 """Then a connection in use is cut: what is asked fails as if the server had closed it."""
 SETTINGS = ("plan_cache_mode=force_generic_plan",)
@@ -28,7 +31,7 @@ CONNECT = {"prepare_threshold": 0}
 
 def pooled(create: Callable[[Mapping[str, Any]], Engine]) -> Engine:
     """``create`` makes it, with the pool that it is given."""
-    made = create({"poolclass": QueuePool, "pool_size": KEPT_MAX, "max_overflow": -1})
+    made = create({"poolclass": QueuePool, "pool_size": KEPT_MAX, "max_overflow": -1, "pool_recycle": RECYCLE_SECONDS})
 
     @event.listens_for(made, "checkout")
     def begin(connection: Any, record: Any, _proxy: Any) -> None:
