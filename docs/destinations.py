@@ -36,6 +36,7 @@ GAPS = {
     "infinity": "infinite dates and times",
     "nul_in_text": "a NUL character in text",
     "reads_while_writing": "others read while the service writes",
+    "modes": "ways in which a table is kept",
 }
 HEAD = """# Destinations
 

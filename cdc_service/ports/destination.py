@@ -15,7 +15,7 @@ import pyarrow as pa
 from cdc_service.core.errors import CdcError, ConfigError, TableStopped
 from cdc_service.core.evolve import Change
 from cdc_service.core.logical import Kind
-from cdc_service.core.types import Checkpoint, Delta, Headers, LogId, Receipt, TableSchema, Tail, Target
+from cdc_service.core.types import Checkpoint, Delta, Headers, LogId, Mode, Receipt, TableSchema, Tail, Target
 from cdc_service.ports.reader import View
 
 
@@ -66,7 +66,10 @@ class Capabilities:
     reads_while_writing: bool
     """Whether other processes can read, and write other tables or partitions, while the service writes."""
     gaps: Mapping[str, str]
-    """By the names above, why each that falls short does: "ranges" always, "infinity" where a kind misses, the others where False."""
+    """By the names here, why each that falls short does: "ranges" always, "infinity" and "modes" where one of them misses, the others where
+    False."""
+    modes: frozenset[Mode] = frozenset(Mode)
+    """A configuration that wants another one is refused."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from cdc_service.config import Config, TableConfig, resolve
 from cdc_service.config.patterns import parse_pattern
+from cdc_service.config.problems import InvalidConfig, Problem, dotted
 from cdc_service.config.resolve import resolution
 from cdc_service.core.clock import RealClock
 from cdc_service.core.errors import AlreadyRunning, CdcError, ConfigError, Unavailable
@@ -134,7 +135,14 @@ def _admin(config: Config) -> Admin:
 
 def _destination(config: Config) -> Destination:
     d = config.destination
-    return open_destination(d.url.reveal(), pipeline=config.pipeline, meta_schema=d.meta_schema, options=d.options.reveal())
+    opened = open_destination(d.url.reveal(), pipeline=config.pipeline, meta_schema=d.meta_schema, options=d.options.reveal())
+    can, default = opened.capabilities, (("defaults", "mode"), config.defaults.mode)
+    wanted = dict(default if t.mode is None else (("tables", key, "mode"), t.mode) for key, t in config.tables.items())
+    if lacking := {where: mode for where, mode in wanted.items() if mode not in can.modes}:
+        message = f"the destination keeps no table so; it has: {', '.join(sorted(can.modes))}"
+        problems = [Problem(config.line(*where), dotted(where), f"{mode}: {message}") for where, mode in lacking.items()]
+        raise InvalidConfig(config.file, problems, hint=can.gaps.get("modes", ""))
+    return opened
 
 
 # Before anything runs

@@ -37,6 +37,7 @@ def test_every_destination_has_a_harness() -> None:
 def test_each_gap_has_its_reason(name: str) -> None:
     can = importlib.import_module(f"mergers.destinations.{name}").CAPABILITIES
     whole = {"nul_in_text": can.nul_in_text, "reads_while_writing": can.reads_while_writing, "infinity": can.infinity == set(INFINITY)}
+    whole["modes"] = can.modes == set(Mode)
     assert set(can.gaps) == {"ranges", *(flag for flag, holds in whole.items() if not holds)}
     assert all(can.gaps.values())
 
