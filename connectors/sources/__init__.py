@@ -1,4 +1,5 @@
-"""Sources, found by the scheme of their URL and imported only when they are used."""
+"""Sources, found by the scheme of their URL and imported only when they are used: a folder each, or a part of another package
+(core.plugins)."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import cast
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from cdc_service.core import plugins
 from cdc_service.core.errors import ConfigError
 from cdc_service.ports.source import SourceDialect
 
@@ -15,18 +17,23 @@ _DIALECTS = {"postgresql": "postgresql", "postgres": "postgresql"}
 
 
 def dialect_name(url: str | URL) -> str:
-    """The dialect's module name for a URL. Raises ConfigError on a scheme that no dialect serves."""
+    """The source's name for a URL. Raises ConfigError on a scheme that none serves."""
     try:
         scheme = make_url(url).get_backend_name()
     except ArgumentError as error:
         raise ConfigError("source.url is not a URL", hint="write it as postgresql://user:${PASSWORD}@host:5432/database") from error
-    if scheme not in _DIALECTS:
-        known = ", ".join(sorted(set(_DIALECTS.values())))
+    if scheme in _DIALECTS:
+        return _DIALECTS[scheme]
+    others = plugins.names(plugins.SOURCES)
+    if scheme not in others:
+        known = ", ".join(sorted({*_DIALECTS.values(), *others}))
         raise ConfigError(f"no source dialect for {scheme}://", hint=f"sources that can be read: {known}")
-    return _DIALECTS[scheme]
+    return scheme
 
 
 def open_dialect(url: str | URL) -> SourceDialect:
-    """The dialect of ``url``. Nothing is connected yet; the driver is imported only now."""
-    module = importlib.import_module(f"connectors.sources.{dialect_name(url)}.source")
-    return cast(SourceDialect, module.open_dialect(make_url(url)))
+    """The source of ``url``. Nothing is connected yet; the driver is imported only now."""
+    name = dialect_name(url)
+    if name in _DIALECTS.values():
+        return cast(SourceDialect, importlib.import_module(f"connectors.sources.{name}.source").open_dialect(make_url(url)))
+    return cast(SourceDialect, plugins.load(plugins.SOURCES, name)(make_url(url)))  # type: ignore[misc]
