@@ -23,7 +23,7 @@ from cdc_service.ports.source import SourceDialect
 from connectors.debezium.connect import KafkaConnect
 from connectors.debezium.notifications import Notices, skipped
 
-LOOK_SECONDS, LOOK_SECONDS_EACH, LOOK_SECONDS_MAX = 1.0, 0.015, 15.0
+LOOK_SECONDS, LOOK_SECONDS_EACH, LOOK_SECONDS_MAX = 1.0, 0.018, 18.0
 """How often all is asked: so often, or so much for each table where there are many, since a look at a thousand takes a fifth of a second of
 a processor; but not more seldom than the last."""
 SLOW_SECONDS = 5.0

@@ -35,6 +35,8 @@ def measure(stack: Stack, folder: Path, tables: int, seconds: float, kind: str) 
         pipeline.start()
         pipeline.await_complete(limit_seconds=START_SECONDS)
         pipeline.await_that(f"the rows of {tables} tables are counted", lambda: counted(pipeline), START_SECONDS)
+        log = folder / "warehouse.duckdb.wal"
+        pipeline.await_that("the warehouse's file, if it is one, is closed after the first load", lambda: not log.exists(), START_SECONDS)
         assert pipeline.process is not None
         pids = family(pipeline.process.pid)
         began, before = time.monotonic(), cpu_seconds(pids)
