@@ -21,8 +21,9 @@ from cdc_service.core.errors import CdcError, ConfigError
 from cdc_service.core.keys import key_text
 from cdc_service.core.types import META, ChangeBatch, Decision, Delta, LogId, Mode, Op, RawBatch, Rejected, Span, TableSchema
 from cdc_service.core.validate import nothing_parked, screen
+from cdc_service.pipeline.buffer import one_version
 from cdc_service.pipeline.reread import Unreadable, Why, completed
-from cdc_service.pipeline.table_task import Table, one_version
+from cdc_service.pipeline.table_task import Table
 from cdc_service.ports.destination import Quarantined, UnsentUnknown
 
 RECORDS_AT_ONCE = 500

@@ -7,7 +7,7 @@ the cure and leaves the others alone. Called from the line's thread only.
 from __future__ import annotations
 
 import contextlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,8 +26,11 @@ from cdc_service.core.order import generations
 from cdc_service.core.types import ChangeBatch, Delta, LogId, Mode, RawBatch, Receipt, TableId, Tail, Target
 from cdc_service.core.validate import nothing_parked, screen
 from cdc_service.failpoints import failpoint
+from cdc_service.pipeline.breaker import Breaker
+from cdc_service.pipeline.buffer import Buffer, one_version, stream_records
 from cdc_service.pipeline.context import Means
 from cdc_service.pipeline.failures import drifted, scattered, snapshotted_anew
+from cdc_service.pipeline.goals import Goal, Goals, passed
 from cdc_service.pipeline.reread import Unreadable, Why, completed, doubted
 from cdc_service.pipeline.resume import starts
 from cdc_service.pipeline.schema_versions import Versions
@@ -39,8 +42,6 @@ HELD = frozenset({"paused", "quarantine_stopped", "needs_resync"})
 """States that outlive a restart: a person put the table there, or has to take it out. So do those of core.identity.HINDRANCES."""
 STOPPED = HELD | {"schema_stopped", "drift", "needs_decision", "error"}
 OUTCOMES = ("applied", "folded", "duplicate", "parked", "filtered")
-SHARE_WINDOW = 10_000
-"""Records over which the share that goes to quarantine is judged, and the fewest that it is judged over are a tenth of it."""
 COMPLETIONS_MAX = 3
 COLUMN_SECONDS = 10.0
 """How long an event is awaited that tells the form of a new column, where the catalog does not."""
@@ -59,16 +60,6 @@ class Part:
     epoch: int
     read: int
     tail: Tail | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """All that the source committed up to ``position`` lies below these offsets of the table's partitions."""
-
-    position: int
-    ends: Mapping[int, int]
-    at_us: int | None
-    """When the source stood at ``position`` (microseconds since 1970); None where nobody saw it there."""
 
 
 class Table:
@@ -110,14 +101,10 @@ class Table:
         self._versions = Versions(config.target, config.topic, means)
         self._applied_to = 0
         self._parked = nothing_parked()
-        self._recent: deque[tuple[int, int]] = deque()
-        self._parked_allowed = means.limits.quarantine_rows
-        self._goals: deque[Goal] = deque()
+        self._breaker = Breaker(config.source, means.limits)
+        self._goals = Goals()
         self._refused: dict[tuple[int, int], Why] = {}
-        self._buffer: list[ChangeBatch] = []
-        self._aside: list[ChangeBatch] = []
-        self._rows = self._bytes = self._bytes_aside = 0
-        self._since = 0.0
+        self._buffer = Buffer(means.clock)
 
     @property
     def source(self) -> TableId:
@@ -237,9 +224,7 @@ class Table:
     def drop(self) -> None:
         """Forgets what was read since the checkpoint; the next ``open`` says where to read on."""
         self._buffer.clear()
-        self._aside.clear()
         self.held.clear()
-        self._rows = self._bytes = self._bytes_aside = 0
         self._opened = False
 
     # Reading
@@ -278,60 +263,50 @@ class Table:
         for batch in m.decoder.decode(raw):
             screened, parked = screen(raw, batch, m.destination.capabilities, parked, self._refused)
             arrived.append(screened)
-        if not self._buffer:
-            self._since = m.clock.monotonic()
         self._parked = parked
-        self._buffer += arrived
-        self._rows += sum(span.records for span in raw.spans)
-        self._bytes += sum(batch.nbytes for batch in arrived)
+        self._buffer.add(arrived, sum(span.records for span in raw.spans))
         for span in raw.spans:
             self.parts[span.partition].read = span.stop
 
     @property
     def full(self) -> bool:
         """Whether the buffer holds a whole batch."""
-        return self._rows >= self.config.flush.rows or self._bytes >= self.config.flush.bytes
+        return self._buffer.full(self.config.flush)
 
     def due(self) -> bool:
         """Whether the buffer is to be merged now: rows, bytes or age."""
-        if not self._buffer or self.backoff.waiting or self.stopped:
-            return False
-        return self.full or self.due_in <= 0
+        return self.due_in <= 0
 
     @property
     def due_in(self) -> float:
-        """The seconds until what is buffered has waited for long enough."""
-        if not self._buffer or self.backoff.waiting or self.stopped:
+        """The seconds until it is; infinity where nothing waits, or may not be merged."""
+        wait = self._buffer.due_in(self.config.flush)
+        if wait == float("inf") or self.backoff.waiting or self.stopped:
             return float("inf")
-        return max(0.0, self._since + self.config.flush.seconds - self.means.clock.monotonic())
+        return 0.0 if self.full else wait
 
     @property
     def has_buffer(self) -> bool:
-        return bool(self._buffer or self._aside)
+        return bool(self._buffer)
 
     @property
     def buffered_bytes(self) -> int:
-        return self._bytes + self._bytes_aside + sum(raw.nbytes for raw in self.held)
+        return self._buffer.nbytes + sum(raw.nbytes for raw in self.held)
 
     # Merging
 
     def set_aside(self) -> None:
         """What is buffered is for the next ``flush``; what is received from now on is not. ``put_back`` ends it."""
-        self._aside, self._buffer = self._buffer, []
-        self._bytes_aside, self._rows, self._bytes = self._bytes, 0, 0
+        self._buffer.set_aside()
 
     def put_back(self) -> None:
         """What ``flush`` left (nothing, where it went well) stands first in the buffer again."""
-        if self._aside:
-            self._buffer[:0] = self._aside
-            self._rows += sum(span.records for batch in self._aside for span in batch.spans)
-            self._bytes += sum(batch.nbytes for batch in self._aside)
-        self._aside, self._bytes_aside = [], 0
+        self._buffer.put_back()
 
     @property
     def is_ahead(self) -> bool:
         """Whether what was set aside tells of changes that the source made after it last said what the table is."""
-        records = _stream_records(self._aside) if self.kept.identity and self.state == "streaming" else None
+        records = stream_records(self._buffer.aside) if self.kept.identity and self.state == "streaming" else None
         return records is not None and records[1] > self.kept.identity_at
 
     def flush(self, asked: Asked = not_asked) -> Mapping[int, int]:
@@ -342,11 +317,11 @@ class Table:
         ``receive``, and beside nothing else of the table.
         """
         moved: dict[int, int] = {}
-        while self._aside:
-            self._aside = [self.translated(batch) for batch in self._aside]
-            count, run = one_version(self._aside)
+        while aside := self._buffer.aside:
+            aside[:] = [self.translated(batch) for batch in aside]
+            count, run = one_version(aside)
             receipt, tails = self._merge(run, asked)
-            del self._aside[:count]
+            self._buffer.merged(count)
             self.waiting = self.waiting + Counter(r.code for batch in run for r in batch.rejected)
             self._applied(receipt)
             for partition, tail in tails.items():
@@ -363,7 +338,7 @@ class Table:
         delta = self.folded(run, batch_id)
         failpoint("line.folded")
         self._refuse_second_snapshot(delta)
-        self._refuse_flood(delta)
+        self._breaker.check(delta, self.waiting.total())
         epochs = {span.partition: self.parts[span.partition].epoch for span in delta.spans}
         try:
             receipt = self.apply(run, delta, epochs, self.log, asked)
@@ -384,7 +359,7 @@ class Table:
             self._identify(run, asked, others=self._versions.has_others(delta.schema))
             if self._versions.may_be_renamed(delta.schema):
                 self._versions.distrust_passing(delta.schema)
-            self._versions.evolve(delta.schema, _stream_records(run), initial=delta.snapshot_record is not None)
+            self._versions.evolve(delta.schema, stream_records(run), initial=delta.snapshot_record is not None)
             failpoint("line.evolved")
 
         def merge() -> Receipt:
@@ -416,7 +391,7 @@ class Table:
         kept = self.kept
         if not kept.identity or not (others or self.state == "streaming"):
             return
-        records = _stream_records(run)
+        records = stream_records(run)
         latest = records[1] if records else 0
         if not others and latest <= kept.identity_at:
             return
@@ -512,30 +487,9 @@ class Table:
         elif not self.kept.resync and through is not None and newest + 2**63 > through:
             raise snapshotted_anew(self.config)
 
-    def _refuse_flood(self, delta: Delta) -> None:
-        """Stops the table before it parks more than the limits allow."""
-        limits, parked = self.means.limits, len(delta.rejected)
-        self._recent.append((sum(s.records for s in delta.spans), parked))
-        while len(self._recent) > 1 and sum(n for n, _ in self._recent) - self._recent[0][0] >= SHARE_WINDOW:
-            self._recent.popleft()
-        if not parked:
-            return
-        records, share = sum(n for n, _ in self._recent), sum(p for _, p in self._recent)
-        flood = records >= SHARE_WINDOW // 10 and share > limits.quarantine_share * records
-        waiting = self.waiting.total() + parked
-        if flood or waiting > self._parked_allowed:
-            self._recent.clear()
-            message = f"{share} of its last {records} events" if flood else f"{waiting} of its events"
-            raise TableStopped(
-                f"{self.source}: {message} cannot be applied exactly; the last: {delta.rejected[-1].message}",
-                state="quarantine_stopped",
-                hint=f"cdc quarantine list {self.source} shows them; mend the cause, then: cdc resume {self.source} (limits: quarantine_*)",
-            )
-
     def allow_more_parked(self) -> None:
         """A person has looked at the quarantine: as many again may be parked."""
-        self._recent.clear()
-        self._parked_allowed = self.waiting.total() + self.means.limits.quarantine_rows
+        self._breaker.allow_more(self.waiting.total())
 
     def look_up(self) -> None:
         """Reads anew what the destination tells of work done and of the target's schema."""
@@ -643,24 +597,18 @@ class Table:
     # Progress
 
     def aim(self, goal: Goal) -> None:
-        """Takes a new goal; the oldest one not reached yet stays, so that a moving target is reached too."""
-        if len(self._goals) > 1:
-            self._goals.pop()
-        self._goals.append(goal)
+        self._goals.aim(goal)
 
     def advance(self, goal: Goal) -> None:
         self.kept = replace(self.kept, complete_through=goal.position, complete_at=goal.at_us or self.kept.complete_at)
 
     def reached(self) -> Goal | None:
         """The latest goal that the checkpoints have passed since the last call."""
-        found = None
-        while self._goals and self.passed(self._goals[0].ends):
-            found = self._goals.popleft()
-        return found
+        return self._goals.reached(self.checkpoints)
 
     def passed(self, ends: Mapping[int, int]) -> bool:
-        there = self.checkpoints
-        return all(there.get(p, -1) >= end for p, end in ends.items())
+        """Whether all below these ends is merged."""
+        return passed(self.checkpoints, ends)
 
     @property
     def checkpoints(self) -> Mapping[int, int]:
@@ -684,23 +632,3 @@ class Table:
 def flowing(kept: TableState) -> str:
     """The state of a table that nothing stops."""
     return "streaming" if kept.complete_through is not None and not kept.resync else "snapshotting"
-
-
-def _stream_records(run: Sequence[ChangeBatch]) -> tuple[int, int] | None:
-    """The lowest and the highest position of the changes of the stream (rows of snapshots stand outside of its order)."""
-    ends = [pc.min_max(batch.meta["record"].filter(pc.greater(batch.meta["record"], 0))) for batch in run if batch.num_rows]
-    known = [(e["min"].as_py(), e["max"].as_py()) for e in ends if e["min"].is_valid]
-    return (min(low for low, _ in known), max(high for _, high in known)) if known else None
-
-
-def one_version(buffer: Sequence[ChangeBatch]) -> tuple[int, list[ChangeBatch]]:
-    """How many batches at the head share a schema version, and these, all under it. A batch without rows goes with any."""
-    schema = next((b.schema for b in buffer if b.num_rows), buffer[0].schema)
-    run: list[ChangeBatch] = []
-    for batch in buffer:
-        if not batch.num_rows:
-            batch = ChangeBatch(schema, schema.arrow.empty_table(), batch.meta, batch.spans, rejected=batch.rejected)
-        elif batch.schema.fingerprint != schema.fingerprint:
-            break
-        run.append(batch)
-    return len(run), run

@@ -18,8 +18,9 @@ from cdc_service.core.errors import CdcError, Fenced, TableStopped
 from cdc_service.core.identity import HINDRANCES, Judgement, Outcome
 from cdc_service.core.types import Mode, TableId, Target
 from cdc_service.pipeline.failures import snapshot_failed, snapshotted_anew, source_went_back, topic_gone
+from cdc_service.pipeline.goals import Goal
 from cdc_service.pipeline.poll_loop import Line
-from cdc_service.pipeline.table_task import Goal, Table
+from cdc_service.pipeline.table_task import Table
 from cdc_service.ports.capture import Facts
 from cdc_service.ports.destination import Destination, TableState
 

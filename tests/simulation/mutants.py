@@ -23,6 +23,7 @@ from cdc_service.core.identity import HINDRANCES, Judgement, Outcome
 from cdc_service.core.order import Ordering
 from cdc_service.core.types import Checkpoint, Delta, Op, PartitionCounts, RawBatch, Receipt
 from cdc_service.pipeline import commands as control_module
+from cdc_service.pipeline import goals
 from cdc_service.pipeline import merge_worker as merging_module
 from cdc_service.pipeline import schema_versions as versions_module
 from cdc_service.pipeline import table_task as table_module
@@ -451,10 +452,10 @@ def _() -> Sequence[Patch]:
 
 @mutant("one partition tells for all", "a table is complete when one of its partitions has passed the end")
 def _() -> Sequence[Patch]:
-    def passed(self: Any, ends: Mapping[int, int]) -> bool:
-        return any(self.checkpoints.get(p, -1) >= end for p, end in ends.items())
+    def passed(checkpoints: Mapping[int, int], ends: Mapping[int, int]) -> bool:
+        return any(checkpoints.get(p, -1) >= end for p, end in ends.items())
 
-    return [(table_module.Table, "passed", passed)]
+    return [(goals, "passed", passed), (table_module, "passed", passed)]
 
 
 @mutant("a second snapshot is believed", "a connector that began anew after it had streamed goes unnoticed")
