@@ -26,8 +26,8 @@ FETCH_WAIT_MS = (500, 5_000)
 SLICE_BYTES = 4 * 2**20
 SLICE_RECORDS = (50, 2_000)
 """What is asked of the client at once, so that each value is cut and copied while it is in the processor's cache."""
-GATHER_SECONDS = 0.02
-"""How long a poll waits for more, once something came."""
+GATHER_SECONDS, GATHER_SECONDS_EACH, GATHER_SECONDS_MAX = 0.02, 0.001, 0.05
+"""How long a poll waits for more, once something came: so long, or so much for each topic, since a turn goes over all of them."""
 CLOSE_SECONDS = 2.0
 REJOIN_SECONDS = 5.0
 """At least so long a member is one before it joins anew."""
@@ -57,6 +57,7 @@ class Log:
         self._sought: dict[tuple[str, int], bool] = {}
         self._assignment = assignment
         self._topics = list(topics)
+        self._gather = min(max(GATHER_SECONDS, GATHER_SECONDS_EACH * len(topics)), GATHER_SECONDS_MAX)
         self._ended: KafkaError | None = None
         self._joined_at = float("-inf")
         self._options: dict[str, Any] = {
@@ -119,15 +120,15 @@ class Log:
         threading.Thread(target=old.close, name="close", daemon=True).start()
 
     def poll(self, records_max: int, seconds: float) -> Polled:
-        """What arrived, at most ``records_max`` records, waiting at most ``seconds`` for the first one and GATHER_SECONDS for more. A topic
+        """What arrived, at most ``records_max`` records, waiting at most ``seconds`` for the first one and a moment for more. A topic
         has a RawBatch, or several where the head of its values changes."""
         polled = Polled()
         self._taken = Taken(self._heads)
-        until, left = time.monotonic() + min(seconds, GATHER_SECONDS), records_max
-        if seconds > GATHER_SECONDS:
+        until, left = time.monotonic() + min(seconds, self._gather), records_max
+        if seconds > self._gather:
             first = self._consumer.consume(1, seconds)
             self._take(first, polled)
-            until, left = time.monotonic() + GATHER_SECONDS, left - 1 if first else 0
+            until, left = time.monotonic() + self._gather, left - 1 if first else 0
         while left > 0 and self._ended is None:
             wanted = min(left, self._slice)
             messages = self._consumer.consume(wanted, max(0.0, until - time.monotonic()))
