@@ -327,6 +327,7 @@ def test_the_hold_of_a_slot_tells_what_it_keeps(owner: Pipeline) -> None:
     assert (hold.name, hold.status) == (owner.names.slot, "reserved")
     assert hold.retained_bytes is not None
     assert eventually("the slot is read", lambda: (h := owner.dialect.hold(owner.names)) and h.active)
+    assert eventually("a confirmed position", lambda: owner.dialect.identities([], owner.names, None, {}).sent_from > 0)
 
 
 def test_a_url_of_an_unknown_source_is_refused_with_those_that_are_known() -> None:
