@@ -259,8 +259,9 @@ def _numbers(records: pa.Array) -> npt.NDArray[np.int64]:
 
 def _key(node: Node) -> tuple[KeyField, ...]:
     """Raises Unsupported."""
-    fields = read_key_schema(connect_schema(node))
-    return tuple(replace(one, name=own.spelled) for one, own in zip(fields, node.fields, strict=True))
+    schema = connect_schema(node)
+    fields = zip(read_key_schema(schema), node.fields, schema["fields"], strict=True)
+    return tuple(replace(one, name=own.spelled, wire=one.wire and avro_wire(one.wire, told)) for one, own, told in fields)
 
 
 _READ = {"bytes": pa.binary(), "float": pa.float32()}

@@ -19,7 +19,7 @@ from cdc_service.core.types import ChangeBatch, RawBatch, Rejected, TableId, Tab
 from cdc_service.ports.events import Positions
 from connectors.formats.blocks import Block, Problem
 from connectors.formats.flat import as_envelope
-from connectors.formats.layout import KeyField, Layout, Recognised, ValueFields, make_layout
+from connectors.formats.layout import KeyField, KeyWires, Layout, Recognised, ValueFields, make_layout, wires_of_key
 from connectors.formats.rows import GroupReader, Reads, converted_key, key_schema, rejection
 from connectors.formats.segments import batches
 from connectors.formats.texts import columns_from_text
@@ -184,18 +184,24 @@ class EnvelopeDecoder:
     def _stray(
         self, raw: RawBatch, topic: _Topic, keys: Recognised[tuple[KeyField, ...]], problems: Mapping[int, Problem]
     ) -> dict[int, Rejected]:
-        """The records that belong to no group, with their key where the topic's layout reads it."""
+        """The records that belong to no group, with their key wherever its own schema can be read: what follows has to wait behind them,
+        also where nothing else of the topic was read yet."""
         if not problems:
             return {}
         places = np.array(sorted(problems), np.int64)
         texts: dict[int, str | None] = {}
-        layout = topic.layout
-        if layout is not None and layout.key:
-            readable = [number for number, prefix in enumerate(keys.prefixes) if prefix.meaning == topic.key]
-            mine = places[np.isin(keys.number[places], readable)]
-            if len(mine):
-                block = self._form.read(raw.keys, mine, keys, key_schema(layout))
-                columns, bad = converted_key(layout, block.rows)
-                whole = key_text(pa.table(columns)).to_pylist()
-                texts = {int(p): None if bad[i] or i in block.problems else whole[i] for i, p in enumerate(mine)}
+        for number, prefix in enumerate(keys.prefixes):
+            mine = places[keys.number[places] == number]
+            wires = self._key_wires(raw.topic, topic, prefix.meaning) if len(mine) else ()
+            if wires:
+                block = self._form.read(raw.keys, mine, keys, key_schema(wires))
+                columns, bad = converted_key(wires, block.rows)
+                whole = key_text(pa.table(columns, names=[spelled for spelled, _ in wires])).to_pylist()
+                texts |= {int(p): None if bad[i] or i in block.problems else whole[i] for i, p in enumerate(mine)}
         return {place: rejection(raw, place, texts.get(place), problem) for place, problem in problems.items()}
+
+    def _key_wires(self, name: str, topic: _Topic, key: tuple[KeyField, ...] | Problem) -> KeyWires:
+        if isinstance(key, Problem):
+            return ()
+        same = topic.layout is not None and key == topic.key
+        return topic.layout.key_wires if topic.layout is not None and same else wires_of_key(key, self._known.get(name))

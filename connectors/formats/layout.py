@@ -13,10 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, TableId, TableSchema
 from connectors.formats.avro_schema import Node
 from connectors.formats.blocks import Problem
-from connectors.formats.connect_schema import Field, Unsupported, columns_of
+from connectors.formats.connect_schema import Field, Unsupported, columns_of, wire_of
 from connectors.formats.exact import Inexact, parse
 from connectors.formats.flat import Flat, row_of
 from connectors.formats.wire import Unsent, Wire
@@ -32,11 +33,16 @@ Meaning = TypeVar("Meaning")
 
 @dataclass(frozen=True, slots=True)
 class KeyField:
-    """A field of the Kafka key as its schema describes it."""
+    """A field of the Kafka key as its schema describes it; ``wire`` is how its values stand there (None: in no form that compares)."""
 
     name: str
     kind: str
     semantic: str | None
+    wire: Wire | None = field(default=None, compare=False)
+
+
+KeyWires = tuple[tuple[str, Wire], ...]
+"""The fields of a key, in key order: the name that the key gives each, and how its values stand there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,10 @@ class Layout:
 
     def schema(self, table: TableId) -> TableSchema:
         return TableSchema(table, self.columns, self.key)
+
+    @property
+    def key_wires(self) -> KeyWires:
+        return tuple((spelled, self.wire(name)) for name, spelled in zip(self.key, self.spelled, strict=True))
 
     def wire(self, name: str) -> Wire:
         return next(wire for column, wire in zip(self.columns, self.wires, strict=True) if column.name == name)
@@ -198,7 +208,47 @@ def read_key_schema(schema: Mapping[str, Any]) -> tuple[KeyField, ...]:
     """The fields of a key, in key order. Raises Unsupported."""
     if schema.get("type") != "struct":
         raise Unsupported("the Kafka key is not a structure: remove transforms that unwrap it")
-    return tuple(KeyField(str(field["field"]), str(field["type"]), field.get("name")) for field in schema["fields"])
+    return tuple(KeyField(str(one["field"]), str(one["type"]), one.get("name"), _key_wire(one)) for one in schema["fields"])
+
+
+def _key_wire(schema: Mapping[str, Any]) -> Wire | None:
+    try:
+        wire = wire_of(schema)
+    except Unsupported:
+        return None
+    return wire if _compares(wire) else None
+
+
+def _compares(wire: Wire) -> bool:
+    return wire.element is None and wire.codec not in ("point", "refused")
+
+
+_OF_SOURCE: dict[tuple[str, Kind], str] = {
+    ("plain", Kind.NUMERIC): "numeric",
+    ("plain", Kind.DECIMAL): "decimal",
+    ("base64", Kind.STRING): "base64_text",
+    ("bytes", Kind.STRING): "bytes_text",
+}
+"""Codecs that the source's type decides, which a key does not tell; by what the key alone looks like."""
+
+
+def wires_of_key(key: tuple[KeyField, ...], table: TableSchema | None) -> KeyWires:
+    """How a key's values stand in it, where no row of this key was read: what its own schema tells, and beside it the types of ``table``,
+    where that is known. Empty where a part of the key has no form that compares."""
+    types: list[LogicalType | None] = [None] * len(key)
+    if table is not None and len(table.key) == len(key):
+        of = {column.name: column.type for column in table.columns}
+        types = [of[name] for name in table.key]
+    wires = tuple((one.name, _as_type(one.wire, kind)) for one, kind in zip(key, types, strict=True) if one.wire is not None)
+    return wires if len(wires) == len(key) else ()
+
+
+def _as_type(wire: Wire, kind: LogicalType | None) -> Wire:
+    if kind is None:
+        return wire
+    alone = "bytes" if pa.types.is_binary(wire.read) else wire.codec
+    codec = _OF_SOURCE.get((alone, kind.kind))
+    return wire if codec is None or (alone == "plain" and not pa.types.is_string(wire.read)) else replace(wire, codec=codec, type=kind)
 
 
 def make_layout(value: ValueFields, key: tuple[KeyField, ...]) -> Layout | Problem:
@@ -212,6 +262,6 @@ def make_layout(value: ValueFields, key: tuple[KeyField, ...]) -> Layout | Probl
     layout = Layout(columns, tuple(field.wire for field in value.fields), names, spelled, value.stand_ins, value.flat, value.in_json)
     if len({column.name for column in layout.columns}) != len(layout.columns):
         return Problem("bad_schema", "the record's schema part names a column twice")
-    if any(layout.wire(name).element is not None or layout.wire(name).codec in ("point", "refused") for name in names):
+    if not all(_compares(layout.wire(name)) for name in names):
         return Problem("unsupported_key", "a key of such a type cannot be compared: choose other key columns (message.key.columns)")
     return layout

@@ -18,7 +18,7 @@ from cdc_service.core.types import META, Op, RawBatch, Rejected, TableId
 from cdc_service.ports.events import Positions
 from connectors.formats.blocks import Block, Problem
 from connectors.formats.exact import Inexact, exact, parse
-from connectors.formats.layout import Layout
+from connectors.formats.layout import KeyWires, Layout
 from connectors.formats.segments import Decoded
 from connectors.formats.wire import Wire, convert, unsent
 
@@ -91,17 +91,17 @@ def rejection(raw: RawBatch, place: int, text: str | None, problem: Problem) -> 
     )
 
 
-def key_schema(layout: Layout) -> pa.Schema:
+def key_schema(wires: KeyWires) -> pa.Schema:
     """What a reader takes from a key's payload, under the names that the key has."""
-    return pa.schema([pa.field(spelled, layout.wire(name).read) for name, spelled in zip(layout.key, layout.spelled, strict=True)])
+    return pa.schema([pa.field(spelled, wire.read) for spelled, wire in wires])
 
 
-def converted_key(layout: Layout, rows: pa.Table) -> tuple[dict[str, pa.Array], Mask]:
+def converted_key(wires: KeyWires, rows: pa.Table) -> tuple[list[pa.Array], Mask]:
     """The key's columns from what was read with ``key_schema``, and where one of them is not exact."""
-    columns, bad = {}, np.zeros(rows.num_rows, np.bool_)
-    for place, name in enumerate(layout.key):
-        done = convert(layout.wire(name), _one(rows.column(place)))
-        columns[name] = _normal(layout.wire(name), done.values)
+    columns, bad = [], np.zeros(rows.num_rows, np.bool_)
+    for place, (_, wire) in enumerate(wires):
+        done = convert(wire, _one(rows.column(place)))
+        columns.append(_normal(wire, done.values))
         if done.bad is not None:
             bad |= done.bad
     return columns, bad
@@ -143,7 +143,7 @@ class GroupReader:
     ) -> tuple[Decoded, dict[int, Rejected]]:
         """The rows, and by place in ``raw`` what is rejected. ``table`` is the topic's, when it is known."""
         log = raw.topic in self._logs
-        block, key_block = values(self._schema(layout, log=log)), keys(key_schema(layout))
+        block, key_block = values(self._schema(layout, log=log)), keys(key_schema(layout.key_wires))
         problems = _Problems(len(places), block.problems, key_block.problems)
         rows = block.rows
         op = pc.index_in(_one(rows.column("op")), _OPS)
@@ -160,7 +160,8 @@ class GroupReader:
         columns, missing, doubtful = self._columns(layout, after, problems)
         if log:
             problems.mark(doubtful, _DOUBTFUL)  # Each change stays as it came: the source tells no more what it held then.
-        key, bad_key = converted_key(layout, key_block.rows)
+        key_columns, bad_key = converted_key(layout.key_wires, key_block.rows)
+        key = dict(zip(layout.key, key_columns, strict=True))
         problems.mark(bad_key, _BAD_KEY)
         _check_key(layout, key, columns, ops, problems)
         self._check_ambiguous(raw, layout, places, ops, columns, rows, problems)
@@ -330,7 +331,7 @@ class GroupReader:
             moved[place] = _header(raw, int(places[place]), _NEW_KEY) is not None
         anything = np.logical_or.reduce([np.zeros(len(places), np.bool_), *missing.values()])
         old: dict[int, Any] = {}
-        kind = pa.struct(list(key_schema(layout)))
+        kind = pa.struct(list(key_schema(layout.key_wires)))
         for place in np.flatnonzero((ops == Op.CREATE) & anything & problems.good):
             header = _header(raw, int(places[place]), _OLD_KEY)
             if header is not None:
@@ -343,14 +344,14 @@ class GroupReader:
     def _old_key(self, layout: Layout, old: Mapping[int, Any], size: int, problems: _Problems) -> pa.Table | None:
         if not old:
             return None
-        rows = pa.Table.from_pylist([row or {} for row in old.values()], key_schema(layout))
-        columns, bad = converted_key(layout, rows.combine_chunks())
+        rows = pa.Table.from_pylist([row or {} for row in old.values()], key_schema(layout.key_wires))
+        columns, bad = converted_key(layout.key_wires, rows.combine_chunks())
         for number, place in enumerate(old):
-            if bad[number] or any(column[number].as_py() is None for column in columns.values()):
+            if bad[number] or any(column[number].as_py() is None for column in columns):
                 problems.mark_one(place, _BAD_OLD_KEY)
         spread = np.full(size, -1, np.int64)
         spread[list(old)] = np.arange(len(old))
-        return pa.table(columns).take(pa.array(spread, mask=spread < 0))
+        return pa.table(columns, names=list(layout.key)).take(pa.array(spread, mask=spread < 0))
 
 
 def _mark_stand_ins(name: str, values: pa.Array, default: Any, problems: _Problems) -> None:

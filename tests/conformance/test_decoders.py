@@ -5,16 +5,18 @@ What a wire cannot tell is a flag of it, with the reason; a flag that does not s
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import pytest
 
 from cdc_service.core.errors import ConfigError
+from cdc_service.core.keys import key_text
 from cdc_service.core.types import ChangeBatch, Op, TableSchema
 from cdc_service.ports.events import Decoder
 from connectors.formats.avro import DebeziumAvroDecoder, Schemas
@@ -29,16 +31,16 @@ CASES = sorted(path.name.removesuffix(".avro.jsonl.gz") for path in FIXTURES.glo
 
 
 def in_json(known: Mapping[str, TableSchema], config: Mapping[str, str]) -> Decoder:
-    return DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER)
+    return DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER, known=known)
 
 
 def in_avro(known: Mapping[str, TableSchema], config: Mapping[str, str]) -> Decoder:
-    return avro_decoder(trusting=True)
+    return avro_decoder(known, trusting=True)
 
 
-def avro_decoder(*, trusting: bool) -> Decoder:
+def avro_decoder(known: Mapping[str, TableSchema], *, trusting: bool) -> Decoder:
     schemas = Schemas(Recorded(), lambda: 0.0)
-    return DebeziumAvroDecoder(PostgresPositions(), schemas, unavailable=PLACEHOLDER, defaults_for_null=not trusting)
+    return DebeziumAvroDecoder(PostgresPositions(), schemas, unavailable=PLACEHOLDER, known=known, defaults_for_null=not trusting)
 
 
 def without_schemas(known: Mapping[str, TableSchema], config: Mapping[str, str]) -> Decoder:
@@ -66,6 +68,7 @@ GAPS = {
     ("torture", "schemaless"): NEEDS_SCHEMAS,
 }
 """Where a wire cannot tell what JSON with schemas tells, and why."""
+BROKEN = base64.b64encode(b'{"schema": \xff broken').decode()
 PAIRS = [(case, wire) for case in CASES for wire in WIRES]
 
 
@@ -153,9 +156,41 @@ def test_a_default_that_may_stand_for_null_is_refused(case: str, wire: str) -> N
     refused = 0
     for topic, records in topics(case, wire).items():
         table = topic.split(".", 1)[1]
-        told = changes(avro_decoder(trusting=False).decode(batch_of(topic, records)))
+        told = changes(avro_decoder({}, trusting=False).decode(batch_of(topic, records)))
         extra, missing = told - decoded(case, "json")[table], decoded(case, "json")[table] - told
         assert all("'null_or_default'" in one for one in extra), table
         assert sum(extra.values()) == sum(missing.values())
         refused += sum(extra.values())
     assert refused > 0
+
+
+@pytest.mark.parametrize(("case", "wire"), [(case, wire) for case in CASES for wire in ("json", *WIRES)])
+def test_a_broken_value_has_the_key_of_its_record_also_where_nothing_was_read_before(case: str, wire: str) -> None:
+    """I19: what follows has to wait behind it, and a service that was just started knows no layout of the topic."""
+    opened = {"json": in_json, **WIRES}[wire]
+    seen = 0
+    for topic, records in topics(case, wire).items():
+        table = topic.split(".", 1)[1]
+        known = {topic: last_schema(case, table)}
+        try:
+            told = opened(known, config_of(case)).decode(batch_of(topic, records))
+        except ConfigError:
+            continue  # A table that the wire's decoder refuses.
+        keys = {(p, o): key for batch in told if batch.schema.key for p, o, key in places_and_keys(batch)}
+        broken = [{**record, "value": BROKEN} for record in records if record["value"] is not None]
+        decoder = opened(known, config_of(case))
+        parked = [one for batch in decoder.decode(batch_of(topic, broken)) for one in batch.rejected]
+        assert len(parked) == len(broken)
+        for one in parked:
+            if (one.partition, one.offset) in keys:
+                assert one.key_text == keys[one.partition, one.offset]
+                seen += 1
+    assert seen > 0 or (case, wire) == ("toast", "schemaless")  # Which refuses all of its tables.
+
+
+def places_and_keys(batch: ChangeBatch) -> Iterator[tuple[int, int, str]]:
+    """Of each row but a truncation: partition, offset, and its key as the quarantine would name it."""
+    texts = key_text(batch.data.select(batch.schema.key)).to_pylist()
+    meta = batch.meta
+    places = zip(meta["partition"].to_pylist(), meta["offset"].to_pylist(), texts, meta["op"].to_pylist(), strict=True)
+    return ((partition, offset, text) for partition, offset, text, op in places if op != Op.TRUNCATE)

@@ -120,6 +120,17 @@ def test_a_rejected_record_names_its_key_and_no_value() -> None:
     assert "total" in batch.rejected[0].message
 
 
+def test_a_broken_record_that_comes_first_names_its_key_as_later_ones_do() -> None:
+    """I20: a key does not tell the source's types; the schema that the destination knows does."""
+    table = Table(
+        [Col("at", "bytes", "PG_LSN"), number("n", 0, 0), number("d", 5, 2), Col("raw", "bytes", "BYTEA")], key=("at", "n", "d", "raw")
+    )
+    good = table.change("c", {"at": "MC8x", "n": "1.50", "d": "2.50", "raw": "/w=="})
+    ahead = decoder(known={"shop.public.t": one([good]).schema}).decode(raw([Record(good.key, b"broken")]))
+    behind = one([good, Record(good.key, b"broken")])
+    assert [r.key_text for batch in ahead for r in batch.rejected] == [behind.rejected[0].key_text] == ['["0/1","1.5","2.50","ff"]']
+
+
 def test_the_order_of_a_composite_key_is_the_keys_own() -> None:
     table = Table([text("b"), Col("a"), text("c")], key=("a", "b"))
     batch = one([table.change("d", {"a": 1, "b": "x", "c": "y"})])
