@@ -1,4 +1,4 @@
-"""Writes docs/destinations.md: what each destination holds and can do, from the dialects and capabilities in the code.
+"""Writes docs/destinations.md: what each destination holds and can do, from the spellings and capabilities in the code.
 
 Run: python docs/destinations.py (with --check it only compares, and exits 1 when the page is old).
 """
@@ -126,7 +126,7 @@ def found() -> dict[str, Any]:
 
 
 def cell(type_: LogicalType, module: Any) -> str:
-    return f"`{module.DIALECT.column_type(type_)}`"
+    return f"`{module.SPELLING.column_type(type_)}`"
 
 
 def span(kind: Kind, number: int) -> str:
@@ -158,7 +158,7 @@ def page() -> str:
     readers = ["yes" if can.reads_while_writing else "through `cdc query`" for can in able]
     lines.append(f"| others read while the service writes | {' | '.join(readers)} |")
     lines.append(f"| names that differ by case only | {' | '.join(cases(module) for module in modules.values())} |")
-    replaced = ["INSERT ... ON CONFLICT" if module.DIALECT.upsert else "delete + insert" for module in modules.values()]
+    replaced = ["INSERT ... ON CONFLICT" if module.SPELLING.upsert else "delete + insert" for module in modules.values()]
     lines.append(f"| how rows are replaced | {' | '.join(replaced)} |")
     lines += ["", "| what falls short | where | why |", "|---|---|---|"]
     for title, can in zip(titles, able, strict=True):
@@ -170,7 +170,7 @@ def page() -> str:
 
 
 def cases(module: Any) -> str:
-    (destination,) = [v for v in vars(module).values() if isinstance(v, type) and getattr(v, "dialect", None) is module.DIALECT]
+    (destination,) = [v for v in vars(module).values() if isinstance(v, type) and getattr(v, "spelling", None) is module.SPELLING]
     return "two" if destination.fold(None, "aA") == "aA" else "one, refused"
 
 

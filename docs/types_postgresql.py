@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from connectors.formats.connect_schema import Unsupported, field_of, struct_field  # noqa: E402
 from connectors.formats.wire import Unsent  # noqa: E402
-from mergers.destinations.duckdb import DIALECT  # noqa: E402
+from mergers.destinations.duckdb import SPELLING  # noqa: E402
 
 PAGE = ROOT / "docs" / "types-postgresql.md"
 FIXTURES = ROOT / "tests" / "fixtures" / "postgresql"
@@ -137,7 +137,7 @@ def line(kind: str, schema: dict[str, Any] | None) -> str:
     toast = {Unsent.NEVER: "-", Unsent.NULL: "full"}.get(field.wire.unsent, "kept")
     if field.wire.codec == "refused":
         return f"| {kind} | {form} | | | {toast} | values go to quarantine: {field.wire.reason} |"
-    return f"| {kind} | {form} | {field.column.type} | {DIALECT.column_type(field.column.type)} | {toast} | {NOTES.get(kind, '')} |"
+    return f"| {kind} | {form} | {field.column.type} | {SPELLING.column_type(field.column.type)} | {toast} | {NOTES.get(kind, '')} |"
 
 
 def page() -> str:

@@ -25,7 +25,7 @@ from cdc_service.ports.reader import Scan, View
 from reconcile.compare.digests import PushDown, faster
 from reconcile.compare.engine import Comparison
 from reconcile.compare.multiset import Moved, Multiset
-from reconcile.compare.sampling import calibrate
+from reconcile.compare.sampling import sample
 from reconcile.judge import LOOK_SECONDS, LOOKS, Found, Judge, Verdicts
 from reconcile.protocol import Log, Source
 from reconcile.report.document import Buckets, Difference, Kind, Status, TableReport
@@ -70,7 +70,7 @@ class Progress:
 class Subject:
     """A table and what reaches both of its sides. ``fenced`` waits until the destination holds all up to a position and says whether it
     does; ``rows_expected`` is an estimate. ``explain`` says of a difference its last event and cause, knowing of columns that differ nearly
-    everywhere (Calibration.mapped). ``steady`` are the columns that the target has had, unchanged, since its first row. ``uncovered`` are
+    everywhere (Sampled.mapped). ``steady`` are the columns that the target has had, unchanged, since its first row. ``uncovered`` are
     the source's columns that the target has not now: those that events never carry, and those that they should, each with the reason."""
 
     target: Target
@@ -147,7 +147,7 @@ class _Run:
                 fenced = s.fenced(scan.position)
                 with s.view() as view:
                     report = self._placed(report, scan, view, fenced)
-                    found = calibrate(scan, view, s.schema.key_columns, columns, self._options.where, s.rows_expected)
+                    found = sample(scan, view, s.schema.key_columns, columns, self._options.where, s.rows_expected)
                     comparison = stack.enter_context(Comparison(s.schema.key_columns, columns, found.by_value))
                     push, unseen = self._chosen(scan, view, columns, found.textless)
                     if push:

@@ -89,7 +89,7 @@ def _ask(shared: Shared, source: str | None, pipeline: str | None) -> tuple[str,
     from cdc_service.config.secret import Url
     from cdc_service.core.errors import ConfigError
     from cdc_service.core.names import Names
-    from connectors.sources import open_dialect
+    from connectors.sources import open_source
 
     if source is None:
         if not sys.stdin.isatty() or shared.json:
@@ -104,13 +104,13 @@ def _ask(shared: Shared, source: str | None, pipeline: str | None) -> tuple[str,
         raise ConfigError(f"--source: {error}", hint="write it as 'postgresql://user:${PASSWORD}@host:5432/database'") from None
     name = pipeline or re.sub(r"[^a-z0-9_]+", "_", (url.database or "").lower()).strip("_")[:40] or "main"
     name = name if name[0].isalpha() else f"p_{name}"[:40]
-    dialect = open_dialect(url.reveal())
+    opened = open_source(url.reveal())
     try:
         own = Names(name, name).signal_table
-        found = [table for table in dialect.tables() if table.root is None and table.table.name != own]
-        refusals = {table.table: dialect.refusal(table) for table in found}
+        found = [table for table in opened.tables() if table.root is None and table.table.name != own]
+        refusals = {table.table: opened.refusal(table) for table in found}
     finally:
-        dialect.close()
+        opened.close()
     lines = []
     for table in found:
         refusal = refusals[table.table]

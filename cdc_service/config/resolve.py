@@ -52,7 +52,7 @@ def resolve(
 ) -> list[TableConfig]:
     """The tables to replicate, ordered by name.
 
-    ``source_tables`` are all tables that the source has, ``fold`` is how the destination spells a name (its dialect's folding), and
+    ``source_tables`` are all tables that the source has, ``fold`` is how the destination spells a name (its folding), and
     ``keyless`` are tables known to have no key; ``ordering`` is the source's.
     Raises InvalidConfig with every problem: a key that matches nothing, two patterns on one table, two tables with one target or topic.
     """

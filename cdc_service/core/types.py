@@ -28,7 +28,7 @@ def spell(*parts: str) -> str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class TableId:
-    """A source table in the source's own spelling; case is folded only in a destination's dialect."""
+    """A source table in the source's own spelling; case is folded only in a destination's spelling."""
 
     schema: str
     name: str

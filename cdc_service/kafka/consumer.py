@@ -35,7 +35,7 @@ SHARE_SECONDS = 20.0
 """At least so long a share of the partitions stands before another one is asked for."""
 
 
-class Log:
+class GroupConsumer:
     """A member of the consumer group. Not thread-safe: one thread calls it. Where the broker ends the member for good, it joins anew."""
 
     def __init__(
@@ -98,7 +98,7 @@ class Log:
         self._joined_at = time.monotonic()
         consumer.subscribe(self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
-    def share_anew(self) -> None:
+    def rejoin_group(self) -> None:
         """Has the group share its partitions out anew, unless it did so lately. A static member that comes back is given its old share
         (KIP-345), and librdkafka does not tell the leader's first metadata from those that the share was made with (KIP-814): partitions
         that were added meanwhile would have no reader for ever. Seen."""
@@ -220,7 +220,7 @@ class Log:
         self._call(lambda: self._consumer.resume(list(assigned)))
         self._paused.difference_update((p.topic, p.partition) for p in assigned)
 
-    def advise(self, offsets: Mapping[tuple[str, int], int]) -> None:
+    def commit_offsets(self, offsets: Mapping[tuple[str, int], int]) -> None:
         """Commits group offsets, asynchronously: advice for lag tools. Partitions that this member does not own are left out."""
         owned = [TopicPartition(t, p, o) for (t, p), o in offsets.items() if (t, p) in self._positions]
         if owned:

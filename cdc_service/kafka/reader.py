@@ -1,5 +1,5 @@
-"""Topics read beside the group: ``Tail`` follows one, ``Reader`` reads a range of one. Every call has a time limit; what does not answer
-raises Unavailable with the cure."""
+"""Topics read beside the group: ``TopicTail`` follows one, ``TopicReader`` reads a range of one. Every call has a time limit; what does
+not answer raises Unavailable with the cure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cdc_service.kafka.client import ANSWER_SECONDS, QUEUE_KILOBYTES, client_opt
 from cdc_service.kafka.records import batch, part_of
 
 
-class Tail:
+class TopicTail:
     """Reads one small topic from its beginning, without a group: notifications of the connector. One thread calls it."""
 
     def __init__(self, bootstrap: str, topic: str, options: Mapping[str, Any]) -> None:
@@ -74,7 +74,7 @@ class Tail:
         self._consumer.close()
 
 
-class Reader:
+class TopicReader:
     """Reads ranges of a topic again, beside whoever consumes it. One thread calls it."""
 
     def __init__(self, bootstrap: str, options: Mapping[str, Any]) -> None:

@@ -15,13 +15,13 @@ import structlog
 from cdc_service.core.errors import CdcError, ConfigError
 from cdc_service.core.identity import HINDRANCES, Outcome
 from cdc_service.core.types import Mode, TableId
-from cdc_service.pipeline.context import Means
-from cdc_service.pipeline.table_task import Table, flowing
+from cdc_service.pipeline.context import Context
+from cdc_service.pipeline.table_task import TableTask, flowing
 from cdc_service.ports.destination import TableState
 from cdc_service.ports.feed import TopicFacts
 
 
-class Source(Protocol):
+class Horizon(Protocol):
     """What a resync asks of the source."""
 
     def horizon(self, table: TableId) -> int:
@@ -35,25 +35,25 @@ class Source(Protocol):
         ...
 
 
-class Control:
+class Commands:
     """``begun`` is told of a table whose resync begins and asks the connector for its rows; ``advice`` gives the consumer group's
     committed offsets."""
 
     def __init__(
         self,
-        tables: Sequence[Table],
-        means: Means,
-        source: Source,
-        begun: Callable[[Table], None],
+        tables: Sequence[TableTask],
+        context: Context,
+        source: Horizon,
+        begun: Callable[[TableTask], None],
         advice: Callable[[], Mapping[tuple[str, int], int]],
     ) -> None:
         self._tables = tables
-        self._means = means
+        self._context = context
         self._source = source
         self._begun = begun
         self._advice = advice
 
-    def act(self, action: str, table: Table, body: Mapping[str, Any]) -> dict[str, Any]:
+    def act(self, action: str, table: TableTask, body: Mapping[str, Any]) -> dict[str, Any]:
         """Does it; the table's state after it. Raises ConfigError for an unknown action, CdcError where it makes no sense now."""
         deeds: dict[str, Callable[[], str]] = {
             "pause": lambda: self.pause(table),
@@ -64,19 +64,19 @@ class Control:
         if action not in deeds:
             raise ConfigError(f"no action is called {action!r}", hint=f"one of {', '.join(deeds)}")
         # Another process of the group may have acted on the table since it was opened here.
-        table.follow(self._means.destination.load_state(table.target))
+        table.follow(self._context.destination.load_state(table.target))
         message = deeds[action]()
         structlog.get_logger().info("asked by a person", action=action, table=str(table.source), state=table.state)
         return {"table": str(table.source), "state": table.state, "message": message}
 
-    def pause(self, table: Table) -> str:
+    def pause(self, table: TableTask) -> str:
         if table.stopped and table.state != "paused":
             raise CdcError(f"{table.source} stands still already: {table.state}", code="not_running")
         table.drop()
         table.keep(state="paused")
         return "its events wait in Kafka; lag grows, and the source keeps no more log for it"
 
-    def resume(self, table: Table) -> str:
+    def resume(self, table: TableTask) -> str:
         if table.state in ("needs_resync", "needs_decision"):
             raise CdcError(f"it cannot simply go on: {table.kept.error_message}", hint=table.kept.error_hint, code=table.state)
         if not table.stopped:
@@ -95,7 +95,7 @@ class Control:
         no other."""
         done: list[dict[str, Any]] = []
         for table in self._tables:
-            table.follow(self._means.destination.load_state(table.target))
+            table.follow(self._context.destination.load_state(table.target))
             if not table.stopped:
                 continue
             try:
@@ -111,14 +111,14 @@ class Control:
         for table in self._tables:
             if table.lacks_right and table.leads and not table.backoff.waiting:
                 try:
-                    table.follow(self._means.destination.load_state(table.target))
+                    table.follow(self._context.destination.load_state(table.target))
                     if not table.lacks_right:
                         continue  # Somebody else was first.
                     table.keep(state=flowing(table.kept), error_code="", error_message="", error_hint="", error_at=None)
                 except CdcError:
                     table.backoff.failed()
 
-    def resync(self, table: Table) -> str:
+    def resync(self, table: TableTask) -> str:
         """Reads the table anew beside the stream: a new generation, whose end removes the rows that were not seen in it."""
         kept = table.kept
         # In this order: what the table is, where the log is held, where it ends in Kafka, and only then the snapshot. All that lies in
@@ -143,7 +143,7 @@ class Control:
         if not anew:
             table.take_columns(identity_at)
         begin, forget = (ends, True) if anew else self._begin(table, facts, ends)
-        table.kept = self._means.destination.begin_anew(table.target, facts.log, begin, state, forget=forget, retire=anew)
+        table.kept = self._context.destination.begin_anew(table.target, facts.log, begin, state, forget=forget, retire=anew)
         table.trouble = None
         table.reload = ""
         table.backoff.succeeded()
@@ -153,29 +153,29 @@ class Control:
         read = "its rows are read anew, as" if table.config.keyed else "it has no key to be read anew by: its next changes are"
         return f"{read} rows of generation {table.kept.generation}; the log that it has stays"
 
-    def _identity(self, table: Table) -> tuple[str, int]:
+    def _identity(self, table: TableTask) -> tuple[str, int]:
         """The table's identity at the source, under which its rows will be read. Raises CdcError where they cannot be read, or their
         changes do not arrive: rows that are only hidden would be taken for deleted."""
-        found = self._means.identities([table.source])
+        found = self._context.identities([table.source])
         now = found.tables.get(table.source)
-        judged = self._means.source.judge(table.source, None, now)
+        judged = self._context.source.judge(table.source, None, now)
         if judged.outcome is Outcome.STOPS or now is None:
             raise CdcError(f"it cannot be read anew: {judged.why}", hint=judged.hint, code=judged.code)
         return now, found.position
 
-    def _begin(self, table: Table, facts: TopicFacts, ends: Mapping[int, int]) -> tuple[Mapping[int, int], bool]:
+    def _begin(self, table: TableTask, facts: TopicFacts, ends: Mapping[int, int]) -> tuple[Mapping[int, int], bool]:
         """Where a resync reads on, and whether the checkpoints are forgotten. What Kafka still has belongs into a log of changes; only what
         cannot follow the rows there is skipped."""
         if table.target.mode is not Mode.APPEND:
             return ends, True
-        own = {c.partition: c.next_offset for c in self._means.destination.checkpoints(table.target) if c.log == facts.log}
+        own = {c.partition: c.next_offset for c in self._context.destination.checkpoints(table.target) if c.log == facts.log}
         follows = {p: own.get(p, -1) for p, (low, high) in facts.ends.items() if low <= own.get(p, -1) <= high}
         if len(follows) == len(facts.ends):
             return own, False
         # The others go on where they are: rows that an incremental snapshot read would be there twice.
         return {p: follows.get(p, low) for p, (low, _) in facts.ends.items()}, True
 
-    def adopt(self, table: Table, how: object) -> str:
+    def adopt(self, table: TableTask, how: object) -> str:
         if how not in ("at_offsets", "empty"):
             raise ConfigError("adopt says how: at_offsets or empty")
         if table.state != "needs_decision":
@@ -192,7 +192,7 @@ class Control:
                 hint=f"cdc adopt {table.source} --empty loads the table anew",
                 code="no_offsets",
             )
-        self._means.destination.take(table.target, facts.log, known)
+        self._context.destination.claim(table.target, facts.log, known)
         table.keep(state="streaming", error_code="", error_message="", error_hint="", error_at=None)
         table.trouble = None
         return f"it goes on at the consumer group's offsets: {', '.join(f'{p}: {o}' for p, o in sorted(known.items()))}"
@@ -203,7 +203,7 @@ class Control:
             if table.reload and not table.backoff.waiting and (not table.stopped or table.kept.error_code in HINDRANCES):
                 why, table.reload = table.reload, ""
                 try:
-                    state = self._means.destination.load_state(table.target)
+                    state = self._context.destination.load_state(table.target)
                     if state.generation > table.kept.generation:
                         table.follow(state)  # Another process found the same, and has begun.
                         continue
@@ -221,8 +221,8 @@ class Control:
                         elif table.state == "streaming":
                             table.keep(state="snapshotting")  # What it holds is not complete any more, and has to say so.
 
-    def _facts(self, table: Table) -> TopicFacts:
-        facts = self._means.topics.describe([table.config.topic]).get(table.config.topic)
+    def _facts(self, table: TableTask) -> TopicFacts:
+        facts = self._context.topics.describe([table.config.topic]).get(table.config.topic)
         if facts is None:
             raise CdcError(f"topic {table.config.topic} does not exist", hint="cdc register creates it", code="topic_gone")
         return facts

@@ -17,7 +17,7 @@ from cdc_service.ports.feed import Topics
 from cdc_service.ports.source import Fill
 
 
-class Source(Rereads, Protocol):
+class RereadSource(Rereads, Protocol):
     """What a table asks of its source (ports.source)."""
 
     def fill_of_added_column(self, table: TableId, column: str) -> Fill: ...
@@ -25,7 +25,7 @@ class Source(Rereads, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class Context:
     """What all tables work with. ``schema_of`` tells the schema of a table that had no event yet, None where that is not certain.
     ``columns_of`` names the columns that the source's catalog has now and that events may carry, ``identities`` gives what it says of
     tables now (core.identity); both raise Unavailable."""
@@ -33,7 +33,7 @@ class Means:
     destination: Destination
     topics: Topics
     decoder: Decoder
-    source: Source
+    source: RereadSource
     schema_of: Callable[[TableId], TableSchema | None]
     columns_of: Callable[[TableId], Sequence[str]]
     identities: Callable[[Sequence[TableId]], Identities]

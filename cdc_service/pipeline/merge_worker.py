@@ -19,7 +19,7 @@ from cdc_service.core.identity import Identities
 from cdc_service.core.types import TableId
 from cdc_service.failpoints import failpoint
 from cdc_service.pipeline.failures import topic_gone
-from cdc_service.pipeline.table_task import Asked, Table, not_asked
+from cdc_service.pipeline.table_task import Asked, TableTask, not_asked
 from cdc_service.ports.feed import Topics
 
 T = TypeVar("T")
@@ -62,14 +62,14 @@ class Outcome:
     """What became of a table's merge: the checkpoints that ``moved`` (partition -> next offset) and how many merges it were, or
     ``error``."""
 
-    table: Table
+    table: TableTask
     moved: Mapping[int, int]
     merges: int
     seconds: float
     error: Exception | None = None
 
 
-class Merging:
+class MergeWorker:
     """The round that is under way, if any. Called from the line's thread only. ``identities``, ``submit`` and ``ask`` are as in Line."""
 
     def __init__(
@@ -95,7 +95,7 @@ class Merging:
         """How long the round has been under way."""
         return 0.0 if self._round is None else self._clock.monotonic() - self._began
 
-    def begin(self, tables: Sequence[Table]) -> None:
+    def begin(self, tables: Sequence[TableTask]) -> None:
         """Sets aside what the tables have buffered, and merges it. Only when no round is under way."""
         assert self._round is None
         for table in tables:
@@ -120,7 +120,7 @@ class Merging:
 
     # On the thread of the merges
 
-    def _merge(self, tables: Sequence[Table]) -> list[Outcome]:
+    def _merge(self, tables: Sequence[TableTask]) -> list[Outcome]:
         # Both are asked after the last record of the batch, beside one another and beside the folding.
         ids = self._put(lambda: self._topics.topic_ids([t.config.topic for t in tables]))
         asked = self._ask([table.source for table in tables if table.is_ahead])
@@ -151,7 +151,7 @@ class Merging:
 
         return answer
 
-    def _merge_one(self, table: Table, topic_id: str | None, asked: Asked) -> Outcome:
+    def _merge_one(self, table: TableTask, topic_id: str | None, asked: Asked) -> Outcome:
         began, before, moved = self._clock.monotonic(), table.merges, dict[int, int]()
         error: Exception | None = None
         try:

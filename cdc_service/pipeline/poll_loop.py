@@ -21,10 +21,10 @@ from cdc_service.core.errors import CdcError, Disposition, Fenced, Unavailable
 from cdc_service.core.identity import Identities
 from cdc_service.core.types import TableId
 from cdc_service.failpoints import failpoint
-from cdc_service.pipeline.context import Means
-from cdc_service.pipeline.merge_worker import Merging, Outcome, Submit, at_once
-from cdc_service.pipeline.table_task import Table
-from cdc_service.ports.feed import Assignment, Log, PartitionError, Topics, Where
+from cdc_service.pipeline.context import Context
+from cdc_service.pipeline.merge_worker import MergeWorker, Outcome, Submit, at_once
+from cdc_service.pipeline.table_task import TableTask
+from cdc_service.ports.feed import Assignment, Feed, PartitionError, Topics, Where
 
 POLL_SECONDS = 0.05
 IDLE_POLL_SECONDS, IDLE_SLICE_SECONDS = 0.002, 0.2
@@ -33,7 +33,7 @@ it a command does."""
 POLL_BYTES = (6 * 2**20, 28 * 2**20)
 """At most of one table, at most of all: decoding has its price for each poll and table, and what is polled takes memory several times."""
 POLL_RECORDS = (100, 5_000, 40_000)
-"""At least, and as above."""
+"""At least so many records a poll; at most of one table, at most of all."""
 IDLE_SECONDS = 1.0
 """After this long without a record the destination's file is released."""
 PATIENCE_SECONDS = 1.0
@@ -54,20 +54,20 @@ class Totals:
     at: float = 0.0
 
 
-class Line:
-    """``join(assignment)`` opens the consumer; the line tells it where each partition begins. ``submit`` runs the merges, ``ask``
-    what is asked ahead of them: ``identities`` is as Means.identities, but may know the connector's settings as they were at the last look.
+class PollLoop:
+    """``join(assignment)`` opens the feed; the loop tells it where each partition begins. ``submit`` runs the merges, ``ask`` what is asked
+    ahead of them: ``identities`` is as Context.identities, but may know the connector's settings as they were at the last look.
 
     A turn is ``read``, then whatever else uses the destination (only while ``resting``), then ``merge``.
     """
 
     def __init__(
         self,
-        tables: Sequence[Table],
-        means: Means,
+        tables: Sequence[TableTask],
+        context: Context,
         topics: Topics,
         identities: Callable[[Sequence[TableId]], Identities],
-        join: Callable[[Assignment], Log],
+        join: Callable[[Assignment], Feed],
         *,
         memory: int,
         clock: Clock,
@@ -78,8 +78,8 @@ class Line:
         self.totals = Totals(at=clock.monotonic())
         self.log = structlog.get_logger()
         self._by_topic = {t.config.topic: t for t in self.tables}
-        self._means = means
-        self._merging = Merging(topics, identities, submit, clock, ask)
+        self._context = context
+        self._worker = MergeWorker(topics, identities, submit, clock, ask)
         self._memory = memory
         self._clock = clock
         self._record_bytes = 64_000.0  # Until it is known: the first polls are short.
@@ -102,7 +102,7 @@ class Line:
             self._idle = idle
         self._take()
         self._rest(idle=idle)
-        if self._merging.seconds < STUCK_SECONDS:
+        if self._worker.seconds < STUCK_SECONDS:
             self.totals.at = self._clock.monotonic()
 
     def _patience(self) -> float:
@@ -113,21 +113,21 @@ class Line:
     @property
     def resting(self) -> bool:
         """Whether no merge is under way, so that others may use the destination."""
-        return not self._merging.under_way
+        return not self._worker.under_way
 
     def merge(self) -> None:
         """Begins to merge what is due, unless merges are under way."""
         if self.resting and (due := [t for t in self.tables if t.due()] or self._largest()):
-            self._merging.begin(due)
+            self._worker.begin(due)
             self._take()
 
     def _is_ahead(self) -> bool:
         """Whether a whole batch waits behind the merges under way: then it is these that are waited for, not records."""
-        if self.resting or self._merging.seconds > PATIENCE_SECONDS:
+        if self.resting or self._worker.seconds > PATIENCE_SECONDS:
             return False
         if self.buffered_bytes <= self._memory and not any(t.full for t in self.tables):
             return False
-        self._merging.wait(POLL_SECONDS)
+        self._worker.wait(POLL_SECONDS)
         return True
 
     def _poll(self, seconds: float) -> bool:
@@ -167,7 +167,7 @@ class Line:
 
         self._decode(table, receive)
 
-    def _decode(self, table: Table, decode: Callable[[], None]) -> None:
+    def _decode(self, table: TableTask, decode: Callable[[], None]) -> None:
         def guarded() -> None:
             try:
                 decode()
@@ -202,44 +202,44 @@ class Line:
 
     # From buffer to destination
 
-    def _largest(self) -> list[Table]:
+    def _largest(self) -> list[TableTask]:
         """The table to merge before its time, where the buffers hold more than half of the memory."""
         waiting = [t for t in self.tables if self._ready(t)]
         return [max(waiting, key=lambda t: t.buffered_bytes)] if waiting and self.buffered_bytes > self._memory // 2 else []
 
-    def flush(self, tables: Sequence[Table]) -> None:
+    def flush(self, tables: Sequence[TableTask]) -> None:
         """Merges what these tables have buffered, and waits for it."""
         self._settle()
         if due := [t for t in tables if self._ready(t)]:
-            self._merging.begin(due)
+            self._worker.begin(due)
             self._settle()
 
     def flush_all(self, deadline: float) -> bool:
         """Merges what is buffered until ``deadline`` (seconds of the clock); the rest is read again by the next run. False where a merge
         is under way even then: the destination must not be used any more."""
         for table in [None, *self.tables]:
-            self._merging.wait(max(0.0, deadline - self._clock.monotonic()))
+            self._worker.wait(max(0.0, deadline - self._clock.monotonic()))
             self._take()
             if not self.resting:
                 return False
             if table is not None and self._ready(table) and self._clock.monotonic() < deadline:
-                self._merging.begin([table])
-        self._merging.wait(max(0.0, deadline - self._clock.monotonic()))
+                self._worker.begin([table])
+        self._worker.wait(max(0.0, deadline - self._clock.monotonic()))
         self._take()
         return self.resting
 
     @staticmethod
-    def _ready(table: Table) -> bool:
+    def _ready(table: TableTask) -> bool:
         return table.has_buffer and not table.stopped and not table.backoff.waiting
 
     def _settle(self) -> None:
         """Waits for the merges under way: afterwards this thread may use the destination."""
-        self._merging.wait(None)
+        self._worker.wait(None)
         self._take()
 
     def _take(self) -> None:
         """What became of the merges that have ended."""
-        for outcome in self._merging.outcomes():
+        for outcome in self._worker.outcomes():
             if self._guarded(outcome.table, lambda outcome=outcome: self._merged(outcome)):  # type: ignore[misc]
                 self.totals.merge_seconds += outcome.seconds
             self.touched()
@@ -251,8 +251,8 @@ class Line:
         if outcome.error is not None:
             raise outcome.error
         table.backoff.succeeded()
-        table.cheer()
-        self._log.advise({(table.config.topic, p): offset for p, offset in outcome.moved.items()})
+        table.clear_error()
+        self._log.commit_offsets({(table.config.topic, p): offset for p, offset in outcome.moved.items()})
         failpoint("line.advised")
 
     def touched(self) -> None:
@@ -261,7 +261,7 @@ class Line:
 
     # What goes wrong
 
-    def _guarded(self, table: Table, do: Callable[[], None]) -> bool:
+    def _guarded(self, table: TableTask, do: Callable[[], None]) -> bool:
         """Runs ``do``; an error ends at its table, as its class says. Whether it went well."""
         try:
             do()
@@ -284,18 +284,18 @@ class Line:
             self.stop(table, CdcError(f"{table.source}: an unexpected {type(error).__name__}", hint=hint, code="unexpected"))
         return False
 
-    def _drop(self, table: Table) -> None:
+    def _drop(self, table: TableTask) -> None:
         """Forgets what of the table is not merged; merges under way end first."""
         self._settle()
         table.drop()
 
-    def _wait(self, table: Table, error: CdcError, backoff: Backoff | None = None) -> None:
+    def _wait(self, table: TableTask, error: CdcError, backoff: Backoff | None = None) -> None:
         seconds = (backoff or table.backoff).failed()
         if table.trouble is None or table.trouble.message != error.message:
             self.log.warning("waiting", table=str(table.source), seconds=round(seconds, 1), why=error.message, cure=error.hint)
         table.trouble = error
 
-    def stop(self, table: Table, error: CdcError) -> None:
+    def stop(self, table: TableTask, error: CdcError) -> None:
         self._settle()
         table.stop(error)
         self.log.error("table stopped", table=str(table.source), state=table.state, why=error.message, cure=error.hint)
@@ -305,12 +305,12 @@ class Line:
         except CdcError as failed:
             self.log.warning("state not saved", table=str(table.source), why=failed.message)
 
-    def _save_stopped(self, table: Table, error: CdcError) -> None:
+    def _save_stopped(self, table: TableTask, error: CdcError) -> None:
         try:
             table.save()
         except Fenced:
             generation = table.kept.generation
-            table.follow(self._means.destination.load_state(table.target))
+            table.follow(self._context.destination.load_state(table.target))
             if not table.stopped and table.kept.generation == generation:
                 table.stop(error)
                 table.save()
@@ -334,7 +334,7 @@ class Line:
                 self._settle()
                 self._guarded(table, lambda table=table: self._seek(table, table.open()))  # type: ignore[misc]
 
-    def _seek(self, table: Table, begin: Mapping[int, int]) -> None:
+    def _seek(self, table: TableTask, begin: Mapping[int, int]) -> None:
         for partition, offset in begin.items():
             self._log.seek(table.config.topic, partition, offset)
 
@@ -381,7 +381,7 @@ class Line:
             for table in self.tables:
                 if table.flows:
                     table.refresh()
-            self._means.destination.release()
+            self._context.destination.release()
             self._released = True
 
     def ask(self, do: Callable[[], Any]) -> Future[Any]:
@@ -402,11 +402,11 @@ class Line:
                 future.set_exception(error)
             self.touched()
 
-    def share_anew(self) -> None:
+    def rejoin_group(self) -> None:
         """For partitions that no member of the group reads."""
-        self._log.share_anew()
+        self._log.rejoin_group()
 
-    def table(self, source: TableId) -> Table | None:
+    def table(self, source: TableId) -> TableTask | None:
         return next((t for t in self.tables if t.source == source), None)
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from cdc_service.core.types import META, ChangeBatch, Decision, Delta, LogId, Mo
 from cdc_service.core.validate import nothing_parked, screen
 from cdc_service.pipeline.buffer import one_version
 from cdc_service.pipeline.reread import Unreadable, Why, completed
-from cdc_service.pipeline.table_task import Table
+from cdc_service.pipeline.table_task import TableTask
 from cdc_service.ports.destination import Quarantined, UnsentUnknown
 
 RECORDS_AT_ONCE = 500
@@ -61,7 +61,7 @@ class Asked:
             raise ConfigError("key, code, id, by and reason are texts, and_replay_rest is true or false", hint=hint, code="usage")
         return Asked(**texts, and_replay_rest=rest)
 
-    def means(self, record: Quarantined) -> bool:
+    def matches(self, record: Quarantined) -> bool:
         return self.key in ("", record.key_text) and self.code in ("", record.code) and self.id in ("", record.id)
 
 
@@ -69,7 +69,7 @@ class Asked:
 class _Work:
     """One call on one table: what is decided and by whom, and what came of it so far."""
 
-    table: Table
+    table: TableTask
     asked: Asked
     log: LogId
     discarded: frozenset[str]
@@ -80,12 +80,12 @@ class _Work:
     still: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
-def do(action: str, tables: Sequence[Table], body: Mapping[str, Any]) -> dict[str, Any]:
+def do(action: str, tables: Sequence[TableTask], body: Mapping[str, Any]) -> dict[str, Any]:
     """list and show look at all of ``tables``, replay and discard decide about records of one."""
     asked = Asked.of(body)
     for table in tables:
         # Another process of the group may have acted on the table since it was opened here.
-        table.kept = table.means.destination.load_state(table.target)
+        table.kept = table.context.destination.load_state(table.target)
     if action == "list":
         return listed(tables, asked, body.get("state", "parked"), body.get("most", LISTED))
     if action == "show":
@@ -96,7 +96,7 @@ def do(action: str, tables: Sequence[Table], body: Mapping[str, Any]) -> dict[st
     return (replay if action == "replay" else discard)(tables[0], asked)
 
 
-def listed(tables: Sequence[Table], asked: Asked, state: object, most: object) -> dict[str, Any]:
+def listed(tables: Sequence[TableTask], asked: Asked, state: object, most: object) -> dict[str, Any]:
     """The records, each table's oldest first, without their bytes, and how many the quarantine has of each kind."""
     if state not in (*STATES, "all") or type(most) is not int or not 0 < most <= LISTED_MAX:
         hint = f"state: {', '.join(STATES)} or all; most: 1 to {LISTED_MAX}"
@@ -106,7 +106,7 @@ def listed(tables: Sequence[Table], asked: Asked, state: object, most: object) -
     records: list[dict[str, Any]] = []
     counts = []
     for table in tables:
-        d = table.means.destination
+        d = table.context.destination
         totals = d.totals(table.target)
         if totals.waiting or totals.decided:
             counts.append({"table": str(table.source), "waiting": dict(totals.waiting), "decided": dict(totals.decided)})
@@ -115,9 +115,9 @@ def listed(tables: Sequence[Table], asked: Asked, state: object, most: object) -
     return {"tables": counts, "records": records[:most], "more": len(records) > most}
 
 
-def _shown(table: Table, id_: str) -> dict[str, Any] | None:
+def _shown(table: TableTask, id_: str) -> dict[str, Any] | None:
     """One record with its bytes, what waits behind it, and whether it could be applied now; None where the table has no such record."""
-    d = table.means.destination
+    d = table.context.destination
     found = d.quarantined(table.target, ids=[id_], whole=True, most=1) if id_ else ()
     if not found:
         return None
@@ -130,47 +130,47 @@ def _shown(table: Table, id_: str) -> dict[str, Any] | None:
     return {**_row(table, record), "topic": table.config.topic, "position": position, "now": now, **bytes_, "behind": later}
 
 
-def replay(table: Table, asked: Asked) -> dict[str, Any]:
+def replay(table: TableTask, asked: Asked) -> dict[str, Any]:
     """Replays the records that are meant, each with all that is parked of its key."""
     parked = _parked(table, asked)
-    meant = [r for r in parked if asked.means(r)]
+    meant = [r for r in parked if asked.matches(r)]
     keys = {r.key_text for r in meant if r.key_text is not None}
     ids = {r.id for r in meant}
     return _decide(table, asked, [r for r in parked if r.key_text in keys or r.id in ids], frozenset())
 
 
-def discard(table: Table, asked: Asked) -> dict[str, Any]:
+def discard(table: TableTask, asked: Asked) -> dict[str, Any]:
     """Leaves the records out that are meant and no other; with ``and_replay_rest`` what is parked of their keys beside is replayed."""
     if not asked.reason.strip():
         raise ConfigError("to discard records needs a reason", hint="--reason TEXT: it is kept with them", code="usage")
     if not (asked.key or asked.code or asked.id):
         raise ConfigError("which records are to be discarded?", hint="name them by --key, --id or --code", code="usage")
     parked = _parked(table, asked)
-    ids = frozenset(r.id for r in parked if asked.means(r))
+    ids = frozenset(r.id for r in parked if asked.matches(r))
     keys = {r.key_text for r in parked if r.id in ids and r.key_text is not None} if asked.and_replay_rest else set()
     return _decide(table, asked, [r for r in parked if r.id in ids or r.key_text in keys], ids)
 
 
-def _parked(table: Table, asked: Asked) -> Sequence[Quarantined]:
-    found = table.means.destination.quarantined(table.target, state="parked", most=RECORDS_MAX)
-    if not any(asked.means(r) for r in found):
+def _parked(table: TableTask, asked: Asked) -> Sequence[Quarantined]:
+    found = table.context.destination.quarantined(table.target, state="parked", most=RECORDS_MAX)
+    if not any(asked.matches(r) for r in found):
         which = " of this key, code or id" if asked.key or asked.code or asked.id else ""
         hint = f"cdc quarantine list {table.source} --state all"
         raise CdcError(f"{table.source} has no parked records{which}", hint=hint, code="nothing_parked")
     return found
 
 
-def _decide(table: Table, asked: Asked, wanted: Sequence[Quarantined], discarded: frozenset[str]) -> dict[str, Any]:
+def _decide(table: TableTask, asked: Asked, wanted: Sequence[Quarantined], discarded: frozenset[str]) -> dict[str, Any]:
     if len(wanted) > len(discarded):
         _refuse_replay(table)
-    d = table.means.destination
+    d = table.context.destination
     # Records that are read already are screened by what was parked before: they are read again, behind what is decided now.
     table.drop()
     table.look_up()
     before = d.quarantined(table.target, state="discarded", most=RECORDS_MAX)
     tainted = frozenset(r.key_text for r in (*before, *(r for r in wanted if r.id in discarded)) if r.key_text is not None)
     logs = {c.log.topic_id: c.log for c in d.checkpoints(table.target)}
-    batch_id, total = f"quarantine-{table.means.clock.wall_us()}", Counter[str]()
+    batch_id, total = f"quarantine-{table.context.clock.wall_us()}", Counter[str]()
     still: Counter[tuple[str, str]] = Counter()
     for topic_id, records in _by_topic(wanted).items():
         # Only a truncation asks for the log, and it has to be the one whose checkpoint is kept.
@@ -196,7 +196,7 @@ def _decide(table: Table, asked: Asked, wanted: Sequence[Quarantined], discarded
     }
 
 
-def _refuse_replay(table: Table) -> None:
+def _refuse_replay(table: TableTask) -> None:
     if not table.config.keyed:
         raise CdcError(
             f"{table.source} has no key, so nobody can tell whether the log holds the change already",
@@ -281,13 +281,13 @@ def _decoded(work: _Work, records: Sequence[Quarantined], refused: Mapping[Place
     """The records through decoder and screen. Behind a key of which others wait that are not among them, they wait on."""
     if not records:
         return []
-    d, target = work.table.means.destination, work.table.target
+    d, target = work.table.context.destination, work.table.target
     here = pa.array({r.key_text for r in records if r.key_text is not None}, pa.string())
     parked = d.parked_keys(target)
     parked = parked.filter(pc.invert(pc.is_in(parked, here)))
     raw = raw_batch(work.table, d.quarantined(target, state="parked", ids=[r.id for r in records], whole=True, most=RECORDS_MAX))
     found = []
-    for batch in work.table.means.decoder.decode(raw):
+    for batch in work.table.context.decoder.decode(raw):
         screened, parked = screen(raw, batch, d.capabilities, parked, refused)
         found.append(work.table.translated(screened))
     return found
@@ -296,7 +296,7 @@ def _decoded(work: _Work, records: Sequence[Quarantined], refused: Mapping[Place
 def _delta(work: _Work, run: Sequence[ChangeBatch]) -> Delta:
     """What the run comes to. Where a record of a key was discarded, no value that was not sent can be taken from an earlier one: the row is
     read again at the source."""
-    m, table = work.table.means, work.table
+    m, table = work.table.context, work.table
     delta = table.folded(run, work.batch_id)
     if table.target.mode is Mode.APPEND:
         return delta
@@ -321,14 +321,14 @@ def _unsent_keys(batch: ChangeBatch, tainted: Collection[str]) -> Iterator[str]:
 
 def _nothing(work: _Work) -> Delta:
     """A delta without rows, under the target's own schema."""
-    known = work.table.means.destination.schemas(work.table.target)
+    known = work.table.context.destination.schemas(work.table.target)
     schema = known[-1] if known else TableSchema(work.table.source, (), ())
     return Delta(work.batch_id, work.table.target, schema, schema.arrow.empty_table(), META.empty_table(), (), {})
 
 
-def _judged(table: Table, record: Quarantined) -> tuple[str | None, str]:
+def _judged(table: TableTask, record: Quarantined) -> tuple[str | None, str]:
     """The record's position in the source's log, and what would become of it now if it were replayed alone."""
-    m, raw = table.means, raw_batch(table, [record])
+    m, raw = table.context, raw_batch(table, [record])
     try:
         batches = m.decoder.decode(raw)
     except CdcError as error:
@@ -339,7 +339,7 @@ def _judged(table: Table, record: Quarantined) -> tuple[str | None, str]:
     return (str(records[0]) if records else None), (refused[0] if refused else "it can be applied")
 
 
-def _row(table: Table, record: Quarantined) -> dict[str, Any]:
+def _row(table: TableTask, record: Quarantined) -> dict[str, Any]:
     return {
         "id": record.id,
         "table": str(table.source),
@@ -367,7 +367,7 @@ def _readable(value: bytes | None) -> str | None:
         return f"0x{value.hex()}"
 
 
-def raw_batch(table: Table, records: Sequence[Quarantined]) -> RawBatch:
+def raw_batch(table: TableTask, records: Sequence[Quarantined]) -> RawBatch:
     """The records as they came from Kafka."""
     ordered = sorted(records, key=lambda r: (r.partition, r.offset))
     spans: dict[int, Span] = {}

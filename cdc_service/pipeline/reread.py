@@ -44,7 +44,7 @@ class Unreadable(CdcError):
 
 
 class Rereads(Protocol):
-    """The part of a source dialect that reads rows again (ports.source)."""
+    """The part of a source that reads rows again (ports.source)."""
 
     def reread(self, table: TableId, keys: pa.Table, columns: Sequence[str]) -> Reread: ...
     def misread(self, table: TableId, key: Sequence[str], rows: pa.Table) -> pa.Int8Array | None: ...

@@ -15,18 +15,18 @@ import pyarrow.compute as pc
 from cdc_service.core.errors import CdcError
 from cdc_service.core.evolve import RenameColumn, evolve
 from cdc_service.core.types import UNTOLD, ChangeBatch, Column, Mode, TableSchema, Target
-from cdc_service.pipeline.context import Means
+from cdc_service.pipeline.context import Context
 
 
-class Versions:
+class SchemaVersions:
     """``all`` are the versions as the destination has them, oldest first. ``reload`` says why the table has to be read anew, if it has."""
 
-    def __init__(self, target: Target, topic: str, means: Means) -> None:
+    def __init__(self, target: Target, topic: str, context: Context) -> None:
         self.all: tuple[TableSchema, ...] = ()
         self.reload = ""
         self._target = target
         self._topic = topic
-        self._means = means
+        self._context = context
         self._handled: set[str] = set()
         self._judged: dict[str, int] = {}
         self._applied_to = 0
@@ -36,7 +36,7 @@ class Versions:
     def load(self, applied_to: int, generation: int) -> None:
         """Reads them anew; ``applied_to`` is the highest position of the rows that were applied so far, or of the source's catalog that the
         target followed, ``generation`` the table's."""
-        self.all = tuple(self._means.destination.schemas(self._target))
+        self.all = tuple(self._context.destination.schemas(self._target))
         self._handled, self._judged, self._applied_to, self._generation = set(), {}, applied_to, generation
         # The process that learned so may have ended before the table was read anew.
         if doubtful := self.doubtful:
@@ -57,7 +57,7 @@ class Versions:
             incoming = self._with_fills(incoming)
             changes, schema = evolve(self.all[-1:], incoming)
             if changes:
-                self._means.destination.evolve(self._target, changes, schema)
+                self._context.destination.evolve(self._target, changes, schema)
                 self.all = (*self.all, replace(schema, version=schema.version + 1))
                 self._handled.clear()
             self._handled.add(incoming.fingerprint)
@@ -75,9 +75,9 @@ class Versions:
             return ""
         if renamed and not self._rename(renamed, position):
             return ""
-        told, own = self._means.schema_of(self._target.source), self.all[-1]
+        told, own = self._context.schema_of(self._target.source), self.all[-1]
         if told is None:
-            there = set(self._means.columns_of(self._target.source))
+            there = set(self._context.columns_of(self._target.source))
             if new := sorted(there - {c.name for c in own.columns if not c.dropped}):
                 return new[0]
             told = replace(own, columns=tuple(c for c in own.columns if not c.dropped and c.name in there))
@@ -91,7 +91,7 @@ class Versions:
         source's). Where all rows are read anew it does not matter whether it is the same column."""
         if not self.all or self._target.mode is Mode.APPEND:
             return {}
-        own, there = self.all[-1], set(self._means.columns_of(self._target.source))
+        own, there = self.all[-1], set(self._context.columns_of(self._target.source))
         live = {c.name for c in own.columns if not c.dropped}
         lost = [c for c in own.columns if c.name in own.key and c.name not in there]
         return {c.name: old for c in lost for old, _ in c.former if old in there and old not in live}
@@ -106,7 +106,7 @@ class Versions:
             return False
 
         strange = {new for old, new in renamed.items() if old not in live} - {c.name for c in own.columns}
-        if strange & set(self._means.columns_of(self._target.source)):
+        if strange & set(self._context.columns_of(self._target.source)):
             self.reload = f"a column is called {min(strange)} now, and its rows came under a name that it had in between"
             return False
 
@@ -117,7 +117,7 @@ class Versions:
         schema = replace(own, columns=columns, key=tuple(mine.get(name, name) for name in own.key))
         changes = [RenameColumn(old, schema.column(new)) for old, new in mine.items()]
         if changes:
-            self._means.destination.evolve(self._target, changes, schema)
+            self._context.destination.evolve(self._target, changes, schema)
             self.all = (*self.all, replace(schema, version=schema.version + 1))
             self._handled.clear()
         return True
@@ -151,7 +151,7 @@ class Versions:
         """Has a log of changes read anew of which rows know a column by a name that it had only between two looks: nothing tells any more
         which one it was. (A table that is kept by key is read anew for any new column that the source does not have.)"""
         new = set(incoming.names) - {c.name for c in self.all[-1].columns}
-        if self._target.mode is Mode.APPEND and (passing := sorted(new - set(self._means.columns_of(self._target.source)))):
+        if self._target.mode is Mode.APPEND and (passing := sorted(new - set(self._context.columns_of(self._target.source)))):
             self._distrust(passing, "a column was called {} for a while, and nobody can tell which one")
 
     def _in_order(self, incoming: TableSchema, own: TableSchema, records: tuple[int, int] | None, *, initial: bool) -> TableSchema:
@@ -180,7 +180,7 @@ class Versions:
         """Has the table read anew where the source has got a column that is not among ``names``; ``why`` has a place for it. Once a column:
         some that the source has never come in events (a publication or a transform may leave them out). Their place in the catalog tells
         nothing: a column that was made again stands behind one that came in between."""
-        now = self._means.columns_of(self._target.source)
+        now = self._context.columns_of(self._target.source)
         lacking = [name for name in now if name not in names and name not in self._lacked]
         self._lacked.update(lacking)
         if lacking:
@@ -199,7 +199,7 @@ class Versions:
         wrong = {c.name for c in own.columns} & set(names) or set(own.key)
         marked = tuple(replace(c, unread=self._generation) if c.name in wrong else c for c in own.columns)
         if marked != own.columns:
-            self._means.destination.evolve(self._target, [], replace(own, columns=marked))
+            self._context.destination.evolve(self._target, [], replace(own, columns=marked))
             self.all = (*self.all, replace(own, columns=marked, version=own.version + 1))
 
     def _with_fills(self, incoming: TableSchema) -> TableSchema:
@@ -214,7 +214,7 @@ class Versions:
             # The rows of a log are what they were, also where the source's own rows have another value in the new column.
             return replace(incoming, columns=tuple(replace(c, default=None) for c in incoming.columns))
         filled, why = {}, ""
-        unread = self._generation if self._means.destination.table_rows(self._target) else UNTOLD
+        unread = self._generation if self._context.destination.table_rows(self._target) else UNTOLD
         for column in new:
             if column.name in known:
                 why = f"the column {column.name} came back after it was dropped, so its older rows hold other values at the source"
@@ -230,7 +230,7 @@ class Versions:
 
     def _filled(self, column: Column, version: TableSchema) -> Column | None:
         """The column with what rows older than it hold; None where only reading them tells."""
-        m = self._means
+        m = self._context
         fill = m.source.fill_of_added_column(self._target.source, column.name)
         if fill.known and fill.text is None:
             return replace(column, default=None)

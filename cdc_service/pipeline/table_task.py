@@ -28,12 +28,12 @@ from cdc_service.core.validate import nothing_parked, screen
 from cdc_service.failpoints import failpoint
 from cdc_service.pipeline.breaker import Breaker
 from cdc_service.pipeline.buffer import Buffer, one_version, stream_records
-from cdc_service.pipeline.context import Means
+from cdc_service.pipeline.context import Context
 from cdc_service.pipeline.failures import drifted, scattered, snapshotted_anew
 from cdc_service.pipeline.goals import Goal, Goals, passed
 from cdc_service.pipeline.reread import Unreadable, Why, completed, doubted
 from cdc_service.pipeline.resume import starts
-from cdc_service.pipeline.schema_versions import Versions
+from cdc_service.pipeline.schema_versions import SchemaVersions
 from cdc_service.ports.destination import RightsLacking, TableState, Totals, UnsentUnknown
 
 Asked = Callable[[], Identities | None]
@@ -62,11 +62,11 @@ class Part:
     tail: Tail | None = None
 
 
-class Table:
+class TableTask:
     """``kept`` is the state as the destination has it (or shall have it at the next ``save``), ``others`` the checkpoints of partitions
     that other processes own, as last seen."""
 
-    def __init__(self, config: TableConfig, means: Means) -> None:
+    def __init__(self, config: TableConfig, context: Context) -> None:
         self.config = config
         self.kept = TableState()
         self.log: LogId | None = None
@@ -86,25 +86,25 @@ class Table:
         self.verified: tuple[int | None, int | None] = (None, None)
         """When (microseconds since 1970) and at which source position the target was last found equal to its source."""
         self.trouble: CdcError | None = None
-        self.backoff = Backoff(means.clock)
+        self.backoff = Backoff(context.clock)
         self.held: list[RawBatch] = []
-        self.decoding = Backoff(means.clock)
+        self.decoding = Backoff(context.clock)
         """The wait of records that cannot be decoded yet (``held``)."""
         self.merges = 0
         self.opened_at = float("-inf")
-        self.means = means
+        self.context = context
         self._unknown_since: float | None = None
         self.known = False
         """Whether ``kept`` is what the destination said."""
         self._opened = False
         self._batches = 0
-        self._versions = Versions(config.target, config.topic, means)
+        self._versions = SchemaVersions(config.target, config.topic, context)
         self._applied_to = 0
         self._parked = nothing_parked()
-        self._breaker = Breaker(config.source, means.limits)
+        self._breaker = Breaker(config.source, context.limits)
         self._goals = Goals()
         self._refused: dict[tuple[int, int], Why] = {}
-        self._buffer = Buffer(means.clock)
+        self._buffer = Buffer(context.clock)
 
     @property
     def source(self) -> TableId:
@@ -172,7 +172,7 @@ class Table:
         Raises TableStopped where a person is needed, Unavailable while a server does not answer.
         """
         self._opened = False
-        m, target = self.means, self.target
+        m, target = self.context, self.target
         # The state first, so that checkpoints of before a resync are not taken for those of its generation; and both before the log: what
         # others merge meanwhile must not look like a log that ends before its checkpoint.
         kept = m.destination.load_state(target)
@@ -190,7 +190,7 @@ class Table:
             return {}
         rows = None if checkpoints else m.destination.table_rows(target)
         begin = starts(self.source, facts.log, facts.ends, sorted(self.parts), checkpoints, rows)
-        taken = m.destination.take(target, facts.log, begin, self.kept.generation)
+        taken = m.destination.claim(target, facts.log, begin, self.kept.generation)
         if self.log != facts.log:
             self._goals.clear()  # Their ends are another log's.
         self.log = facts.log
@@ -204,7 +204,7 @@ class Table:
         self._batches = 0
         self._opened = True
         self.opened_at = m.clock.monotonic()
-        self.cheer()
+        self.clear_error()
         return {p: part.checkpoint for p, part in self.parts.items()}
 
     def _continued(self, kept: TableState) -> TableState:
@@ -251,10 +251,10 @@ class Table:
                 self.held += held[place:]
                 raise
         self.decoding.succeeded()
-        self.cheer()
+        self.clear_error()
 
     def _receive(self, raw: RawBatch) -> None:
-        m = self.means
+        m = self.context
         for span in raw.spans:
             part = self.parts.get(span.partition)
             if part is None or part.read != span.start:
@@ -354,7 +354,7 @@ class Table:
     def apply(self, run: Sequence[ChangeBatch], delta: Delta, epochs: Mapping[int, int], log: LogId, asked: Asked = not_asked) -> Receipt:
         """Makes the target hold rows as ``run`` has them, and merges ``delta``, which was folded of it. ``asked`` is as in ``flush``.
         Raises Unreadable where a value stands nowhere, and what the destination and the source raise."""
-        m = self.means
+        m = self.context
         if any(batch.num_rows for batch in run):
             self._identify(run, asked, others=self._versions.has_others(delta.schema))
             if self._versions.may_be_renamed(delta.schema):
@@ -397,13 +397,13 @@ class Table:
             return
         found = asked()
         if others and (found is None or found.position < latest):
-            found = self.means.identities([self.source])
+            found = self.context.identities([self.source])
         now = found.tables.get(self.source) if found else None
         if found is None or now is None or found.position < latest or self.source in found.busy:
             if kept.columns_at < latest:
                 self.keep(columns_at=latest)  # Until it is known.
             return
-        judged = self.means.source.judge(self.source, kept.identity, now)
+        judged = self.context.source.judge(self.source, kept.identity, now)
         if judged.outcome is Outcome.CARRIED:
             self.carry(judged, now, found.position)
         elif judged.outcome is Outcome.STOPS:
@@ -428,7 +428,7 @@ class Table:
 
     def _await_column(self, name: str, position: int) -> None:
         """Only an event tells the form of the new column. Until one comes the table is not complete; where none comes it is read anew."""
-        now = self.means.clock.monotonic()
+        now = self.context.clock.monotonic()
         if self._unknown_since is None:
             self._unknown_since = now
             self.keep(columns_at=position)
@@ -441,7 +441,7 @@ class Table:
         a snapshot bring no column back that was dropped. Where it cannot follow (it is gone, or has other types), that shows when such
         rows come."""
         self.look_up()
-        if self._versions.all and self.means.destination.drift(self.target, self._versions.all[-1]):
+        if self._versions.all and self.context.destination.drift(self.target, self._versions.all[-1]):
             return  # Opening it says what somebody did to the target.
         with contextlib.suppress(CdcError):
             self._versions.follow(self._versions.key_called_again(), position)
@@ -502,13 +502,13 @@ class Table:
         otherwise while rows came."""
         self._versions.load(self.applied_to, self.kept.generation)
         if not self._versions.all:
-            if (schema := self.means.schema_of(self.source)) is not None:
+            if (schema := self.context.schema_of(self.source)) is not None:
                 self._versions.evolve(schema, None)
             return
-        there, live = set(self.means.columns_of(self.source)), {c.name for c in self._versions.all[-1].columns if not c.dropped}
-        if there == live or self.means.identities([self.source]).tables.get(self.source) != self.kept.identity:
+        there, live = set(self.context.columns_of(self.source)), {c.name for c in self._versions.all[-1].columns if not c.dropped}
+        if there == live or self.context.identities([self.source]).tables.get(self.source) != self.kept.identity:
             return  # What it became since is for the next look to judge.
-        if live <= there or (there - live and not self.means.destination.table_rows(self.target)):
+        if live <= there or (there - live and not self.context.destination.table_rows(self.target)):
             self._versions.follow({}, position)
         elif len(self._versions.all) > 1:
             self.reload = f"its column {min(live - there)} was called otherwise, or dropped, while its rows came"
@@ -516,7 +516,7 @@ class Table:
     def _applied(self, receipt: Receipt) -> None:
         self.merges += 1
         self.counted = False
-        self.synced_us = self.means.clock.wall_us()
+        self.synced_us = self.context.clock.wall_us()
         if receipt.high_commit is not None:
             self.high_commit = max(self.high_commit or 0, receipt.high_commit)
         for counts in receipt.partitions:
@@ -532,7 +532,7 @@ class Table:
         self._applied_to = max(0, totals.high_record or 0)
 
     def recount(self) -> Totals:
-        totals = self.means.destination.totals(self.target)
+        totals = self.context.destination.totals(self.target)
         self.counts, self.waiting, self.decided = dict(totals.counts), Counter(totals.waiting), dict(totals.decided)
         self.high_commit, self.synced_us, self.counted = totals.high_commit, totals.synced_us, False
         self.verified = totals.verified_us, totals.verified_position
@@ -540,7 +540,7 @@ class Table:
 
     def see_others(self) -> None:
         """Reads how far other processes are in the partitions that are theirs."""
-        found = {c.partition: c.next_offset for c in self.means.destination.checkpoints(self.target) if c.log == self.log}
+        found = {c.partition: c.next_offset for c in self.context.destination.checkpoints(self.target) if c.log == self.log}
         self.others = {p: offset for p, offset in found.items() if p not in self.parts}
         if self._opened and not set(self.parts) <= set(found):
             self.drop()  # Somebody removed them; others would wait for a partition that they cannot see.
@@ -560,7 +560,7 @@ class Table:
     def refresh(self) -> None:
         """Counts the target's rows, where anything was merged since."""
         if not self.counted:
-            self.rows, self.counted = self.means.destination.table_rows(self.target), True
+            self.rows, self.counted = self.context.destination.table_rows(self.target), True
 
     def keep(self, **changes: object) -> None:
         """Changes the kept state and saves it."""
@@ -569,9 +569,9 @@ class Table:
 
     def save(self) -> None:
         """Raises Fenced where another process changed the state meanwhile: ``follow`` it."""
-        self.kept = self.means.destination.save_state(self.target, self.kept)
+        self.kept = self.context.destination.save_state(self.target, self.kept)
 
-    def cheer(self) -> None:
+    def clear_error(self) -> None:
         """What it waited for is there again."""
         if self.held:
             return
@@ -591,7 +591,7 @@ class Table:
             error_code=error.code,
             error_message=error.message,
             error_hint=error.hint,
-            error_at=self.means.clock.wall_us(),
+            error_at=self.context.clock.wall_us(),
         )
 
     # Progress

@@ -19,8 +19,8 @@ from cdc_service.core.identity import HINDRANCES, Judgement, Outcome
 from cdc_service.core.types import Mode, TableId, Target
 from cdc_service.pipeline.failures import snapshot_failed, snapshotted_anew, source_went_back, topic_gone
 from cdc_service.pipeline.goals import Goal
-from cdc_service.pipeline.poll_loop import Line
-from cdc_service.pipeline.table_task import Table
+from cdc_service.pipeline.poll_loop import PollLoop
+from cdc_service.pipeline.table_task import TableTask
 from cdc_service.ports.capture import Facts
 from cdc_service.ports.destination import Destination, TableState
 
@@ -60,17 +60,17 @@ class Judges(Protocol):
     def judge(self, table: TableId, before: str | None, after: str | None) -> Judgement: ...
 
 
-def signal_id(table: Table) -> str:
+def signal_id(table: TableTask) -> str:
     """The id of the incremental snapshot that fills the table's generation: the same after a restart, another one for a generation of the
     same number in a warehouse that was restored from a backup: what an earlier snapshot sent stands before the offsets of this one."""
     offsets = sum((table.kept.opened_at or {}).values())
     return f"resync-{table.kept.generation}-{table.kept.opened_record}-{offsets}-{table.source}"
 
 
-class Progress:
+class Watermarks:
     def __init__(
         self,
-        line: Line,
+        line: PollLoop,
         facts: Callable[[], Facts | None],
         destination: Destination,
         snapshots: Snapshots,
@@ -89,7 +89,7 @@ class Progress:
         self._unheard: dict[tuple[TableId, int], int] = {}  # likewise: as of which position a lost signal was written again
         self._saved: dict[TableId, float] = {}
         self._newest: list[int | None] = []
-        self._moving: dict[Target, Table] = {}
+        self._moving: dict[Target, TableTask] = {}
         """Tables whose complete_through is to be written down in this look."""
         self._moved: dict[TableId, tuple[int, float]] = {}
         self._attempts: dict[TableId, int] = {}  # at the connector's snapshot, as a table that is complete was first seen
@@ -141,7 +141,7 @@ class Progress:
                 self._catch_up(table)
         self._line.touched()
 
-    def _catch_up(self, table: Table) -> None:
+    def _catch_up(self, table: TableTask) -> None:
         try:
             table.follow(self._destination.load_state(table.target))
         except CdcError as error:
@@ -169,16 +169,16 @@ class Progress:
     def snapshotting(self) -> bool:
         return any(t.state in ("waiting", "snapshotting") for t in self._line.tables)
 
-    def begun(self, table: Table) -> None:
+    def begun(self, table: TableTask) -> None:
         """A new snapshot of the table begins: what was known of an earlier one counts no more."""
         self._forget(table)
         self._ask(table)
 
-    def _forget(self, table: Table) -> None:
+    def _forget(self, table: TableTask) -> None:
         self._ends.pop((table.source, table.kept.generation), None)
         self._quiet.pop(table.source, None)
 
-    def _compare(self, table: Table, facts: Facts) -> None:
+    def _compare(self, table: TableTask, facts: Facts) -> None:
         topic = facts.topics.get(table.config.topic)
         if topic is None:
             return
@@ -219,7 +219,7 @@ class Progress:
         elif self._emptied(table, facts):
             self._line.stop(table, snapshotted_anew(table.config))
 
-    def _identify(self, table: Table, facts: Facts) -> bool:
+    def _identify(self, table: TableTask, facts: Facts) -> bool:
         """Whether all that the table's rows hold is known to be so up to ``facts.position``: the source's identity of the table, read after
         it, is the one under which the rows were read, or the target follows it now. Else the table stops, or is read anew."""
         found, kept = facts.identities, table.kept
@@ -251,7 +251,7 @@ class Progress:
             table.kept = replace(kept, identity_at=found.position)
         return not table.reload
 
-    def _is_read(self, table: Table, facts: Facts) -> bool:
+    def _is_read(self, table: TableTask, facts: Facts) -> bool:
         """Whether rows that were asked for may still be on their way. Another reading waits for them: in its generation they would be taken
         for its own, and what went from the source without an event would stay."""
         kept, place = table.kept, (table.source, table.kept.generation)
@@ -262,7 +262,7 @@ class Progress:
         # Of a table that stands still nobody asks for them again.
         return not table.stopped or not self._is_quiet(table, facts)
 
-    def _is_quiet(self, table: Table, facts: Facts) -> bool:
+    def _is_quiet(self, table: TableTask, facts: Facts) -> bool:
         """Whether nothing was heard of a snapshot for a while."""
         running = facts.connector is not None and facts.connector.running
         if not running or facts.snapshot or facts.incremental:
@@ -270,14 +270,14 @@ class Progress:
             return False
         return self._clock.monotonic() - self._quiet.setdefault(table.source, self._clock.monotonic()) >= ASK_AGAIN_SECONDS
 
-    def _registered(self, table: Table, facts: Facts) -> str | None:
+    def _registered(self, table: TableTask, facts: Facts) -> str | None:
         """The identity that registration saw before the connector began to read the table's first rows."""
         if table.kept.complete_through is not None:
             return None
         told = facts.scans.identities.items()
         return next((text for name, text in told if self._snapshots.names(name, table.source)), None)
 
-    def _watch_for_standstill(self, table: Table) -> None:
+    def _watch_for_standstill(self, table: TableTask) -> None:
         """A table that should flow, lags and does not move is opened anew, and says so: whatever held it must not hold it in silence."""
         at, now = sum(part.checkpoint for part in table.parts.values()), self._clock.monotonic()
         before, since = self._moved.get(table.source, (-1, now))
@@ -288,16 +288,16 @@ class Progress:
             self._moved.pop(table.source)
             table.drop()
 
-    def _watch_for_unread(self, table: Table) -> None:
+    def _watch_for_unread(self, table: TableTask) -> None:
         """Partitions that neither this process has nor another one ever had. Kafka is not asked who reads what: where the broker goes
         away under that question, librdkafka 2.16 aborts the process (seen; confluentinc/librdkafka 4605)."""
         now = self._clock.monotonic()
         if set(table.ends) <= set(table.parts) | set(table.others):
             self._unread.pop(table.source, None)
         elif now - self._unread.setdefault(table.source, now) >= UNREAD_SECONDS:
-            self._line.share_anew()
+            self._line.rejoin_group()
 
-    def _snapshot(self, table: Table, facts: Facts) -> None:
+    def _snapshot(self, table: TableTask, facts: Facts) -> None:
         if table.state == "waiting":
             table.keep(state="snapshotting")
             self._line.touched()
@@ -329,7 +329,7 @@ class Progress:
             self._quiet.pop(table.source)
             self._ask(table)
 
-    def _ask(self, table: Table, *, afresh: bool = False) -> None:
+    def _ask(self, table: TableTask, *, afresh: bool = False) -> None:
         """Asks the connector to read the table; what does not reach it is asked for again."""
         try:
             self._snapshots.ask(table.source, signal_id(table), afresh=afresh)
@@ -340,7 +340,7 @@ class Progress:
             else:
                 self._log.warning("snapshot not asked for yet", table=str(table.source), why=error.message)
 
-    def _scanned(self, table: Table, facts: Facts) -> bool:
+    def _scanned(self, table: TableTask, facts: Facts) -> bool:
         def holds(texts: frozenset[str]) -> bool:
             return any(self._snapshots.names(text, table.source) for text in texts)
 
@@ -350,24 +350,24 @@ class Progress:
             return holds(facts.scans.asked.get(signal_id(table), frozenset()))
         return holds(facts.scans.initial) or holds(facts.scans.incremental)
 
-    def _failures(self, table: Table, facts: Facts) -> list[str]:
+    def _failures(self, table: TableTask, facts: Facts) -> list[str]:
         """How each scan of the table ended that the connector gave up, of those that were asked for the generation under way."""
         ids = {signal_id(table)} if table.kept.resync else None
         return [s for asked, text, s in facts.scans.failed if (ids is None or ids & asked) and self._snapshots.names(text, table.source)]
 
-    def _skipped(self, table: Table, facts: Facts) -> bool:
+    def _skipped(self, table: TableTask, facts: Facts) -> bool:
         """Whether the connector left out what the table lacks. A first load may have read its rows before that."""
         if table.state in ("waiting", "snapshotting"):
             return bool(facts.scans.skipped and not table.kept.resync)
         return facts.scans.skipped > (table.kept.complete_through or 0)
 
-    def _returned(self, table: Table, facts: Facts) -> bool:
+    def _returned(self, table: TableTask, facts: Facts) -> bool:
         since_ms = (table.kept.complete_at or 0) // 1000
         return any(at > since_ms and self._snapshots.names(text, table.source) for text, at in facts.scans.returned.items()) and bool(
             since_ms
         )
 
-    def _emptied(self, table: Table, facts: Facts) -> bool:
+    def _emptied(self, table: TableTask, facts: Facts) -> bool:
         """Whether the connector began anew with a snapshot after the table was complete, and no row may come that would tell so: it had
         none, or they wait in the quarantine. What was deleted at the source would stay."""
         since_ms, scans = (table.kept.complete_at or 0) // 1000, facts.scans
@@ -377,10 +377,10 @@ class Progress:
         found = anew or at_ms > max(since_ms, before_ms)
         return bool(since_ms and scans.repeated and found and table.target.mode is not Mode.APPEND)
 
-    def _emptied_at(self, table: Table, facts: Facts) -> int:
+    def _emptied_at(self, table: TableTask, facts: Facts) -> int:
         return max((at for text, at in facts.scans.empty.items() if self._snapshots.names(text, table.source)), default=0)
 
-    def _through(self, table: Table, goal: Goal) -> None:
+    def _through(self, table: TableTask, goal: Goal) -> None:
         now = self._clock.monotonic()
         if table.state == "snapshotting":
             end = self._ends.get((table.source, table.kept.generation))
@@ -405,7 +405,7 @@ class Progress:
         self._saved[table.source] = now
         self._line.touched()
 
-    def _sweep(self, table: Table) -> int:
+    def _sweep(self, table: TableTask) -> int:
         """Removes what the snapshot did not see: of a resync all older generations; of an initial snapshot what only an earlier attempt
         saw, which the connector dropped when it was killed within it (all tables of one attempt are read at one position)."""
         d, kept = self._destination, table.kept
@@ -423,7 +423,7 @@ class Progress:
             self._newest.append(self._destination.highest_snapshot())
         return self._newest[0]
 
-    def _outdated(self, table: Table) -> bool:
+    def _outdated(self, table: TableTask) -> bool:
         """Whether changes were applied that the connector sent before its last attempt at the snapshot. A connector that is killed before
         it has stored how far it is begins anew, and never sends what was committed between: rows of the snapshot, which come before every
         change of the stream, lose against what they should replace. A transaction that was open when the snapshot began looks the same
@@ -441,7 +441,7 @@ class Progress:
         return newest is not None and d.holds_before(table.target, table.kept.generation, newest - LOWEST)
 
 
-def lag_seconds(table: Table, now_us: int) -> float | None:
+def lag_seconds(table: TableTask, now_us: int) -> float | None:
     """Where more is waiting: seconds since the target was last known to be complete, or since the source committed what was applied last,
     whichever is later. 0 where nothing waits and the connector keeps up; None before anything came."""
     complete_us = table.kept.complete_at

@@ -20,7 +20,7 @@ OTHER_CURE = (
 
 @dataclass(frozen=True, slots=True)
 class LogHold:
-    """What holds the source's log for this pipeline (a replication slot). Positions are as ``SourceDialect.position`` gives them.
+    """What holds the source's log for this pipeline (a replication slot). Positions are as ``Source.position`` gives them.
 
     ``status`` is the source's own word (PostgreSQL: reserved, extended, unreserved, lost); ``retained_bytes`` is what the source keeps
     for it, ``left_bytes`` what may still be written before it is lost (None: no limit).
@@ -34,7 +34,7 @@ class LogHold:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class ConnectorProgress:
     """Where the connector stands, out of the offsets that Connect holds for it. ``snapshot`` is true until the initial snapshot ended;
     ``incremental`` while an incremental one is under way."""
 

@@ -178,7 +178,7 @@ class Destination(Protocol):
         """All checkpoint rows of the target, of any log. Takes nothing."""
         ...
 
-    def take(self, target: Target, log: LogId, starts: Mapping[int, int], generation: int | None = None) -> Sequence[Checkpoint]:
+    def claim(self, target: Target, log: LogId, starts: Mapping[int, int], generation: int | None = None) -> Sequence[Checkpoint]:
         """Takes the partitions for this writer: a new epoch each, durable on return; older epochs are fenced from then on.
 
         A partition that has no checkpoint row in ``log`` begins at ``starts[partition]``; one that has keeps its own next_offset. Raises

@@ -25,7 +25,7 @@ class InexactText(CdcError):
 
 
 class Positions(Protocol):
-    """How one kind of source orders its changes; a source dialect implements it on columns."""
+    """How one kind of source orders its changes; a source implements it on columns."""
 
     fields: pa.Schema
     """The fields of Debezium's ``source`` struct that it reads, with their Arrow types."""

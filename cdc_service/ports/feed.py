@@ -22,9 +22,9 @@ class TopicFacts:
 
 @dataclass(slots=True)
 class Assignment:
-    """What the group gave this member, told through callbacks (called from ``Log.poll``'s thread).
+    """What the group gave this member, told through callbacks (called from ``Feed.poll``'s thread).
 
-    ``assigned`` returns for each new (topic, partition) the offset to read from, or None to hold it paused until ``Log.seek``;
+    ``assigned`` returns for each new (topic, partition) the offset to read from, or None to hold it paused until ``Feed.seek``;
     ``revoked`` is called while the partitions are still owned, ``lost`` when they are not any more.
     """
 
@@ -49,15 +49,15 @@ class Polled:
     errors: list[PartitionError] = field(default_factory=list)
 
 
-class Log(Protocol):
+class Feed(Protocol):
     """A consumer of the group. It reads from where the caller says (``Assignment.assigned``, ``seek``), never from where the group was."""
 
     def poll(self, records_max: int, seconds: float) -> Polled: ...
     def seek(self, topic: str, partition: int, offset: int) -> None: ...
     def pause(self, where: Sequence[Where]) -> None: ...
     def resume(self, where: Sequence[Where]) -> None: ...
-    def advise(self, offsets: Mapping[Where, int]) -> None: ...
-    def share_anew(self) -> None: ...
+    def commit_offsets(self, offsets: Mapping[Where, int]) -> None: ...
+    def rejoin_group(self) -> None: ...
     def close(self) -> None: ...
 
 

@@ -1,6 +1,6 @@
 """One side of a comparison: a table at a source or a destination as it stood at one moment, read by expressions of its engine.
 
-Promises wanted: all that one ``Side`` reads belongs to one state of the table, however long it stays open.
+Promises wanted: all that one ``Reader`` reads belongs to one state of the table, however long it stays open.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cdc_service.core.canonical import Canonical
 from cdc_service.core.types import Column, LogId
 
 
-class Side(Protocol):
+class Reader(Protocol):
     """``where`` is a condition in the engine's SQL."""
 
     canonical: Canonical
@@ -46,7 +46,7 @@ class Side(Protocol):
         ...
 
 
-class Scan(Side, Protocol):
+class Scan(Reader, Protocol):
     """A table of the source in a read-only transaction, which ends with the context. ``position`` is a log position at or after every
     commit that it shows."""
 
@@ -77,7 +77,7 @@ class Scan(Side, Protocol):
         ...
 
 
-class View(Side, Protocol):
+class View(Reader, Protocol):
     """One state of the target at the destination, beside a service that goes on writing, until the context ends. Live rows only:
     soft-deleted ones do not count.
 

@@ -1,7 +1,7 @@
-"""The source side's seam: what a source dialect tells about its database, and what it does there.
+"""The source side's seam: what a source tells about its database, and what it does there.
 
 One file per source, ``connectors/sources/<name>.py``, found by the URL's scheme and imported only when it is used; it defines
-``open_dialect(url) -> SourceDialect``. Nothing else in the service knows which database it reads from.
+``open_source(url) -> Source``. Nothing else in the service knows which database it reads from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cdc_service.core.errors import ConfigError, Unavailable
 from cdc_service.core.identity import Identities, Judgement
 from cdc_service.core.names import Names as Names
 from cdc_service.core.types import TableId, TableSchema
-from cdc_service.ports.capture import LogHold, Progress
+from cdc_service.ports.capture import ConnectorProgress, LogHold
 from cdc_service.ports.events import Positions
 from cdc_service.ports.reader import Scan
 
@@ -209,7 +209,7 @@ class Reread:
 
 @dataclass(frozen=True, slots=True)
 class ConnectorRequest:
-    """What a connector configuration is made of, apart from what the dialect knows itself.
+    """What a connector configuration is made of, apart from what the source knows itself.
 
     ``siblings`` are all tables of the source, registered or not; ``signals`` is as in Preparation. ``password`` is text or a reference
     that Connect resolves (``${env:..}``, ``${file:..}``); it is never printed. ``host`` and ``port`` are the source as Connect sees it
@@ -229,7 +229,7 @@ class ConnectorRequest:
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-class SourceDialect(Protocol):
+class Source(Protocol):
     """One source database. Every call opens what it needs and leaves no transaction behind; each raises ``Unavailable`` when the server
     cannot be reached, ``ConfigError`` when it refuses who we are. Nothing here is called once per row or per batch."""
 
@@ -370,8 +370,8 @@ class SourceDialect(Protocol):
         stopped: it sees the signal when it starts."""
         ...
 
-    def progress(self, offsets: Offsets) -> Progress:
-        """Reads Connect's offsets (partition, offset) of this dialect's connector."""
+    def progress(self, offsets: Offsets) -> ConnectorProgress:
+        """Reads Connect's offsets (partition, offset) of this source's connector."""
         ...
 
     def set_back(self, offsets: Offsets) -> Offsets:

@@ -17,9 +17,9 @@ from cdc_service.core.errors import CdcError
 from cdc_service.core.identity import Identities
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
-from cdc_service.ports.capture import Facts, Progress, Scans
+from cdc_service.ports.capture import ConnectorProgress, Facts, Scans
 from cdc_service.ports.feed import Topics
-from cdc_service.ports.source import SourceDialect
+from cdc_service.ports.source import Source
 from connectors.debezium.connect import KafkaConnect
 from connectors.debezium.notifications import Notices, skipped
 
@@ -63,7 +63,7 @@ class Kafka(Topics, Protocol):
 
 
 class Tail(Protocol):
-    """The notification topic (kafka.reader.Tail)."""
+    """The notification topic (kafka.reader.TopicTail)."""
 
     def read(self) -> list[bytes]: ...
 
@@ -110,7 +110,7 @@ class Slot:
         return sent_from if position < sent_from and not (before and is_read) else None
 
 
-class Watch:
+class Monitor:
     """``start`` begins looking; ``facts`` is the latest answer, replaced as a whole."""
 
     def __init__(
@@ -118,7 +118,7 @@ class Watch:
         names: Names,
         topics: Mapping[str, TableId],
         connect: KafkaConnect,
-        source: SourceDialect,
+        source: Source,
         kafka: Kafka,
         tail: Tail,
         clock: Clock,
@@ -242,7 +242,7 @@ class Watch:
         self._slot.add(found)
         return found
 
-    def _follow(self, progress: Progress) -> Scans:
+    def _follow(self, progress: ConnectorProgress) -> Scans:
         """The notifications; where the log's slot was moved one more is written, for all processes and for whoever starts later."""
         scans = self._notices.add(self._tail.read())
         to = None if progress.position is None or progress.snapshot else self._slot.moved_to(progress.position)

@@ -24,12 +24,12 @@ from cdc_service.core.clock import Backoff, Clock, Stop
 from cdc_service.core.errors import AlreadyRunning, CdcError, ConfigError, Disposition, Unavailable
 from cdc_service.core.types import TableId
 from cdc_service.pipeline import quarantine
-from cdc_service.pipeline.commands import Control
-from cdc_service.pipeline.poll_loop import Line
-from cdc_service.pipeline.table_task import Table
-from cdc_service.pipeline.watermarks import Progress
+from cdc_service.pipeline.commands import Commands
+from cdc_service.pipeline.poll_loop import PollLoop
+from cdc_service.pipeline.table_task import TableTask
+from cdc_service.pipeline.watermarks import Watermarks
 from cdc_service.runtime.comparing.reconciler import Reconciler, asked
-from cdc_service.runtime.monitor import Watch
+from cdc_service.runtime.monitor import Monitor
 from cdc_service.runtime.status import document, waiting_for
 
 FLUSH_SECONDS = 1.5
@@ -46,10 +46,10 @@ STALE_SECONDS = 60.0
 class Works:
     """What runs once all servers answered."""
 
-    line: Line
-    progress: Progress
-    control: Control
-    watch: Watch
+    line: PollLoop
+    progress: Watermarks
+    control: Commands
+    watch: Monitor
     parse_position: Callable[[str], int]
     query: Callable[[str, int], pa.Table]
     comparing: Reconciler
@@ -287,7 +287,7 @@ def _on_line(works: Works, do: Callable[[], dict[str, Any]], what: str, seconds:
     return done
 
 
-def tables_of(tables: list[Table], action: str, body: Mapping[str, Any]) -> list[Table]:
+def tables_of(tables: list[TableTask], action: str, body: Mapping[str, Any]) -> list[TableTask]:
     """Those that a request about the quarantine means: one, or all where it only looks."""
     name = body.get("table")
     if name is None and action in ("list", "show"):
@@ -297,7 +297,7 @@ def tables_of(tables: list[Table], action: str, body: Mapping[str, Any]) -> list
     return [find_table(tables, name)]
 
 
-def find_table(tables: list[Table], text: str) -> Table:
+def find_table(tables: list[TableTask], text: str) -> TableTask:
     """The table that ``text`` names (schema.table, parts with a dot in quotes). Raises ConfigError with the nearest name."""
     try:
         exact = parse_pattern(text).exact

@@ -9,14 +9,14 @@ from typing import Any
 from cdc_service.config import Config
 from cdc_service.core.clock import rfc3339
 from cdc_service.core.errors import CdcError
-from cdc_service.pipeline.table_task import OUTCOMES, Table
+from cdc_service.pipeline.table_task import OUTCOMES, TableTask
 from cdc_service.pipeline.watermarks import lag_seconds
 from cdc_service.ports.capture import Facts
 
 VERSION = 1
 
 
-def document(config: Config, service: Mapping[str, Any], facts: Facts | None, tables: Iterable[Table], now_us: int) -> dict[str, Any]:
+def document(config: Config, service: Mapping[str, Any], facts: Facts | None, tables: Iterable[TableTask], now_us: int) -> dict[str, Any]:
     """The whole document; safe from any thread, since it only reads."""
     return {
         "version": VERSION,
@@ -48,7 +48,7 @@ def _connector(config: Config, facts: Facts | None) -> dict[str, Any]:
     }
 
 
-def _table(table: Table, now_us: int) -> dict[str, Any]:
+def _table(table: TableTask, now_us: int) -> dict[str, Any]:
     kept = table.kept
     claims = kept.complete_through is not None and not kept.resync
     parts = sorted(table.checkpoints.items())
@@ -77,7 +77,7 @@ def _table(table: Table, now_us: int) -> dict[str, Any]:
     }
 
 
-def _error(table: Table) -> dict[str, Any] | None:
+def _error(table: TableTask) -> dict[str, Any] | None:
     kept = table.kept
     if table.stopped and kept.error_code:
         return {"code": kept.error_code, "message": kept.error_message, "hint": kept.error_hint, "at": rfc3339(kept.error_at)}

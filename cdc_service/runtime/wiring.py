@@ -28,23 +28,23 @@ from cdc_service.core.identity import Identities
 from cdc_service.core.names import Names
 from cdc_service.core.types import Mode, TableId, TableSchema, Target
 from cdc_service.kafka.admin import Admin
-from cdc_service.kafka.consumer import Log
-from cdc_service.kafka.reader import Reader, Tail
+from cdc_service.kafka.consumer import GroupConsumer
+from cdc_service.kafka.reader import TopicReader, TopicTail
 from cdc_service.pipeline import quarantine as parked
-from cdc_service.pipeline.commands import Control
-from cdc_service.pipeline.context import Means
+from cdc_service.pipeline.commands import Commands
+from cdc_service.pipeline.context import Context
 from cdc_service.pipeline.merge_worker import beside
-from cdc_service.pipeline.poll_loop import Line
-from cdc_service.pipeline.table_task import Part, Table
-from cdc_service.pipeline.watermarks import Progress, signal_id
+from cdc_service.pipeline.poll_loop import PollLoop
+from cdc_service.pipeline.table_task import Part, TableTask
+from cdc_service.pipeline.watermarks import Watermarks, signal_id
 from cdc_service.ports.capture import Facts
 from cdc_service.ports.destination import Destination, RightsLacking
 from cdc_service.ports.events import Decoder, Positions
 from cdc_service.ports.feed import Assignment
-from cdc_service.ports.source import Finding, Identity, SourceDialect, SourceTable, without_columns
+from cdc_service.ports.source import Finding, Identity, Source, SourceTable, without_columns
 from cdc_service.runtime.comparing.change_log import Sources
 from cdc_service.runtime.comparing.reconciler import Outside, Reconciler
-from cdc_service.runtime.monitor import Watch, meaning
+from cdc_service.runtime.monitor import Monitor, meaning
 from cdc_service.runtime.schedule import Schedule
 from cdc_service.runtime.service import Service, Works, alone, find_table, tables_of
 from cdc_service.runtime.status import document, waiting_for
@@ -69,7 +69,7 @@ from connectors.formats.avro import DebeziumAvroDecoder, InJson, Schemas
 from connectors.formats.debezium_json import DebeziumJsonDecoder
 from connectors.formats.layout import schema_length
 from connectors.formats.schemaless import SchemalessJsonDecoder
-from connectors.sources import open_dialect
+from connectors.sources import open_source
 from mergers.destinations import open_destination
 
 CONNECT_RETRY_SECONDS = 3.0
@@ -84,7 +84,7 @@ class Parts:
 
     config: Config
     names: Names
-    source: SourceDialect
+    source: Source
     connect: KafkaConnect
     kafka: Admin
     registry: SchemaRegistry | None
@@ -117,7 +117,7 @@ class Parts:
 @contextmanager
 def _parts(config: Config, *, retry_seconds: float | None = None) -> Iterator[Parts]:
     with ExitStack() as stack:
-        source = open_dialect(config.source.url.reveal())
+        source = open_source(config.source.url.reveal())
         stack.callback(source.close)
         url = config.connect.url.reveal()
         connect = KafkaConnect(url) if retry_seconds is None else KafkaConnect(url, retry_seconds=retry_seconds)
@@ -246,15 +246,15 @@ def resume_all(config: Config) -> dict[str, Any]:
 
 
 @contextmanager
-def _control(config: Config) -> Iterator[tuple[Control, list[Table]]]:
+def _control(config: Config) -> Iterator[tuple[Commands, list[TableTask]]]:
     with alone(config.state_dir, config.pipeline), _parts(config) as p, _opened(config) as destination:
         tables = _tables(p, destination, None)
         snapshots = _Snapshots(p)
 
-        def begun(table: Table) -> None:
+        def begun(table: TableTask) -> None:
             snapshots.ask(table.source, signal_id(table))
 
-        yield Control(tables, tables[0].means, _Horizon(p), begun, lambda: p.kafka.group_offsets(p.names.group)), tables
+        yield Commands(tables, tables[0].context, _Horizon(p), begun, lambda: p.kafka.group_offsets(p.names.group)), tables
 
 
 def quarantine(config: Config, action: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -289,7 +289,7 @@ def _facts_now(p: Parts, topics: Sequence[str], at_us: int) -> Facts:
     return Facts(at_us, connector_missing="connector" in found and found["connector"] is None, **found)
 
 
-def _fill(table: Table, destination: Destination, facts: Facts) -> None:
+def _fill(table: TableTask, destination: Destination, facts: Facts) -> None:
     """What a table shows without being opened."""
     table.kept = destination.load_state(table.target)
     topic = facts.topics.get(table.config.topic)
@@ -335,24 +335,26 @@ def _works(config: Config) -> Works:
         _refuse_company(p, destination)
         settings = _connector(p)
         tables = _tables(p, destination, settings)
-        means = tables[0].means
+        context = tables[0].context
         options = config.kafka.options.reveal()
 
-        def join(assignment: Assignment) -> Log:
+        def join(assignment: Assignment) -> GroupConsumer:
             topics = [t.config.topic for t in tables]
             member = _member(config, topics)
-            return Log(config.kafka.bootstrap_servers, p.names.group, member, topics, options, assignment, schema_length)
+            return GroupConsumer(config.kafka.bootstrap_servers, p.names.group, member, topics, options, assignment, schema_length)
 
-        tail = Tail(config.kafka.bootstrap_servers, p.names.notification_topic, options)
+        tail = TopicTail(config.kafka.bootstrap_servers, p.names.notification_topic, options)
         stack.callback(tail.close)
         notices = tail if p.registry is None else InJson(tail, Schemas(p.registry, clock.monotonic))
-        watch = Watch(
+        watch = Monitor(
             p.names, {t.config.topic: t.source for t in tables}, p.connect, p.source, p.kafka, notices, clock, settings, p.options
         )
-        line = Line(tables, means, p.kafka, watch.identities, join, memory=config.limits.memory, clock=clock, submit=beside, ask=beside)
+        line = PollLoop(
+            tables, context, p.kafka, watch.identities, join, memory=config.limits.memory, clock=clock, submit=beside, ask=beside
+        )
         stack.callback(line.close)
-        progress = Progress(line, lambda: watch.facts, destination, _Snapshots(p), p.source, clock)
-        control = Control(tables, means, _Horizon(p), progress.begun, lambda: p.kafka.group_offsets(p.names.group))
+        progress = Watermarks(line, lambda: watch.facts, destination, _Snapshots(p), p.source, clock)
+        control = Commands(tables, context, _Horizon(p), progress.begun, lambda: p.kafka.group_offsets(p.names.group))
         comparing = _comparing(p, destination, settings, stack)
         stack.callback(comparing.close)
         comparing.follow({t.source: t for t in tables}, line.ask)
@@ -377,7 +379,7 @@ def _comparing(p: Parts, destination: Destination, connector: Mapping[str, str],
     config = p.config
     reads = p.source
     if config.source.replica_url is not None:
-        reads = open_dialect(config.source.replica_url.reveal())
+        reads = open_source(config.source.replica_url.reveal())
         stack.callback(reads.close)
     placeholder = connector.get("unavailable.value.placeholder", "__debezium_unavailable_value")
     options = config.kafka.options.reveal()
@@ -385,7 +387,7 @@ def _comparing(p: Parts, destination: Destination, connector: Mapping[str, str],
         config.pipeline,
         destination,
         lambda: _resolved(p, destination, connector),
-        lambda: Reader(config.kafka.bootstrap_servers, options),
+        lambda: TopicReader(config.kafka.bootstrap_servers, options),
         Outside(Sources(p.source, reads), p.connect, p.names, p.kafka, placeholder, config.connect.options.reveal()),
     )
 
@@ -446,7 +448,7 @@ def _write(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def _tables(p: Parts, destination: Destination, connector: Mapping[str, str] | None) -> list[Table]:
+def _tables(p: Parts, destination: Destination, connector: Mapping[str, str] | None) -> list[TableTask]:
     """The pipeline's tables."""
     configs, decoder = _resolved(p, destination, connector)
 
@@ -460,8 +462,8 @@ def _tables(p: Parts, destination: Destination, connector: Mapping[str, str] | N
         # Whatever form events give them: those that they leave out may be among these.
         return [c.name for one in _as_sent(p, connector or {}, only=table) for c in one.columns if not c.generated]
 
-    means = Means(destination, p.kafka, decoder(), p.source, told, columns, p.identities, RealClock(), p.config.limits)
-    return [Table(c, means) for c in configs]
+    context = Context(destination, p.kafka, decoder(), p.source, told, columns, p.identities, RealClock(), p.config.limits)
+    return [TableTask(c, context) for c in configs]
 
 
 def _resolved(p: Parts, destination: Destination, connector: Mapping[str, str] | None) -> tuple[list[TableConfig], Callable[[], Decoder]]:
@@ -570,7 +572,7 @@ class _Snapshots:
 
 @dataclass(frozen=True, slots=True)
 class _Horizon:
-    """pipeline.commands.Source: the oldest log position that the slot still holds lies below all open transactions."""
+    """pipeline.commands.Horizon: the oldest log position that the slot still holds lies below all open transactions."""
 
     parts: Parts
 

@@ -183,7 +183,7 @@ class MemoryDestination:
     def checkpoints(self, target: Target) -> Sequence[Checkpoint]:
         return [Checkpoint(log, p, offset, epoch) for (log, p), (offset, epoch) in sorted(self.kept(target).checkpoints.items(), key=repr)]
 
-    def take(self, target: Target, log: LogId, starts: Mapping[int, int], generation: int | None = None) -> Sequence[Checkpoint]:
+    def claim(self, target: Target, log: LogId, starts: Mapping[int, int], generation: int | None = None) -> Sequence[Checkpoint]:
         with self._transaction(target) as kept:
             if generation is not None and kept.state.generation != generation:
                 raise Fenced(f"{target.source} was read anew meanwhile; its partitions are opened again")

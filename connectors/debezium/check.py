@@ -14,13 +14,13 @@ from cdc_service.config.resolve import resolution
 from cdc_service.core.errors import CdcError
 from cdc_service.core.types import TableId, Target
 from cdc_service.core.wording import some
-from cdc_service.ports.source import MESSAGE_BYTES_MAX, Finding, Level, SourceDialect, SourceTable
+from cdc_service.ports.source import MESSAGE_BYTES_MAX, Finding, Level, Source, SourceTable
 from connectors.debezium import refusals, wires
 from connectors.debezium.connect import KafkaConnect, validation_cure
 from connectors.debezium.refusals import Fits
 from connectors.debezium.register import KafkaAdmin, Topic, chosen, connector_request, secret_options, topics_of
 from connectors.debezium.schema_registry import SchemaRegistry
-from connectors.sources import open_dialect
+from connectors.sources import open_source
 
 CHECK_RETRY_SECONDS = 3.0
 _DAY_MS = 24 * 3600 * 1000
@@ -52,19 +52,19 @@ def check(
     folding of names, ``fits`` its ``misfit``."""
     findings: list[Finding] = []
     try:
-        dialect = open_dialect(config.source.url.reveal())
+        source = open_source(config.source.url.reveal())
     except CdcError as error:
         return [_failed("source", error)]
     connect = KafkaConnect(config.connect.url.reveal(), retry_seconds=CHECK_RETRY_SECONDS)
     try:
-        asked = _Source(config, dialect, fold, fits)
+        asked = _Source(config, source, fold, fits)
         findings += _guarded("source", asked.findings)
-        source = asked if asked.catalog else None
-        findings += _guarded("kafka", lambda: _kafka(config, kafka(), dialect, source))
-        findings += _guarded("connect", lambda: _connect(config, connect, dialect, source))
+        told = asked if asked.catalog else None
+        findings += _guarded("kafka", lambda: _kafka(config, kafka(), source, told))
+        findings += _guarded("connect", lambda: _connect(config, connect, source, told))
     finally:
         connect.close()
-        dialect.close()
+        source.close()
     findings += _guarded("destination", lambda: iter(destination([*asked.targets.values()])))
     return [replace(f, cure="") if f.ok else f for f in findings]
 
@@ -72,15 +72,15 @@ def check(
 class _Source:
     """What the source told, for the parts that need it: the catalog and the tables of the configuration."""
 
-    def __init__(self, config: Config, dialect: SourceDialect, fold: Callable[[str], str], fits: Fits) -> None:
-        self._config, self._dialect, self._fold, self._fits = config, dialect, fold, fits
+    def __init__(self, config: Config, source: Source, fold: Callable[[str], str], fits: Fits) -> None:
+        self._config, self._source, self._fold, self._fits = config, source, fold, fits
         self.catalog: tuple[SourceTable, ...] = ()
         self.tables: tuple[SourceTable, ...] = ()
         self.targets: dict[TableId, Target] = {}
 
     def findings(self) -> Iterator[Finding]:
         config = self._config
-        self.catalog = self._dialect.tables()
+        self.catalog = self._source.tables()
         yield Finding("source", True, f"{config.source.url} answers and has {len(self.catalog)} tables")
         keyless = {t.table for t in self.catalog if not t.key}
         resolved, problems = resolution(config, selectable(config, self.catalog), self._fold, keyless)
@@ -89,15 +89,15 @@ class _Source:
         yield from refusals.of_configuration(config, problems)
         if not problems:
             yield Finding("tables", True, f"the configuration names {len(self.tables)} of them, each with a target of its own")
-        yield from refusals.of_destination(self.tables, self.targets, self._dialect, self._fits)
-        yield from self._dialect.check(self.tables, config.names)
+        yield from refusals.of_destination(self.tables, self.targets, self._source, self._fits)
+        yield from self._source.check(self.tables, config.names)
 
 
-def _kafka(config: Config, kafka: KafkaAdmin, dialect: SourceDialect, source: _Source | None) -> Iterator[Finding]:
+def _kafka(config: Config, kafka: KafkaAdmin, source: Source, told: _Source | None) -> Iterator[Finding]:
     there = kafka.topics()
     yield Finding("kafka", True, f"{config.kafka.bootstrap_servers} answers (cluster {kafka.cluster_id()})")
-    tables = source.tables if source is not None else ()
-    signals = dialect.preparation(tables, config.names).signals if tables else None
+    tables = told.tables if told is not None else ()
+    signals = source.preparation(tables, config.names).signals if tables else None
     needed = topics_of(config, tables, signals)
     missing = [t.name for t in needed if t.name not in there]
     if missing:
@@ -129,30 +129,30 @@ def _alter(topic: str, setting: str) -> str:
     return f"kafka-configs.sh --alter --entity-type topics --entity-name {topic} --add-config {setting}"
 
 
-def _connect(config: Config, connect: KafkaConnect, dialect: SourceDialect, source: _Source | None) -> Iterator[Finding]:
+def _connect(config: Config, connect: KafkaConnect, source: Source, told: _Source | None) -> Iterator[Finding]:
     worker = connect.worker()
     yield Finding("connect", True, f"{config.connect.url} answers (Kafka Connect {worker.version}, cluster {worker.cluster_id})")
-    plugin = connect.require_plugin(dialect.connector_class)
+    plugin = connect.require_plugin(source.connector_class)
     yield Finding("plugin", True, f"{plugin.class_name} {plugin.version} is there")
     if config.connect.secrets == "env":
-        reads = connect.reads_environment(dialect.connector_class)
-        told = "resolves ${env:..}" if reads else "does not resolve ${env:..}: passwords cannot reach the connector"
-        yield Finding("secrets", reads, f"the worker {told}", f"add to the worker's configuration and restart it:\n{_ENV_PROVIDER}")
+        reads = connect.reads_environment(source.connector_class)
+        does = "resolves ${env:..}" if reads else "does not resolve ${env:..}: passwords cannot reach the connector"
+        yield Finding("secrets", reads, f"the worker {does}", f"add to the worker's configuration and restart it:\n{_ENV_PROVIDER}")
     elif config.connect.secrets == "inline":
         message = "connect.secrets is inline: Connect keeps the source's password as text in its configuration topic"
         yield Finding("secrets", False, message, "connect.secrets: env", Level.WARNING)
     yield from _signal_security(config)
     message = "its REST API does not show the worker's own settings; after a crash of it, what it sent since its last flush comes again"
     yield Finding("worker settings", False, message, f"recommended:\n{_WORKER}", Level.INFO)
-    if source is not None and source.tables:
-        yield from _connector(config, connect, dialect, source)
+    if told is not None and told.tables:
+        yield from _connector(config, connect, source, told)
 
 
-def _connector(config: Config, connect: KafkaConnect, dialect: SourceDialect, source: _Source) -> Iterator[Finding]:
+def _connector(config: Config, connect: KafkaConnect, source: Source, told: _Source) -> Iterator[Finding]:
     name = config.names.connector
     existing = connect.config(name)
-    signals = dialect.preparation(source.tables, config.names).signals
-    wanted = dialect.connector_config(connector_request(config, source.tables, source.catalog, signals, existing))
+    signals = source.preparation(told.tables, config.names).signals
+    wanted = source.connector_config(connector_request(config, told.tables, told.catalog, signals, existing))
     yield from _wire(config, connect, wanted)
     problems = connect.validate(wanted)
     for problem in problems:

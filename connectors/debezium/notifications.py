@@ -23,7 +23,7 @@ class Notification:
     ``aggregate`` is initial, incremental or registration; ``type`` STARTED, IN_PROGRESS, TABLE_SCAN_COMPLETED, COMPLETED, SKIPPED,
     ABORTED, ... ``status`` is SUCCEEDED, or EMPTY, at the end of a table's scan that read the table; anything else there is a scan that did
     not: UNKNOWN_SCHEMA, SQL_EXCEPTION, NO_PRIMARY_KEY where it has no key to be read by, or one whose columns the connector knows by other
-    names than the catalog has now. ``tables`` are as ``SourceDialect.names_collection``
+    names than the catalog has now. ``tables`` are as ``Source.names_collection``
     understands them: the one table that the record is about, or at STARTED all that were asked for (there a name with a comma falls apart).
     ``at_ms`` is the connector's clock.
 

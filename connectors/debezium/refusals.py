@@ -12,7 +12,7 @@ from cdc_service.config.models import Config
 from cdc_service.config.problems import Problem
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, TableId, TableSchema, Target
-from cdc_service.ports.source import Finding, SourceDialect, SourceTable
+from cdc_service.ports.source import Finding, Source, SourceTable
 
 
 class Misfit(Protocol):
@@ -37,9 +37,7 @@ def of_configuration(config: Config, problems: Sequence[Problem]) -> Iterator[Fi
         yield Finding("tables", False, problem.render(config.file), near)
 
 
-def of_destination(
-    tables: Sequence[SourceTable], targets: Mapping[TableId, Target], dialect: SourceDialect, fits: Fits
-) -> Iterator[Finding]:
+def of_destination(tables: Sequence[SourceTable], targets: Mapping[TableId, Target], source: Source, fits: Fits) -> Iterator[Finding]:
     """Tables that their targets can never hold."""
     for table in tables:
         # Names that differ by case only are the source's refusal already, and so is a key that is generated.
@@ -49,7 +47,7 @@ def of_destination(
             misfit = fits(targets[table.table], TableSchema(table.table, tuple(columns), table.key))
             if misfit is None:
                 break
-            cure = dialect.avoid(table, misfit.column) if misfit.column else misfit.hint
+            cure = source.avoid(table, misfit.column) if misfit.column else misfit.hint
             yield Finding(f"table {table.table}", False, misfit.message.removeprefix(f"{table.table}: "), cure)
             if not misfit.column:
                 break

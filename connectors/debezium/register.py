@@ -24,7 +24,7 @@ from cdc_service.ports.source import (
     ConnectorRequest,
     Finding,
     Offsets,
-    SourceDialect,
+    Source,
     SourceTable,
     Statement,
     without_columns,
@@ -257,7 +257,7 @@ def topics_of(config: Config, tables: Sequence[SourceTable], signals: TableId | 
 def plan_registration(
     config: Config,
     tables: Collection[TableId],
-    dialect: SourceDialect,
+    source: Source,
     connect: KafkaConnect,
     kafka: KafkaAdmin,
     *,
@@ -268,9 +268,9 @@ def plan_registration(
     connector captures them already; ``refuse`` has reasons against tables beside the source's own. Changes nothing.
     """
     names = config.names
-    catalog = dialect.tables()
+    catalog = source.tables()
     wanted_tables = chosen(config, tables, catalog)
-    refused = [*dialect.obstacles(), *(f for t in wanted_tables if (f := dialect.refusal(t)) is not None), *refuse(wanted_tables)]
+    refused = [*source.obstacles(), *(f for t in wanted_tables if (f := source.refusal(t)) is not None), *refuse(wanted_tables)]
     facts = tuple(t for t in wanted_tables if f"table {t.table}" not in {f.name for f in refused})
     if refused and not facts:
         return RegistrationPlan(names, (), (), (), ConnectorPlan(names.connector, "nothing", (), {}), False, False, refused=tuple(refused))
@@ -279,18 +279,18 @@ def plan_registration(
     offsets = connect.offsets(names.connector)
     # Stopped without offsets: an earlier registration was interrupted before the connector ever ran.
     initial = existing is None or (status is not None and status.state == "STOPPED" and not offsets)
-    skip = "" if initial else _skip(names, status, offsets, dialect)
-    preparation = dialect.preparation(facts, names)
+    skip = "" if initial else _skip(names, status, offsets, source)
+    preparation = source.preparation(facts, names)
     statements, signals = preparation.statements, preparation.signals
     there = kafka.topics()
     topics = tuple(t for t in topics_of(config, facts, signals) if t.name not in there)
-    wanted_config = dialect.connector_config(connector_request(config, facts, catalog, signals, existing))
+    wanted_config = source.connector_config(connector_request(config, facts, catalog, signals, existing))
     wires.require_readable(config, wanted_config)
     wires.require_converter(connect, wanted_config)
     connector = connect.plan(wanted_config, secret_options(config))
-    added = [] if existing is None or initial else sorted({t.table for t in facts} - dialect.registered(existing))
+    added = [] if existing is None or initial else sorted({t.table for t in facts} - source.registered(existing))
     wanted = [] if initial else sorted({*added, *snapshot})
-    refused += [replace(f, cure=f.cure + _INITIAL) for t in wanted if (f := dialect.snapshot_refusal(t)) is not None]
+    refused += [replace(f, cure=f.cure + _INITIAL) for t in wanted if (f := source.snapshot_refusal(t)) is not None]
     described = kafka.describe([n for t in added if (n := names.topic(t)) in there]) if added else {}
     returning = [t for t in added if _holds_events(described.get(names.topic(t)))]
     wake = status is not None and status.overall in {"FAILED", "STOPPED", "PAUSED"}
@@ -308,22 +308,22 @@ def plan_registration(
     )
 
 
-def _skip(names: Names, status: ConnectorStatus | None, offsets: Offsets, dialect: SourceDialect) -> str:
+def _skip(names: Names, status: ConnectorStatus | None, offsets: Offsets, source: Source) -> str:
     """Why the connector can only go on at the end of the log; empty where it can read on. A new one has no slot yet."""
-    streams = _streams(offsets, dialect)
-    if (gap := dialect.gap(names)) is not None and (streams or dialect.hold(names) is not None):
+    streams = _streams(offsets, source)
+    if (gap := source.gap(names)) is not None and (streams or source.hold(names) is not None):
         return gap
     return next((f.message for f in (status.failures if status else ()) if f.skips), "") if streams else ""
 
 
-def _streams(offsets: Offsets, dialect: SourceDialect) -> bool:
+def _streams(offsets: Offsets, source: Source) -> bool:
     """Whether a connector is beyond its initial snapshot. What runs may have stored less than that yet, what was stopped has stored all."""
-    return bool(offsets) and not dialect.progress(offsets).snapshot
+    return bool(offsets) and not source.progress(offsets).snapshot
 
 
 def apply_registration(
     plan: RegistrationPlan,
-    dialect: SourceDialect,
+    source: Source,
     connect: KafkaConnect,
     kafka: KafkaAdmin,
     say: Callable[[str], None] = lambda _: None,
@@ -340,49 +340,49 @@ def apply_registration(
         raise CdcError(f"the source's role may not do what is missing; {plan.by_hand[0].by_whom} runs:", hint=ddl, code="needs_ddl")
     for statement in plan.statements:
         say(statement.sql)
-        dialect.execute(statement)
+        source.execute(statement)
     for topic in plan.topics:
         say(f"create topic {topic.name}")
         kafka.create_topics([topic.name], partitions=topic.partitions, config=topic.config)
     if plan.connector.kind != "nothing":
         connect.require_valid(plan.connector.config)
     if plan.connector.kind == "update" and not plan.wake:
-        _await_initial_snapshot(plan.names.connector, dialect, connect)
+        _await_initial_snapshot(plan.names.connector, source, connect)
     name, ids = plan.names.connector, dict.fromkeys(plan.snapshots, f"added-{uuid.uuid4()}")
     if plan.connector.kind == "update" or ((plan.wake or plan.skip) and plan.connector.kind == "nothing"):
         say(f"stop connector {name}")
         connect.stop(name)
         offsets = connect.offsets(name)
-        if plan.skip and _streams(offsets, dialect):  # Within its initial snapshot it begins anew, and its log with it.
-            _skip_log(plan.names, dialect, connect, kafka, say)
-        elif back := dialect.set_back(offsets):
+        if plan.skip and _streams(offsets, source):  # Within its initial snapshot it begins anew, and its log with it.
+            _skip_log(plan.names, source, connect, kafka, say)
+        elif back := source.set_back(offsets):
             connect.change_offsets(name, back)
     # Before the connector reads a row of them: what its rows are then is told by these.
-    reads, now_ms = dialect.registered(plan.connector.config) if plan.initial else plan.snapshots, round(time.time() * 1000)
-    known = dialect.identities(sorted(reads), plan.names, plan.connector.config, plan.options).tables.items() if reads else ()
-    notes = [identity(f"identity-{uuid.uuid4()}", dialect.collection(table), text, now_ms) for table, text in known]
-    notes += [returning(f"returning-{uuid.uuid4()}", dialect.collection(table), now_ms) for table in plan.returning]
+    reads, now_ms = source.registered(plan.connector.config) if plan.initial else plan.snapshots, round(time.time() * 1000)
+    known = source.identities(sorted(reads), plan.names, plan.connector.config, plan.options).tables.items() if reads else ()
+    notes = [identity(f"identity-{uuid.uuid4()}", source.collection(table), text, now_ms) for table, text in known]
+    notes += [returning(f"returning-{uuid.uuid4()}", source.collection(table), now_ms) for table in plan.returning]
     if notes:
         kafka.send(plan.names.notification_topic, notes)
     for table in ids:
         say(f"ask for a snapshot of {table}")
-    _ask_snapshots(plan.connector.config, ids, dialect, kafka)
+    _ask_snapshots(plan.connector.config, ids, source, kafka)
     if plan.connector.kind != "nothing":
         say(f"{plan.connector.kind} connector {name}")
         connect.apply(plan.connector)
-    initial = _settle_new(plan, dialect, connect, kafka, say) if plan.initial else False
+    initial = _settle_new(plan, source, connect, kafka, say) if plan.initial else False
     if plan.initial or plan.wake or plan.skip or plan.connector.kind == "update":
         say(f"start connector {name}")
         connect.resume(name)
-    status = _await_start(plan.names, dialect, connect, initial=initial, seconds=WATCH_SECONDS if plan.wake or plan.skip else 0.0)
-    captured = tuple(sorted(dialect.registered(plan.connector.config)))
+    status = _await_start(plan.names, source, connect, initial=initial, seconds=WATCH_SECONDS if plan.wake or plan.skip else 0.0)
+    captured = tuple(sorted(source.registered(plan.connector.config)))
     return Registered(status, initial, captured if initial else plan.snapshots, ids)
 
 
 def request_snapshots(
     names: Names,
     tables: Collection[TableId],
-    dialect: SourceDialect,
+    source: Source,
     connect: KafkaConnect,
     kafka: KafkaAdmin,
     ids: Mapping[TableId, str] | None = None,
@@ -398,39 +398,39 @@ def request_snapshots(
     config = connect.config(names.connector)
     if config is None:
         raise CdcError(f"connector {names.connector} does not exist", hint="cdc register", code="not_registered")
-    _refuse(dialect.snapshot_refusal(t) for t in tables)
+    _refuse(source.snapshot_refusal(t) for t in tables)
     fresh = str(uuid.uuid4())
     asked = {t: fresh if ids is None else ids[t] for t in sorted(tables)}
-    if afresh and not dialect.progress(connect.offsets(names.connector)).snapshot:
+    if afresh and not source.progress(connect.offsets(names.connector)).snapshot:
         connect.stop(names.connector)
         try:
-            if back := dialect.set_back(connect.offsets(names.connector)):
+            if back := source.set_back(connect.offsets(names.connector)):
                 connect.change_offsets(names.connector, back)
-            _ask_snapshots(config, asked, dialect, kafka)
+            _ask_snapshots(config, asked, source, kafka)
         finally:
             connect.resume(names.connector)
         return asked
-    _ask_snapshots(config, asked, dialect, kafka)
+    _ask_snapshots(config, asked, source, kafka)
     return asked
 
 
-def _ask_snapshots(config: Mapping[str, str], ids: Mapping[TableId, str], dialect: SourceDialect, kafka: KafkaAdmin) -> None:
+def _ask_snapshots(config: Mapping[str, str], ids: Mapping[TableId, str], source: Source, kafka: KafkaAdmin) -> None:
     for signal_id in dict.fromkeys(ids.values()):
-        record = dialect.ask_snapshot(config, [t for t, id_ in ids.items() if id_ == signal_id], signal_id)
+        record = source.ask_snapshot(config, [t for t, id_ in ids.items() if id_ == signal_id], signal_id)
         if record is not None:
             kafka.send(record.topic, [(record.key, record.value)])
 
 
-def plan_removal(config: Config, dialect: SourceDialect, connect: KafkaConnect) -> tuple[Step, ...]:
+def plan_removal(config: Config, source: Source, connect: KafkaConnect) -> tuple[Step, ...]:
     """What ``unregister`` would take away: connector, its offsets, and what the source holds for it. Topics and targets stay."""
     names = config.names
     steps = []
     if connect.config(names.connector) is not None:
         steps.append(Step("connector", f"delete connector {names.connector} and its offsets", "nothing is captured any more"))
-    return (*steps, *_source_steps(dialect.release(names)))
+    return (*steps, *_source_steps(source.release(names)))
 
 
-def unregister(config: Config, dialect: SourceDialect, connect: KafkaConnect, say: Callable[[str], None] = lambda _: None) -> None:
+def unregister(config: Config, source: Source, connect: KafkaConnect, say: Callable[[str], None] = lambda _: None) -> None:
     """Deletes the connector with its offsets, then slot and publication; whatever is gone already is no error.
 
     Offsets go too: a connector made again under this name would otherwise go on behind a slot that is no more, and skip what lies between.
@@ -443,55 +443,53 @@ def unregister(config: Config, dialect: SourceDialect, connect: KafkaConnect, sa
         connect.forget_offsets(names.connector)
         connect.delete(names.connector)
     left = []
-    for statement in dialect.release(names):
+    for statement in source.release(names):
         if not statement.allowed:
             left.append(statement)
             continue
         say(statement.sql)
-        dialect.execute(statement)
+        source.execute(statement)
     if left:
         ddl = "\n".join(f"{s.sql};" for s in left)
         whom = ", ".join(dict.fromkeys(s.by_whom for s in left))
         raise CdcError(f"the source's role may not drop what is left; {whom} runs:", hint=ddl, code="needs_ddl")
 
 
-def _skip_log(names: Names, dialect: SourceDialect, connect: KafkaConnect, kafka: KafkaAdmin, say: Callable[[str], None]) -> None:
+def _skip_log(names: Names, source: Source, connect: KafkaConnect, kafka: KafkaAdmin, say: Callable[[str], None]) -> None:
     """Lets a stopped connector go on at the end of the log. The service is told before the connector can come there."""
     say(f"let connector {names.connector} go on at the end of the log")
     before = connect.offsets(names.connector)
-    if dialect.position() < (dialect.progress(before).position or 0):
+    if source.position() < (source.progress(before).position or 0):
         raise CdcError(
             "the source's log ends before what the connector has sent already: the source was restored, or failed over to one that lagged",
             hint="cdc register --delete, then cdc register, then cdc resync of each table that asks for it",
             code="source_went_back",
         )
-    position, offsets = dialect.skip(names, before)
+    position, offsets = source.skip(names, before)
     kafka.send(names.notification_topic, [skipped(f"skipped-{uuid.uuid4()}", position, round(time.time() * 1000))])
     connect.change_offsets(names.connector, offsets)
 
 
-def _settle_new(
-    plan: RegistrationPlan, dialect: SourceDialect, connect: KafkaConnect, kafka: KafkaAdmin, say: Callable[[str], None]
-) -> bool:
+def _settle_new(plan: RegistrationPlan, source: Source, connect: KafkaConnect, kafka: KafkaAdmin, say: Callable[[str], None]) -> bool:
     """Before a new connector starts: what an earlier one of this name left. Returns whether it will take an initial snapshot."""
-    hold = dialect.hold(plan.names)
+    hold = source.hold(plan.names)
     lost = hold is None or hold.status == "lost"
     if connect.offsets(plan.names.connector):
         if not lost:
-            if dialect.gap(plan.names) is not None:
-                _skip_log(plan.names, dialect, connect, kafka, say)
+            if source.gap(plan.names) is not None:
+                _skip_log(plan.names, source, connect, kafka, say)
             return False
         say("forget the offsets of an earlier connector: its slot is gone, so it must begin with a snapshot")
         connect.forget_offsets(plan.names.connector)
     if hold is not None:
         say("drop the slot of an earlier connector: the new one begins with a snapshot, and its own slot")
-        for statement in dialect.release(plan.names):
+        for statement in source.release(plan.names):
             if statement.subject == "slot":
-                dialect.execute(statement)
+                source.execute(statement)
     return True
 
 
-def _await_start(names: Names, dialect: SourceDialect, connect: KafkaConnect, *, initial: bool, seconds: float) -> ConnectorStatus:
+def _await_start(names: Names, source: Source, connect: KafkaConnect, *, initial: bool, seconds: float) -> ConnectorStatus:
     """Waits until the connector reads the source, and has for ``seconds``. Connect says RUNNING before a task has tried anything, so the
     source is asked too: in an initial snapshot the slot is there, behind it somebody reads it."""
     deadline = time.monotonic() + CONNECTOR_START_SECONDS
@@ -500,17 +498,17 @@ def _await_start(names: Names, dialect: SourceDialect, connect: KafkaConnect, *,
         try:
             status = connect.await_running(names.connector, CONNECTOR_START_SECONDS)
         except Unavailable as error:
-            raise dialect.awaited(names) or error from None
-        hold = dialect.hold(names)
+            raise source.awaited(names) or error from None
+        hold = source.hold(names)
         now = time.monotonic()
-        if hold is not None and (hold.active or initial or dialect.progress(connect.offsets(names.connector)).snapshot):
+        if hold is not None and (hold.active or initial or source.progress(connect.offsets(names.connector)).snapshot):
             since = now if since is None else since
             if now - since >= seconds:
                 return status
         else:
             since = None
         if now > deadline:
-            raise dialect.awaited(names) or Unavailable(
+            raise source.awaited(names) or Unavailable(
                 f"connector {names.connector} runs, but does not read its slot within {CONNECTOR_START_SECONDS:.0f} s",
                 hint="cdc check says whether the slot can be read, and what waits; see the worker's log too",
                 code="connector_slow",
@@ -518,10 +516,10 @@ def _await_start(names: Names, dialect: SourceDialect, connect: KafkaConnect, *,
         time.sleep(0.1)
 
 
-def _await_initial_snapshot(name: str, dialect: SourceDialect, connect: KafkaConnect) -> None:
+def _await_initial_snapshot(name: str, source: Source, connect: KafkaConnect) -> None:
     """A connector that is stopped in its initial snapshot begins it anew, and rows deleted in between stay behind as ghosts."""
     deadline = time.monotonic() + SNAPSHOT_PATIENCE_SECONDS
-    while dialect.progress(connect.offsets(name)).snapshot:
+    while source.progress(connect.offsets(name)).snapshot:
         if time.monotonic() > deadline:
             raise CdcError(
                 f"connector {name} is in its initial snapshot and must not be changed before that ends",

@@ -115,7 +115,7 @@ def _closed(documents: pa.Array) -> pa.Array:
 
 
 def layout_of_texts(table: TableSchema) -> Layout:
-    """How the source's own reading gives the columns of ``table`` as text (SourceDialect.reread), where no event showed them yet: as the
+    """How the source's own reading gives the columns of ``table`` as text (Source.reread), where no event showed them yet: as the
     connector's default settings write them. Raises ConfigError for a type whose text may mean several things."""
     forms = {"decimal.handling.mode": "string", "time.precision.mode": "microseconds", "interval.handling.mode": "string"}
     return _layout(table, {**forms, "hstore.handling.mode": "json", "binary.handling.mode": "bytes"})

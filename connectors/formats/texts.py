@@ -1,4 +1,4 @@
-"""Values that a source dialect read as text (SourceDialect.reread, Fill) -> the columns that a decoder makes of the same values.
+"""Values that a source read as text (Source.reread, Fill) -> the columns that a decoder makes of the same values.
 
 The text is in the form of the connector's events: text as it is, bytes in base64, arrays as JSON text, counts as decimal numbers. What
 events carry as bytes and is a text here (bit strings, types that the connector does not know) is that text.

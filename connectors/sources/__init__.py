@@ -11,29 +11,29 @@ from sqlalchemy.exc import ArgumentError
 
 from cdc_service.core import plugins
 from cdc_service.core.errors import ConfigError
-from cdc_service.ports.source import SourceDialect
+from cdc_service.ports.source import Source
 
-_DIALECTS = {"postgresql": "postgresql", "postgres": "postgresql"}
+_SOURCES = {"postgresql": "postgresql", "postgres": "postgresql"}
 
 
-def dialect_name(url: str | URL) -> str:
+def source_name(url: str | URL) -> str:
     """The source's name for a URL. Raises ConfigError on a scheme that none serves."""
     try:
         scheme = make_url(url).get_backend_name()
     except ArgumentError as error:
         raise ConfigError("source.url is not a URL", hint="write it as postgresql://user:${PASSWORD}@host:5432/database") from error
-    if scheme in _DIALECTS:
-        return _DIALECTS[scheme]
+    if scheme in _SOURCES:
+        return _SOURCES[scheme]
     others = plugins.names(plugins.SOURCES)
     if scheme not in others:
-        known = ", ".join(sorted({*_DIALECTS.values(), *others}))
-        raise ConfigError(f"no source dialect for {scheme}://", hint=f"sources that can be read: {known}")
+        known = ", ".join(sorted({*_SOURCES.values(), *others}))
+        raise ConfigError(f"no source for {scheme}://", hint=f"sources that can be read: {known}")
     return scheme
 
 
-def open_dialect(url: str | URL) -> SourceDialect:
+def open_source(url: str | URL) -> Source:
     """The source of ``url``. Nothing is connected yet; the driver is imported only now."""
-    name = dialect_name(url)
-    if name in _DIALECTS.values():
-        return cast(SourceDialect, importlib.import_module(f"connectors.sources.{name}.source").open_dialect(make_url(url)))
-    return cast(SourceDialect, plugins.load(plugins.SOURCES, name)(make_url(url)))  # type: ignore[misc]
+    name = source_name(url)
+    if name in _SOURCES.values():
+        return cast(Source, importlib.import_module(f"connectors.sources.{name}.source").open_source(make_url(url)))
+    return cast(Source, plugins.load(plugins.SOURCES, name)(make_url(url)))  # type: ignore[misc]

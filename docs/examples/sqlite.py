@@ -27,9 +27,9 @@ from cdc_service.core.rowtext import value_text
 from cdc_service.ports.destination import Capabilities
 from mergers.sql.connection import Mismatch
 from mergers.sql.destination import SqlDestination
-from mergers.sql.spelling import Dialect
+from mergers.sql.spelling import Spelling
 
-DIALECT = Dialect(
+SPELLING = Spelling(
     name="sqlite",
     namespaces=False,
     types={kind: "INTEGER" if kind in (Kind.BOOL, Kind.INT16, Kind.INT32, Kind.INT64) else "TEXT" for kind in Kind},
@@ -74,7 +74,7 @@ def open(url: str, *, pipeline: str, meta_schema: str, options: Mapping[str, Any
 
 class Sqlite(SqlDestination):
     capabilities = CAPABILITIES
-    dialect = DIALECT
+    spelling = SPELLING
 
     def __init__(self, path: Path, *, pipeline: str, meta_schema: str) -> None:
         super().__init__(pipeline=pipeline, meta_schema=meta_schema)
@@ -147,7 +147,7 @@ class SqliteConnection:
             return self.raw.execute(sql, [json.dumps(p) if isinstance(p, list) else p for p in params]).fetchall()
 
     def stage(self, name: str, table: pa.Table, types: Sequence[str]) -> None:
-        place, columns = DIALECT.quote("temp", name), zip(map(DIALECT.quote, table.column_names), types, strict=True)
+        place, columns = SPELLING.quote("temp", name), zip(map(SPELLING.quote, table.column_names), types, strict=True)
         self.unstage(name)
         self.fetch(f"CREATE TEMPORARY TABLE {place} ({', '.join(f'{column} {type_}' for column, type_ in columns)})")
         values = [_held(column.combine_chunks(), type_) for column, type_ in zip(table.columns, types, strict=True)]
@@ -155,11 +155,11 @@ class SqliteConnection:
             self.raw.executemany(f"INSERT INTO {place} VALUES ({', '.join('?' * len(types))})", zip(*values, strict=True))
 
     def fill(self, name: str, select: str, params: Sequence[object] = ()) -> None:
-        self.fetch(f"CREATE TEMPORARY TABLE {DIALECT.quote('temp', name)} AS {select}", params)
+        self.fetch(f"CREATE TEMPORARY TABLE {SPELLING.quote('temp', name)} AS {select}", params)
 
     def unstage(self, name: str) -> None:
         with contextlib.suppress(sqlite3.Error):
-            self.raw.execute(f"DROP TABLE IF EXISTS {DIALECT.quote('temp', name)}")
+            self.raw.execute(f"DROP TABLE IF EXISTS {SPELLING.quote('temp', name)}")
 
     def columns(self, namespace: str, name: str) -> Sequence[tuple[str, str]] | None:
         return self.fetch("SELECT name, type FROM pragma_table_info(?) ORDER BY cid", [f"{namespace}.{name}"]) or None

@@ -67,7 +67,7 @@ class PostgreSqlView(View):
             raise _translated(error) from None
 
     def _form(self, name: str) -> str:
-        quoted, column = self._s.dialect.quote(name), self._columns.get(name)
+        quoted, column = self._s.spelling.quote(name), self._columns.get(name)
         if column is None:
             return quoted
         if column.type.element is not None:
@@ -77,7 +77,7 @@ class PostgreSqlView(View):
         return f"CAST({quoted} AS text)" if column.type.kind in _AS_TEXT else quoted
 
     def matching(self, key: Sequence[Column], keys: pa.Table) -> str:
-        d = self._s.dialect
+        d = self._s.spelling
         texts = [psql.Literal(input_text(keys[c.name].combine_chunks()).to_pylist()).as_string(None) for c in key]
         arrays = ", ".join(f"CAST({text}::text[] AS {d.column_type(c.type)}[])" for text, c in zip(texts, key, strict=True))
         return f"({', '.join(d.quote(c.name) for c in key)}) IN (SELECT * FROM unnest({arrays}))"

@@ -27,11 +27,11 @@ from cdc_service.core.types import Column, TableSchema, Target
 from cdc_service.ports.destination import Capabilities, Misfit, RightsLacking
 from mergers.sql.connection import Mismatch
 from mergers.sql.destination import ANOTHER_TARGET, SqlDestination
-from mergers.sql.spelling import Dialect, Statement
+from mergers.sql.spelling import Spelling, Statement
 from mergers.sql.statements import STAGE, MergeSql
 from mergers.sql.view import View
 
-DIALECT = Dialect(
+SPELLING = Spelling(
     name="duckdb",
     types={
         Kind.BOOL: "BOOLEAN",
@@ -134,7 +134,7 @@ class DuckDb(SqlDestination):
     """The line's thread merges on one connection; ``query`` may be called from any thread and has its own. Nothing else may."""
 
     capabilities = CAPABILITIES
-    dialect = DIALECT
+    spelling = SPELLING
 
     def __init__(self, database: str, settings: Mapping[str, str], *, pipeline: str, meta_schema: str) -> None:
         super().__init__(pipeline=pipeline, meta_schema=meta_schema)
@@ -341,8 +341,8 @@ class DuckDbView(View):
 
     def matching(self, key: Sequence[Column], keys: pa.Table) -> str:
         self._cursor.register("keys_wanted", keys)
-        names, wanted = ([DIALECT.quote(c.name) for c in key] for _ in range(2))
-        types = [DIALECT.column_type(c.type) for c in key]
+        names, wanted = ([SPELLING.quote(c.name) for c in key] for _ in range(2))
+        types = [SPELLING.column_type(c.type) for c in key]
         casts = ", ".join(f"CAST({n} AS {t})" for n, t in zip(wanted, types, strict=True))
         return f"({', '.join(names)}) IN (SELECT {casts} FROM keys_wanted)"
 
@@ -371,10 +371,10 @@ class DuckDbConnection:
         """A view: the rows stay in Arrow, each statement reads the columns that it needs. Copying them first took a sixth of a merge."""
         marked = pa.schema([_mark_json(field, type_) for field, type_ in zip(table.schema, types, strict=True)])
         columns = ", ".join(
-            f"CAST({DIALECT.quote(field.name)} AS {type_}) AS {DIALECT.quote(field.name)}"
+            f"CAST({SPELLING.quote(field.name)} AS {type_}) AS {SPELLING.quote(field.name)}"
             for field, type_ in zip(marked, types, strict=True)
         )
-        view, rows = DIALECT.quote("temp", name), DIALECT.quote(f"{name}_arrow")
+        view, rows = SPELLING.quote("temp", name), SPELLING.quote(f"{name}_arrow")
         rows_at_once = max(1, SCAN_BYTES * table.num_rows // max(1, table.nbytes))
         self._show(name, pa.Table.from_batches(pa.Table.from_arrays(table.columns, schema=marked).to_batches(rows_at_once), marked))
         self.fetch(f"CREATE OR REPLACE TEMPORARY VIEW {view} AS SELECT {columns} FROM {rows}")
@@ -399,13 +399,13 @@ class DuckDbConnection:
         return int(rows.num_rows - self._staged[name].num_rows)
 
     def fill(self, name: str, select: str, params: Sequence[object] = ()) -> None:
-        self.fetch(f"CREATE TEMPORARY TABLE {DIALECT.quote('temp', name)} AS {select}", params)
+        self.fetch(f"CREATE TEMPORARY TABLE {SPELLING.quote('temp', name)} AS {select}", params)
 
     def unstage(self, name: str) -> None:
         if self._staged.pop(name, None) is None:
-            self._quietly(lambda: self.raw.execute(f"DROP TABLE IF EXISTS {DIALECT.quote('temp', name)}").fetchall())
+            self._quietly(lambda: self.raw.execute(f"DROP TABLE IF EXISTS {SPELLING.quote('temp', name)}").fetchall())
         else:
-            self._quietly(lambda: self.raw.execute(f"DROP VIEW IF EXISTS {DIALECT.quote('temp', name)}").fetchall())
+            self._quietly(lambda: self.raw.execute(f"DROP VIEW IF EXISTS {SPELLING.quote('temp', name)}").fetchall())
             self._quietly(lambda: self.raw.unregister(f"{name}_arrow"))
 
     def columns(self, namespace: str, name: str) -> Sequence[tuple[str, str]] | None:
@@ -416,7 +416,7 @@ WHERE database_name = current_database() AND lower(schema_name) = lower(?) AND l
         # With a thousand tables this takes a fortieth of the time. Of a table that is not there it fails, which would end a transaction.
         here = self.fetch("SELECT current_database()")[0][0]
         try:
-            found = self.raw.execute("SELECT name, type FROM pragma_table_info(?) ORDER BY cid", [DIALECT.quote(here, namespace, name)])
+            found = self.raw.execute("SELECT name, type FROM pragma_table_info(?) ORDER BY cid", [SPELLING.quote(here, namespace, name)])
             return [(column, type_) for column, type_ in found.fetchall()]
         except duckdb.CatalogException:
             return None

@@ -36,7 +36,7 @@ from mergers.destinations._postgresql_rights import lacking, namespace_rights
 from mergers.destinations._postgresql_view import PostgreSqlView
 from mergers.sql.connection import Connection
 from mergers.sql.destination import ANOTHER_TARGET, SqlDestination
-from mergers.sql.spelling import Dialect
+from mergers.sql.spelling import Spelling
 from mergers.sql.statements import MergeSql, metadata_columns
 
 NAME_BYTES = 63
@@ -55,7 +55,7 @@ _MARK = "\x00"
 """Stands for a parameter until the text is complete: no name and no literal can hold it, as both can hold psycopg's own marks."""
 
 
-class _PostgreSql(Dialect):
+class _PostgreSql(Spelling):
     """The spelling of PostgreSQL, where it is more than data."""
 
     __slots__ = ()
@@ -76,7 +76,7 @@ class _PostgreSql(Dialect):
         return super().column_type(type_)
 
 
-DIALECT = _PostgreSql(
+SPELLING = _PostgreSql(
     name="postgres",
     types={
         Kind.BOOL: "boolean",
@@ -175,7 +175,7 @@ class PostgreSql(SqlDestination):
     """The line's thread merges on one connection; ``query`` may be called from any thread and opens its own. Nothing else may."""
 
     capabilities = CAPABILITIES
-    dialect = DIALECT
+    spelling = SPELLING
 
     def __init__(self, url: URL, settings: Mapping[str, str], *, pipeline: str, meta_schema: str) -> None:
         super().__init__(pipeline=pipeline, meta_schema=meta_schema)
@@ -234,7 +234,7 @@ class PostgreSql(SqlDestination):
                 what = f"has a column {name} of its own in each table"
                 return Misfit(f"{source}: PostgreSQL {what}", hint="rename the column at the source", column=name)
         for name in schema.key:
-            if "json" in self.dialect.column_type(schema.column(name).type):
+            if "json" in self.spelling.column_type(schema.column(name).type):
                 what = f"does not compare JSON, of which the key column {name} is"
                 return Misfit(f"{source}: PostgreSQL {what}", hint="give it another key at the source")
         own = max(len(metadata_columns(target)), STAGED_BESIDE + len(schema.key))
@@ -311,7 +311,7 @@ def _has_key(target: Target, schema: TableSchema) -> bool:
 
 
 def _q(*path: str) -> str:
-    return DIALECT.quote(*path)
+    return SPELLING.quote(*path)
 
 
 class _Session(psycopg.Connection[Any]):

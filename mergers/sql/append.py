@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from cdc_service.core.order import INCREMENTAL
 from cdc_service.core.types import Delta, Op
 from mergers.sql.connection import Connection, Discard, run
-from mergers.sql.ledger import AccountOpen
+from mergers.sql.ledger import LedgerOpen
 from mergers.sql.spelling import Statement
 from mergers.sql.statements import STAGE, MergeSql
 
@@ -28,13 +28,13 @@ def apply(c: Connection, s: MergeSql, delta: Delta, watermark: tuple[int, int] |
     total = sum(new.values())
     written = run(c, s.insert_new(STAGE)) if total else 0
     if written != total:
-        raise AccountOpen(f"{delta.target}: {total} changes were to be written, {written} were")
+        raise LedgerOpen(f"{delta.target}: {total} changes were to be written, {written} were")
     return new
 
 
 def known(s: MergeSql, delta: Delta, watermark: tuple[int, int] | None) -> Iterator[Statement]:
     """The staged changes that the target holds already: queries of their ``n``."""
-    p = s.dialect.placeholder
+    p = s.spelling.placeholder
     if watermark is not None:
         below = f"s.gen < {p} OR (s.gen = {p} AND s.rec < {p})"
         yield s.staged(f"WHERE s.rec < 0 AND ({below})", [watermark[0], watermark[0], watermark[1]])
@@ -48,7 +48,7 @@ def known(s: MergeSql, delta: Delta, watermark: tuple[int, int] | None) -> Itera
 def lift(s: MergeSql, delta: Delta) -> Statement:
     """Gives the changes that the target holds already the generation in which they came again."""
     same, range_ = _same(s, delta)
-    gen = s.dialect.quote("_cdc_gen")
+    gen = s.spelling.quote("_cdc_gen")
     key = f" AND (s.op = {int(Op.TRUNCATE)} OR {s.same_key()})" if s.table.key else ""
     return Statement(
         f"UPDATE {s.place} AS t SET {gen} = s.gen FROM {s.temporary(STAGE)} AS s WHERE {same}{key} AND t.{gen} < s.gen", range_
@@ -57,7 +57,7 @@ def lift(s: MergeSql, delta: Delta) -> Statement:
 
 def _same(s: MergeSql, delta: Delta) -> tuple[str, list[object]]:
     """The condition that a staged change and a row are one change, but for the key."""
-    p, q = s.dialect.placeholder, s.dialect.quote
+    p, q = s.spelling.placeholder, s.spelling.quote
     ends = pc.min_max(delta.meta["record"])
     minor = f" AND t.{q('_cdc_minor')} = s.minor" if s.target.ordering.minor else ""
     same = f"""t.{q("_cdc_record")} >= {p} AND t.{q("_cdc_record")} <= {p} AND t.{q("_cdc_record")} = s.rec{minor}
@@ -68,6 +68,6 @@ def _same(s: MergeSql, delta: Delta) -> tuple[str, list[object]]:
 
 def remove_readings(s: MergeSql, generation: int, record: int) -> Statement:
     """Removes the rows of an initial snapshot of the generation that only an earlier attempt saw."""
-    p, q = s.dialect.placeholder, s.dialect.quote
+    p, q = s.spelling.placeholder, s.spelling.quote
     sql = f"DELETE FROM {s.place} AS t WHERE t.{q('_cdc_gen')} = {p} AND t.{q('_cdc_record')} < {p} AND t.{q('_cdc_record')} < 0"
     return Statement(sql, [generation, record])

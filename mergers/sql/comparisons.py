@@ -31,16 +31,16 @@ def keep(c: Connection, s: MergeSql, run: Row, differences: Sequence[Row], bucke
 
 def runs(c: Connection, s: MergeSql, most: int) -> Sequence[Mapping[str, Any]]:
     """The last ones first."""
-    return _rows(c, s, meta.RECONCILE_RUN, "", f" ORDER BY {s.dialect.quote('at')} DESC LIMIT {most:d}")
+    return _rows(c, s, meta.RECONCILE_RUN, "", f" ORDER BY {s.spelling.quote('at')} DESC LIMIT {most:d}")
 
 
 def differences(c: Connection, s: MergeSql, run_id: str) -> Sequence[Mapping[str, Any]]:
-    return _rows(c, s, meta.RECONCILE_DIFFERENCE, f" AND run_id = {s.dialect.placeholder}", "", run_id)
+    return _rows(c, s, meta.RECONCILE_DIFFERENCE, f" AND run_id = {s.spelling.placeholder}", "", run_id)
 
 
 def mark_repaired(c: Connection, s: MergeSql, run_id: str, keys: Sequence[str], at: datetime) -> None:
     """Inside of a transaction."""
-    p, q = s.dialect.placeholder, s.dialect.quote
+    p, q = s.spelling.placeholder, s.spelling.quote
     for first in range(0, len(keys), ROWS_AT_ONCE):
         some = keys[first : first + ROWS_AT_ONCE]
         sql = f"""UPDATE {s.meta(meta.RECONCILE_DIFFERENCE)} SET repaired_at = {p}
@@ -50,5 +50,5 @@ WHERE {s.in_scope()} AND run_id = {p} AND {q("key")} IN ({", ".join([p] * len(so
 
 def _rows(c: Connection, s: MergeSql, table: meta.MetaTable, also: str, tail: str, *params: object) -> Sequence[Mapping[str, Any]]:
     names = [name for name, _ in table.columns]
-    sql = f"SELECT {', '.join(map(s.dialect.quote, names))} FROM {s.meta(table)} WHERE {s.in_scope()}{also}{tail}"
+    sql = f"SELECT {', '.join(map(s.spelling.quote, names))} FROM {s.meta(table)} WHERE {s.in_scope()}{also}{tail}"
     return [dict(zip(names, row, strict=True)) for row in c.fetch(sql, [*s.scope, *params])]

@@ -1,7 +1,7 @@
-"""The engine that every SQL destination shares: checkpoint, guard, merge, ledger and evolution over a thin connection and a dialect.
+"""The engine that every SQL destination shares: checkpoint, guard, merge, ledger and evolution over a thin connection and a spelling.
 
 Promises: one transaction a merge, its first statement the compare-and-swap of the checkpoint; rows staged are compared with rows
-affected; the account of records closes or nothing is applied. A destination adds a dialect, a connection and what is its own.
+affected; the account of records closes or nothing is applied. A destination adds a spelling, a connection and what is its own.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from mergers.sql import append as changelog
 from mergers.sql import comparisons, meta, quarantine, states
 from mergers.sql import upsert as rows
 from mergers.sql.connection import Connection, Mismatch, run
-from mergers.sql.ledger import AccountOpen, account, highs, parked
+from mergers.sql.ledger import LedgerOpen, account, highs, parked
 from mergers.sql.meta import SCOPE
 from mergers.sql.schema_text import schema_from_json, schema_to_json
-from mergers.sql.spelling import Dialect, Statement
+from mergers.sql.spelling import Spelling, Statement
 from mergers.sql.statements import (
     CHANGE,
     DELETED,
@@ -56,7 +56,7 @@ class SqlDestination(abc.ABC):
     """ports.destination.Destination over SQL; subclasses open the connection and say how to query and to let go."""
 
     capabilities: Capabilities
-    dialect: Dialect
+    spelling: Spelling
 
     def __init__(self, *, pipeline: str, meta_schema: str) -> None:
         self._pipeline = pipeline
@@ -77,22 +77,22 @@ class SqlDestination(abc.ABC):
             self._prepare(c)
 
     def _prepare(self, c: Connection) -> None:
-        q = self.dialect.quote
+        q = self.spelling.quote
         for sql in self._make_namespace(self._meta_schema):
             c.execute(sql)
         version_table = q(self._meta_schema, "migration")
         c.execute(f"CREATE TABLE IF NOT EXISTS {version_table} (version INTEGER, {q('at')} TIMESTAMP WITH TIME ZONE)")
         done = c.fetch(f"SELECT COALESCE(MAX(version), 0) FROM {version_table}")[0][0]
-        for version, statements in enumerate(meta.migrations(self.dialect, self._meta_schema), start=1):
+        for version, statements in enumerate(meta.migrations(self.spelling, self._meta_schema), start=1):
             if version > done:
                 for sql in statements if version == 1 or done else ():
                     c.execute(sql)
-                c.execute(f"INSERT INTO {version_table} VALUES ({self.dialect.placeholder}, now())", [version])
+                c.execute(f"INSERT INTO {version_table} VALUES ({self.spelling.placeholder}, now())", [version])
         self._prune()
 
     def _prune(self) -> None:
         if time.monotonic() - self._pruned >= PRUNE_SECONDS:
-            for sql in meta.retention(self.dialect, self._meta_schema):
+            for sql in meta.retention(self.spelling, self._meta_schema):
                 self.connection().execute(sql)
             self._pruned = time.monotonic()
 
@@ -102,9 +102,9 @@ class SqlDestination(abc.ABC):
         return [Checkpoint(LogId(cluster, topic, topic_id), p, offset, epoch) for cluster, topic, topic_id, p, offset, epoch in rows]
 
     def _select_checkpoints(self, s: MergeSql) -> str:
-        return f"SELECT cluster_id, topic, topic_id, {s.dialect.quote('partition')}, next_offset, epoch FROM {s.meta(meta.CHECKPOINT)}"
+        return f"SELECT cluster_id, topic, topic_id, {s.spelling.quote('partition')}, next_offset, epoch FROM {s.meta(meta.CHECKPOINT)}"
 
-    def take(self, target: Target, log: LogId, starts: Mapping[int, int], generation: int | None = None) -> Sequence[Checkpoint]:
+    def claim(self, target: Target, log: LogId, starts: Mapping[int, int], generation: int | None = None) -> Sequence[Checkpoint]:
         if not starts:
             return []
         with self._transaction() as c:
@@ -115,14 +115,14 @@ class SqlDestination(abc.ABC):
             return taken
 
     def _take(self, c: Connection, s: MergeSql, log: LogId, starts: Mapping[int, int]) -> Sequence[Checkpoint]:
-        p, table = self.dialect.placeholder, s.meta(meta.CHECKPOINT)
+        p, table = self.spelling.placeholder, s.meta(meta.CHECKPOINT)
         here = f"{s.in_scope()} AND cluster_id = {p} AND topic = {p} AND topic_id = {p}"
         log_params = [*s.scope, log.cluster_id, log.topic, log.topic_id]
         partitions = sorted(starts)
-        listed = f"{s.dialect.quote('partition')} IN ({', '.join([p] * len(partitions))})"
+        listed = f"{s.spelling.quote('partition')} IN ({', '.join([p] * len(partitions))})"
         epoch = self._next_epoch(c, s)
         c.execute(f"UPDATE {table} SET epoch = {p} WHERE {here} AND {listed}", [epoch, *log_params, *partitions])
-        there = {row[0] for row in c.fetch(f"SELECT {s.dialect.quote('partition')} FROM {table} WHERE {here}", log_params)}
+        there = {row[0] for row in c.fetch(f"SELECT {s.spelling.quote('partition')} FROM {table} WHERE {here}", log_params)}
         new = [n for n in partitions if n not in there]
         if new:
             none: list[object] = [None] * (len(meta.CHECKPOINT.columns) - 6)
@@ -132,7 +132,7 @@ class SqlDestination(abc.ABC):
         return [Checkpoint(log, row[3], row[4], row[5]) for row in taken]
 
     def _next_epoch(self, c: Connection, s: MergeSql) -> int:
-        q, table = s.dialect.quote, s.meta(meta.WRITER)
+        q, table = s.spelling.quote, s.meta(meta.WRITER)
         sql = f"""{s.insert(meta.WRITER, 1).replace("INSERT INTO " + table, "INSERT INTO " + table + " AS w")}
 ON CONFLICT ({", ".join(map(q, SCOPE))}) DO UPDATE SET epoch = w.epoch + 1 RETURNING epoch"""
         return int(c.fetch(sql, [*s.scope, 1])[0][0])
@@ -162,12 +162,12 @@ ON CONFLICT ({", ".join(map(q, SCOPE))}) DO UPDATE SET epoch = w.epoch + 1 RETUR
         summed = ", ".join(f"CAST(COALESCE(SUM({name}), 0) AS BIGINT)" for name in names)
         counts = self.connection().fetch(f"SELECT {summed} FROM {s.meta(meta.BATCH)} WHERE {s.in_scope()}", s.scope)[0]
         kinds = f"SELECT state, code, COUNT(*) FROM {s.meta(meta.QUARANTINE)} WHERE {s.in_scope()} GROUP BY state, code ORDER BY 1, 2"
-        last = f"""SELECT MAX(high_commit), MAX(high_record), {self.dialect.us_of_time.format(time="MAX(committed_at)")}
+        last = f"""SELECT MAX(high_commit), MAX(high_record), {self.spelling.us_of_time.format(time="MAX(committed_at)")}
 FROM {s.meta(meta.CHECKPOINT)} WHERE {s.in_scope()} AND batch_id IS NOT NULL"""
         ((high, record, synced),) = self.connection().fetch(last, s.scope)
-        q = self.dialect.quote
-        verified = f"""SELECT {self.dialect.us_of_time.format(time=f"MAX({q('at')})")}, MAX({q("position")})
-FROM {s.meta(meta.RECONCILE_RUN)} WHERE {s.in_scope()} AND {meta.proves(self.dialect)}"""
+        q = self.spelling.quote
+        verified = f"""SELECT {self.spelling.us_of_time.format(time=f"MAX({q('at')})")}, MAX({q("position")})
+FROM {s.meta(meta.RECONCILE_RUN)} WHERE {s.in_scope()} AND {meta.proves(self.spelling)}"""
         ((at, position),) = self.connection().fetch(verified, s.scope)
         waiting, decided = dict[str, int](), Counter[str]()
         for state, code, count in self.connection().fetch(kinds, s.scope):
@@ -195,7 +195,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
         return states.load(self.connection(), self._sql(target))
 
     def states(self) -> Mapping[tuple[str, str], TableState]:
-        return states.of_pipeline(self.connection(), self.dialect, self._meta_schema, self._pipeline)
+        return states.of_pipeline(self.connection(), self.spelling, self._meta_schema, self._pipeline)
 
     def save_state(self, target: Target, state: TableState) -> TableState:
         with self._transaction() as c:
@@ -203,7 +203,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
 
     def save_progress(self, moved: Mapping[Target, TableState]) -> Mapping[Target, TableState]:
         with self._transaction() as c:
-            return states.advance(c, self.dialect, self._meta_schema, self._pipeline, moved)
+            return states.advance(c, self.spelling, self._meta_schema, self._pipeline, moved)
 
     # Comparisons with the source
 
@@ -236,7 +236,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
         s = self._sql(target)
         if self.connection().columns(target.namespace, target.name) is None:
             return None
-        where = f" WHERE NOT {self.dialect.quote(DELETED[0])}" if target.mode is Mode.SOFT_DELETE else ""
+        where = f" WHERE NOT {self.spelling.quote(DELETED[0])}" if target.mode is Mode.SOFT_DELETE else ""
         return int(self.connection().fetch(f"SELECT COUNT(*) FROM {s.place}{where}")[0][0])
 
     def schemas(self, target: Target) -> Sequence[TableSchema]:
@@ -301,7 +301,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
 
     def _ddl(self, c: Connection, s: MergeSql, target: Target, change: Change) -> Iterator[str]:
         """What is done already is left out: some databases end the transaction at each of these."""
-        q, type_of = self.dialect.quote, self.dialect.column_type
+        q, type_of = self.spelling.quote, self.spelling.column_type
         there = {self.fold(name): type_ for name, type_ in c.columns(target.namespace, target.name) or ()}
         match change:
             case CreateTable(schema):
@@ -315,7 +315,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
                     yield f"ALTER TABLE {s.place} ADD COLUMN {q(column.name)} {type_of(column.type)}{self._default(c, column)}"
             case WidenType(column, _):
                 if there.get(self.fold(column.name)) != type_of(column.type):
-                    for sql in self.dialect.widen:
+                    for sql in self.spelling.widen:
                         yield sql.format(place=s.place, column=q(column.name), type=type_of(column.type))
             case RenameColumn(before, column):
                 if self.fold(column.name) not in there:
@@ -325,7 +325,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
 
     def _make_namespace(self, namespace: str) -> Sequence[str]:
         """The statements that make a namespace which may be there already."""
-        return [f"CREATE SCHEMA IF NOT EXISTS {self.dialect.quote(namespace)}"] if self.dialect.namespaces else []
+        return [f"CREATE SCHEMA IF NOT EXISTS {self.spelling.quote(namespace)}"] if self.spelling.namespaces else []
 
     def _constraints(self, target: Target, schema: TableSchema) -> Sequence[str]:
         """What stands behind the columns where a target is made, such as its key."""
@@ -335,7 +335,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
         """A DEFAULT clause that gives existing rows exactly the column's default; empty where that is NULL."""
         if column.default is None:
             return ""
-        type_ = self.dialect.column_type(column.type)
+        type_ = self.spelling.column_type(column.type)
         refused = TableStopped(
             f"the default of the new column {column.name} ({column.type}) cannot be written exactly into existing rows",
             state="schema_stopped",
@@ -346,13 +346,13 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
         except (pa.ArrowException, OverflowError, TypeError, ValueError):
             raise refused from None
         c.stage(STAGE, pa.table({"x": value}), [type_])
-        stage = self.dialect.quote(self.dialect.temporary, STAGE)
-        test = self.dialect.text_exact.format(c="x", t=type_) or "TRUE"
+        stage = self.spelling.quote(self.spelling.temporary, STAGE)
+        test = self.spelling.text_exact.format(c="x", t=type_) or "TRUE"
         ((text, exact),) = c.fetch(f"SELECT CAST(x AS VARCHAR), {test} FROM {stage}")
         c.unstage(STAGE)
         if not exact:
             raise refused
-        return f" DEFAULT {self.dialect.literal(text)}"
+        return f" DEFAULT {self.spelling.literal(text)}"
 
     def drift(self, target: Target, schema: TableSchema) -> Sequence[str]:
         there = self.connection().columns(target.namespace, target.name)
@@ -363,7 +363,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
         sentences = []
         for name, type_ in expected:
             _, actual = found.pop(self.fold(name), ("", None))
-            wanted = self.dialect.column_type(type_)
+            wanted = self.spelling.column_type(type_)
             if actual is None:
                 sentences.append(f"column {name} is gone")
             elif actual != wanted:
@@ -378,7 +378,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
         try:
             if delta.meta.num_rows:
                 staged, types = stage_table(delta, table)
-                c.stage(STAGE, staged, [self.dialect.column_type(t) for t in types])
+                c.stage(STAGE, staged, [self.spelling.column_type(t) for t in types])
             if delta.rejected:
                 rejected, rejected_types = parked(delta, log)
                 c.stage(PARKED, rejected, [self._meta_type(t) for t in rejected_types])
@@ -421,7 +421,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
             )
 
     def _decide(self, c: Connection, s: MergeSql, decision: Decision) -> None:
-        p = self.dialect.placeholder
+        p = self.spelling.placeholder
         if c.fetch(f"SELECT {s.newest(meta.SCHEMA_HISTORY)}", s.scope)[0][0] != s.table.version:
             raise Fenced(f"{s.target}: its schema was changed meanwhile", hint="do it again")
         quarantine.decide(c, s, decision)
@@ -430,23 +430,23 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
 
     def _truncate(self, c: Connection, s: MergeSql, delta: Delta, log: LogId) -> bool:
         """Applies the delta's truncation; False where it, or a later one, was applied before."""
-        t, p = delta.truncation, self.dialect.placeholder
+        t, p = delta.truncation, self.spelling.placeholder
         if t is None:
             return True
         known = self._watermark(c, s)
         if known is not None and known >= (t.generation, t.record):
             return False
         sql = f"""{self._set_watermark(s)}
-WHERE {s.in_scope()} AND cluster_id = {p} AND topic = {p} AND topic_id = {p} AND {self.dialect.quote("partition")} = {p}"""
+WHERE {s.in_scope()} AND cluster_id = {p} AND topic = {p} AND topic_id = {p} AND {self.spelling.quote("partition")} = {p}"""
         where = [*s.scope, log.cluster_id, log.topic, log.topic_id, t.partition]
         if c.execute(sql, [t.generation, t.record, *where]) != 1:
-            raise AccountOpen(f"{delta.target}: a truncation came from partition {t.partition}, which is not in its batch")
+            raise LedgerOpen(f"{delta.target}: a truncation came from partition {t.partition}, which is not in its batch")
         run(c, s.remove_below(t.generation, t.record))
         return True
 
     @staticmethod
     def _set_watermark(s: MergeSql) -> str:
-        return f"UPDATE {s.meta(meta.CHECKPOINT)} SET truncate_gen = {s.dialect.placeholder}, truncate_commit = {s.dialect.placeholder}"
+        return f"UPDATE {s.meta(meta.CHECKPOINT)} SET truncate_gen = {s.spelling.placeholder}, truncate_commit = {s.spelling.placeholder}"
 
     def _watermark(self, c: Connection, s: MergeSql) -> tuple[int, int] | None:
         sql = f"""SELECT truncate_gen, truncate_commit FROM {s.meta(meta.CHECKPOINT)}
@@ -457,14 +457,14 @@ WHERE {s.in_scope()} AND truncate_commit IS NOT NULL ORDER BY 1 DESC, 2 DESC LIM
     def _discard(self, numbers: Statement) -> int:
         """Takes the rows out of the staged table whose ``n`` the query returns; how many these were. Not every database has DELETE ...
         USING."""
-        stage = self.dialect.quote(self.dialect.temporary, STAGE)
+        stage = self.spelling.quote(self.spelling.temporary, STAGE)
         return self.connection().execute(f"DELETE FROM {stage} WHERE n IN ({numbers.sql})", numbers.params)
 
     def _record(self, c: Connection, s: MergeSql, delta: Delta, log: LogId, counts: Sequence[PartitionCounts]) -> None:
         if delta.rejected:
             kept = run(c, s.park(meta.QUARANTINE))
             if kept != len(delta.rejected):
-                raise AccountOpen(f"{delta.target}: {len(delta.rejected)} records were to be parked, {kept} were")
+                raise LedgerOpen(f"{delta.target}: {len(delta.rejected)} records were to be parked, {kept} were")
         values: list[object] = []
         for n in counts:
             numbers = (n.partition, n.start, n.stop, n.applied, n.folded, n.duplicate, n.parked, n.filtered)
@@ -481,20 +481,20 @@ WHERE {s.in_scope()} AND truncate_commit IS NOT NULL ORDER BY 1 DESC, 2 DESC LIM
             return run(c, (changelog.remove_readings if s.append else MergeSql.remove_below)(s, generation, record))
 
     def tails(self, target: Target, log: LogId) -> Mapping[int, Tail]:
-        s, p = self._sql(target), self.dialect.placeholder
-        sql = f"""SELECT {s.dialect.quote("partition")}, last_record, last_order, last_seq FROM {s.meta(meta.CHECKPOINT)}
+        s, p = self._sql(target), self.spelling.placeholder
+        sql = f"""SELECT {s.spelling.quote("partition")}, last_record, last_order, last_seq FROM {s.meta(meta.CHECKPOINT)}
 WHERE {s.in_scope()} AND cluster_id = {p} AND topic = {p} AND topic_id = {p} AND last_record IS NOT NULL"""
         rows = self.connection().fetch(sql, [*s.scope, log.cluster_id, log.topic, log.topic_id])
         return {row[0]: Tail(*row[1:]) for row in rows}
 
     def highest_snapshot(self) -> int | None:
-        place = self.dialect.quote(self._meta_schema, meta.CHECKPOINT.name)
-        sql = f"SELECT MAX(high_snapshot) FROM {place} WHERE pipeline = {self.dialect.placeholder}"
+        place = self.spelling.quote(self._meta_schema, meta.CHECKPOINT.name)
+        sql = f"SELECT MAX(high_snapshot) FROM {place} WHERE pipeline = {self.spelling.placeholder}"
         highest: int | None = self.connection().fetch(sql, [self._pipeline])[0][0]
         return highest
 
     def holds_before(self, target: Target, generation: int, position: int) -> bool:
-        s, p, q = self._sql(target), self.dialect.placeholder, self.dialect.quote
+        s, p, q = self._sql(target), self.spelling.placeholder, self.spelling.quote
 
         def early(gen: str, record: str, commit: str = "") -> tuple[str, list[object]]:
             before = f"{gen} = {p} AND {record} > 0 AND {record} < {p}"
@@ -518,27 +518,29 @@ WHERE {s.in_scope()} AND cluster_id = {p} AND topic = {p} AND topic_id = {p} AND
         # As long a name as PostgreSQL takes; it would cut a longer one, and meet another.
         names = (target.name.encode()[: 63 - len(end)].decode(errors="ignore") + end for end in ends)
         name = next(n for n in names if c.columns(target.namespace, n) is None)
-        path = (name,) if self.dialect.namespaces else (target.namespace, name)
-        c.execute(f"ALTER TABLE {s.place} RENAME TO {self.dialect.quote(*path)}")
+        path = (name,) if self.spelling.namespaces else (target.namespace, name)
+        c.execute(f"ALTER TABLE {s.place} RENAME TO {self.spelling.quote(*path)}")
 
     # Helpers
 
     def _sql(self, target: Target, table: TableSchema | None = None) -> MergeSql:
         empty = TableSchema(target.source, (), ())
         scope = (self._pipeline, str(target.source), str(target))
-        return MergeSql(self.dialect, self._meta_schema, scope, target, table or empty)
+        return MergeSql(self.spelling, self._meta_schema, scope, target, table or empty)
 
     def _meta_type(self, type_: LogicalType) -> str:
-        return self.dialect.blob if type_.kind is Kind.BYTES else self.dialect.column_type(type_)
+        return self.spelling.blob if type_.kind is Kind.BYTES else self.spelling.column_type(type_)
 
     @contextmanager
     def _locked(self, s: MergeSql) -> Iterator[Connection]:
         """A transaction in which no other writer changes the target: two that see each other's half would leave a row that one of them
         removed, or lose a column that one of them added."""
         with self._transaction() as c:
-            lock = f"SELECT epoch FROM {s.meta(meta.WRITER)} WHERE {s.in_scope()}{self.dialect.row_lock}"
-            if self.dialect.row_lock and not c.fetch(lock, s.scope):
-                c.execute(f"{s.insert(meta.WRITER, 1)} ON CONFLICT ({', '.join(map(self.dialect.quote, SCOPE))}) DO NOTHING", [*s.scope, 0])
+            lock = f"SELECT epoch FROM {s.meta(meta.WRITER)} WHERE {s.in_scope()}{self.spelling.row_lock}"
+            if self.spelling.row_lock and not c.fetch(lock, s.scope):
+                c.execute(
+                    f"{s.insert(meta.WRITER, 1)} ON CONFLICT ({', '.join(map(self.spelling.quote, SCOPE))}) DO NOTHING", [*s.scope, 0]
+                )
                 c.fetch(lock, s.scope)
             yield c
 

@@ -1,6 +1,6 @@
 """The account of a merge: what became of each record of its batch, and the records that were set aside as rows of the quarantine.
 
-Promises: per partition, records = applied + folded + duplicate + parked + filtered, or AccountOpen before anything is applied.
+Promises: per partition, records = applied + folded + duplicate + parked + filtered, or LedgerOpen before anything is applied.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mergers.sql.meta import SCOPE
 from mergers.sql.statements import High
 
 
-class AccountOpen(CdcError):
+class LedgerOpen(CdcError):
     """Records or rows went missing inside a merge; nothing was applied. It is a defect of this service."""
 
     code = "account_open"
@@ -36,7 +36,7 @@ def highs(delta: Delta) -> dict[int, High]:
 
 
 def account(delta: Delta, winners: Mapping[int, int], *, truncated_before: bool) -> tuple[PartitionCounts, ...]:
-    """The ledger's rows. Raises AccountOpen where a partition's records are not all accounted for."""
+    """The ledger's rows. Raises LedgerOpen where a partition's records are not all accounted for."""
     staged = {entry["values"]: entry["counts"] for entry in pc.value_counts(delta.meta["partition"]).to_pylist()}
     rows = []
     for span in delta.spans:
@@ -57,7 +57,7 @@ def account(delta: Delta, winners: Mapping[int, int], *, truncated_before: bool)
         )
         total = row.applied + row.folded + row.duplicate + row.parked + row.filtered
         if total != span.records:
-            raise AccountOpen(
+            raise LedgerOpen(
                 f"{delta.target}: partition {span.partition} [{span.start}, {span.stop}): {span.records} records read, {total} accounted",
                 hint="nothing was applied; please report this with the service's log",
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mergers.sql.spelling import Dialect
+from mergers.sql.spelling import Spelling
 
 SCOPE = ("pipeline", "source_table", "target_table")
 
@@ -24,7 +24,7 @@ _TEXT, _INT, _LONG, _TIME, _BYTES = "VARCHAR", "INTEGER", "BIGINT", "TIMESTAMP W
 
 @dataclass(frozen=True, slots=True)
 class MetaTable:
-    """``columns`` without the scope, as (name, type); ``{blob}`` and ``{image}`` are the dialect's."""
+    """``columns`` without the scope, as (name, type); ``{blob}`` and ``{image}`` are the spelling's."""
 
     name: str
     columns: tuple[tuple[str, str], ...]
@@ -203,60 +203,60 @@ NAMES = (*(table.name for table in TABLES), "migration", "table_status")
 """All that the meta schema holds."""
 
 
-def migrations(dialect: Dialect, schema: str) -> tuple[tuple[str, ...], ...]:
+def migrations(spelling: Spelling, schema: str) -> tuple[tuple[str, ...], ...]:
     """The statements of each version, in order; version n is the n-th. The first makes all tables as they are now, and the later ones
     bring those up that an older version of the service made."""
-    return tuple(tuple(step(dialect, schema)) for step in (_first, _second, _third, _fourth, _fifth, _sixth))
+    return tuple(tuple(step(spelling, schema)) for step in (_first, _second, _third, _fourth, _fifth, _sixth))
 
 
-def _first(dialect: Dialect, schema: str) -> Iterator[str]:
-    yield from _made(dialect, schema, TABLES)
-    yield from _viewed(dialect, schema)
+def _first(spelling: Spelling, schema: str) -> Iterator[str]:
+    yield from _made(spelling, schema, TABLES)
+    yield from _viewed(spelling, schema)
 
 
-def _made(dialect: Dialect, schema: str, tables: Sequence[MetaTable]) -> Iterator[str]:
+def _made(spelling: Spelling, schema: str, tables: Sequence[MetaTable]) -> Iterator[str]:
     for table in tables:
-        columns = [f"{dialect.quote(name)} {_TEXT} NOT NULL" for name in SCOPE]
-        columns += [f"{dialect.quote(name)} {type_.format(blob=dialect.blob, image=dialect.image)}" for name, type_ in table.columns]
+        columns = [f"{spelling.quote(name)} {_TEXT} NOT NULL" for name in SCOPE]
+        columns += [f"{spelling.quote(name)} {type_.format(blob=spelling.blob, image=spelling.image)}" for name, type_ in table.columns]
         if table.unique:
-            columns.append(f"PRIMARY KEY ({', '.join(map(dialect.quote, SCOPE))})")
-        yield f"CREATE TABLE IF NOT EXISTS {dialect.quote(schema, table.name)} ({', '.join(columns)})"
+            columns.append(f"PRIMARY KEY ({', '.join(map(spelling.quote, SCOPE))})")
+        yield f"CREATE TABLE IF NOT EXISTS {spelling.quote(schema, table.name)} ({', '.join(columns)})"
 
 
-def _viewed(dialect: Dialect, schema: str) -> Iterator[str]:
-    yield f"DROP VIEW IF EXISTS {dialect.quote(schema, 'table_status')}"
-    yield _status_view(dialect, schema)
+def _viewed(spelling: Spelling, schema: str) -> Iterator[str]:
+    yield f"DROP VIEW IF EXISTS {spelling.quote(schema, 'table_status')}"
+    yield _status_view(spelling, schema)
 
 
-def _second(dialect: Dialect, schema: str) -> Iterator[str]:
+def _second(spelling: Spelling, schema: str) -> Iterator[str]:
     for name in ("last_record", "last_order", "last_seq"):
-        yield f"ALTER TABLE {dialect.quote(schema, CHECKPOINT.name)} ADD COLUMN {name} {_LONG}"
+        yield f"ALTER TABLE {spelling.quote(schema, CHECKPOINT.name)} ADD COLUMN {name} {_LONG}"
 
 
-def _third(dialect: Dialect, schema: str) -> Iterator[str]:
-    yield from _made(dialect, schema, (RECONCILE_RUN, RECONCILE_DIFFERENCE, RECONCILE_BUCKET))
-    yield from _viewed(dialect, schema)
+def _third(spelling: Spelling, schema: str) -> Iterator[str]:
+    yield from _made(spelling, schema, (RECONCILE_RUN, RECONCILE_DIFFERENCE, RECONCILE_BUCKET))
+    yield from _viewed(spelling, schema)
 
 
-def _fourth(dialect: Dialect, schema: str) -> Iterator[str]:
+def _fourth(spelling: Spelling, schema: str) -> Iterator[str]:
     for table, columns in ((RECONCILE_BUCKET, _DIGESTS), (RECONCILE_RUN, (("by_value", _TEXT),))):
         for name, type_ in columns:
-            yield f"ALTER TABLE {dialect.quote(schema, table.name)} ADD COLUMN IF NOT EXISTS {name} {type_}"
+            yield f"ALTER TABLE {spelling.quote(schema, table.name)} ADD COLUMN IF NOT EXISTS {name} {type_}"
 
 
-def _fifth(dialect: Dialect, schema: str) -> Iterator[str]:
+def _fifth(spelling: Spelling, schema: str) -> Iterator[str]:
     for name, type_ in (("identity", _TEXT), ("identity_at", _LONG), ("columns_at", _LONG)):
-        yield f"ALTER TABLE {dialect.quote(schema, TABLE_STATE.name)} ADD COLUMN IF NOT EXISTS {name} {type_}"
-    yield from _viewed(dialect, schema)
+        yield f"ALTER TABLE {spelling.quote(schema, TABLE_STATE.name)} ADD COLUMN IF NOT EXISTS {name} {type_}"
+    yield from _viewed(spelling, schema)
 
 
-def _sixth(dialect: Dialect, schema: str) -> Iterator[str]:
-    yield f"ALTER TABLE {dialect.quote(schema, DELETED_KEYS.name)} ADD COLUMN IF NOT EXISTS minor {_LONG} DEFAULT 0"
+def _sixth(spelling: Spelling, schema: str) -> Iterator[str]:
+    yield f"ALTER TABLE {spelling.quote(schema, DELETED_KEYS.name)} ADD COLUMN IF NOT EXISTS minor {_LONG} DEFAULT 0"
 
 
-def _status_view(dialect: Dialect, schema: str) -> str:
+def _status_view(spelling: Spelling, schema: str) -> str:
     """Freshness is computed when it is read, so that a stopped service looks stale and not fresh."""
-    q = dialect.quote
+    q = spelling.quote
     scope = ", ".join(map(q, SCOPE))
 
     def joined(alias: str) -> str:
@@ -265,10 +265,10 @@ def _status_view(dialect: Dialect, schema: str) -> str:
     counts = ("applied", "folded", "duplicate", "parked", "filtered")
     counted = ", ".join(f"CAST(COALESCE(b.{name}, 0) AS BIGINT) AS {name}" for name in counts)
     summed = ", ".join(f"SUM({name}) AS {name}" for name in counts)
-    now_us = dialect.us_of_time.format(time="now()")
+    now_us = spelling.us_of_time.format(time="now()")
     return f"""CREATE VIEW {q(schema, "table_status")} AS
 SELECT {", ".join(f"s.{q(name)}" for name in SCOPE)}, s.state, s.generation, s.resync, s.complete_through,
-  {dialect.time_of_us.format(us="s.complete_at_us")} AS complete_at,
+  {spelling.time_of_us.format(us="s.complete_at_us")} AS complete_at,
   CASE WHEN s.complete_at_us < {now_us} THEN ({now_us} - s.complete_at_us) / 1000000.0
        WHEN s.complete_at_us IS NOT NULL THEN 0 END AS freshness_seconds,
   c.synced_at, c.high_commit, c.high_record,
@@ -276,7 +276,7 @@ SELECT {", ".join(f"s.{q(name)}" for name in SCOPE)}, s.state, s.generation, s.r
   v.verified_at, v.verified_position,
   s.state IN ('streaming', 'paused') AND NOT s.resync AND s.complete_through IS NOT NULL
     AND s.complete_through >= COALESCE(s.columns_at, 0) AND COALESCE(p.parked_open, 0) = 0 AS is_complete,
-  s.error_code, s.error_message, s.error_hint, {dialect.time_of_us.format(us="s.error_at_us")} AS error_at
+  s.error_code, s.error_message, s.error_hint, {spelling.time_of_us.format(us="s.error_at_us")} AS error_at
 FROM {q(schema, "table_state")} AS s
 LEFT JOIN (SELECT {scope}, MAX(committed_at) AS synced_at, MAX(high_commit) AS high_commit, MAX(high_record) AS high_record
   FROM {q(schema, "checkpoint")} GROUP BY {scope}) AS c ON {joined("c")}
@@ -284,35 +284,35 @@ LEFT JOIN (SELECT {scope}, {summed} FROM {q(schema, "batch")} GROUP BY {scope}) 
 LEFT JOIN (SELECT {scope}, COUNT(*) AS parked_open FROM {q(schema, "quarantine")} WHERE state = 'parked' GROUP BY {scope}) AS p
   ON {joined("p")}
 LEFT JOIN (SELECT {scope}, MAX({q("at")}) AS verified_at, MAX({q("position")}) AS verified_position
-  FROM {q(schema, "reconcile_run")} WHERE {proves(dialect)} GROUP BY {scope}) AS v
+  FROM {q(schema, "reconcile_run")} WHERE {proves(spelling)} GROUP BY {scope}) AS v
   ON {joined("v")}"""
 
 
-def proves(dialect: Dialect) -> str:
+def proves(spelling: Spelling) -> str:
     """The condition on RECONCILE_RUN that a run found all rows and values equal."""
-    return f"status = 'match' AND method IN ('stream', 'pushdown', 'multiset') AND {dialect.quote('condition')} IS NULL"
+    return f"status = 'match' AND method IN ('stream', 'pushdown', 'multiset') AND {spelling.quote('condition')} IS NULL"
 
 
-def retention(dialect: Dialect, schema: str) -> tuple[str, ...]:
+def retention(spelling: Spelling, schema: str) -> tuple[str, ...]:
     """The statements that remove what nobody needs any more."""
 
-    now_us = dialect.us_of_time.format(time="now()")
+    now_us, q = spelling.us_of_time.format(time="now()"), spelling.quote
 
     def older(table: str, column: str, days: int) -> str:
-        then = dialect.time_of_us.format(us=f"({now_us} - {days * 86_400_000_000})")
-        return f"DELETE FROM {dialect.quote(schema, table)} AS k WHERE {column} < {then}"
+        then = spelling.time_of_us.format(us=f"({now_us} - {days * 86_400_000_000})")
+        return f"DELETE FROM {spelling.quote(schema, table)} AS k WHERE {column} < {then}"
 
     # A record whose key could not be read may be of one that was deleted since: replayed, it must not bring the row back.
-    same = " AND ".join(f"r.{dialect.quote(name)} = k.{dialect.quote(name)}" for name in SCOPE)
-    unread = f"SELECT 1 FROM {dialect.quote(schema, 'quarantine')} AS r WHERE r.state = 'parked' AND r.key_text IS NULL AND {same}"
+    same = " AND ".join(f"r.{spelling.quote(name)} = k.{spelling.quote(name)}" for name in SCOPE)
+    unread = f"SELECT 1 FROM {spelling.quote(schema, 'quarantine')} AS r WHERE r.state = 'parked' AND r.key_text IS NULL AND {same}"
     return (
         f"{older('deleted_keys', 'deleted_at', DELETED_KEYS_DAYS)} AND NOT EXISTS ({unread})",
         older("batch", "committed_at", BATCH_DAYS),
         # What was discarded says for good from which rows no unsent value may be taken.
         older("quarantine", "decided_at", QUARANTINE_DECIDED_DAYS) + " AND state IN ('replayed', 'superseded')",
-        older("reconcile_run", dialect.quote("at"), RECONCILE_DAYS),
+        older("reconcile_run", spelling.quote("at"), RECONCILE_DAYS),
         *(
-            f"DELETE FROM {dialect.quote(schema, table)} WHERE run_id NOT IN (SELECT run_id FROM {dialect.quote(schema, 'reconcile_run')})"
+            f"DELETE FROM {q(schema, table)} WHERE run_id NOT IN (SELECT run_id FROM {q(schema, 'reconcile_run')})"
             for table in ("reconcile_difference", "reconcile_bucket")
         ),
     )

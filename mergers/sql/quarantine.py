@@ -28,7 +28,7 @@ def read(
     c: Connection, s: MergeSql, *, state: str, key: str, code: str, ids: Sequence[str], whole: bool, most: int
 ) -> Iterator[Quarantined]:
     """As ports.destination.Destination.quarantined says."""
-    q, p, time = s.dialect.quote, s.dialect.placeholder, s.dialect.us_of_time
+    q, p, time = s.spelling.quote, s.spelling.placeholder, s.spelling.us_of_time
     columns = [*map(q, _LISTED), time.format(time="parked_at"), "decided_by", time.format(time="decided_at"), "reason"]
     columns += map(q, _BYTES if whole else ())
     given = {"state": state, "key_hash": key and key_hash(key), "key_text": key, "code": code}
@@ -54,7 +54,7 @@ def _bytes(cells: Sequence[Any]) -> tuple[bytes | None, bytes | None, Headers] |
 
 def decide(c: Connection, s: MergeSql, decision: Decision) -> None:
     """Marks the records. Raises Fenced where one of them is no longer parked."""
-    p, parked = s.dialect.placeholder, "state = 'parked'"
+    p, parked = s.spelling.placeholder, "state = 'parked'"
     sets = f"state = {p}, decided_by = {p}, decided_at = now(), reason = {p}"
     for state, ids in (("discarded", decision.discarded), ("replayed", decision.replayed)):
         if _update(c, s, sets, [state, decision.by, decision.reason], ids, parked) != len(ids):
@@ -69,7 +69,7 @@ def decide(c: Connection, s: MergeSql, decision: Decision) -> None:
 
 
 def _update(c: Connection, s: MergeSql, sets: str, values: Sequence[object], ids: Sequence[str], condition: str) -> int:
-    p, hit = s.dialect.placeholder, 0
+    p, hit = s.spelling.placeholder, 0
     for first in range(0, len(ids), IDS_AT_ONCE):
         some = ids[first : first + IDS_AT_ONCE]
         where = f"{s.in_scope()} AND {condition} AND id IN ({', '.join([p] * len(some))})"
@@ -79,5 +79,5 @@ def _update(c: Connection, s: MergeSql, sets: str, values: Sequence[object], ids
 
 def settle_all(s: MergeSql, reason: str) -> Statement:
     """Decides all that is parked: the table is read anew."""
-    sets = f"state = 'superseded', decided_by = 'cdc', decided_at = now(), reason = {s.dialect.placeholder}"
+    sets = f"state = 'superseded', decided_by = 'cdc', decided_at = now(), reason = {s.spelling.placeholder}"
     return Statement(f"UPDATE {s.meta(meta.QUARANTINE)} SET {sets} WHERE {s.in_scope()} AND state = 'parked'", [reason, *s.scope])

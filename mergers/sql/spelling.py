@@ -1,4 +1,4 @@
-"""A SQL dialect is data: types, quoting and the few expressions that databases spell differently. Nothing here runs a statement.
+"""A SQL spelling is data: types, quoting and the few expressions that databases spell differently. Nothing here runs a statement.
 
 Values reach SQL as parameters or staged columns only; ``literal`` exists for the defaults in DDL, which take no parameters.
 """
@@ -13,7 +13,7 @@ from cdc_service.core.logical import Kind, LogicalType
 
 
 @dataclass(frozen=True, slots=True)
-class Dialect:
+class Spelling:
     """One database's spelling.
 
     ``name`` is sqlglot's name of it (tests parse what we emit), ``types`` maps each kind but DECIMAL and ARRAY to a column type, spelled

@@ -1,4 +1,4 @@
-"""The statements of one merge, written for any dialect: text and parameters, nothing runs here.
+"""The statements of one merge, written for any spelling: text and parameters, nothing runs here.
 
 The staged table (``stage_columns``) has names of its own making, so that no column of the source, whatever it is called, meets ours:
 ``c<i>`` is column i of the target's own schema, ``unsent`` says by a 1 for which of the columns that have unsent values this one is, and
@@ -19,7 +19,7 @@ from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.order import INCREMENTAL, Ties
 from cdc_service.core.types import Delta, LogId, Mode, Op, TableSchema, Target
 from mergers.sql.meta import SCOPE, MetaTable
-from mergers.sql.spelling import Dialect, Statement
+from mergers.sql.spelling import Spelling, Statement
 
 Compared = Literal["all", "deletes", "none"]
 High = tuple[int | None, int | None]
@@ -157,18 +157,18 @@ STAGED = Version("s.gen", "s.rec", "s.minor", "s.part", "s.pos")
 class MergeSql:
     """Writes the statements for one target. ``scope`` is (pipeline, source table, target table) as the meta tables hold it."""
 
-    dialect: Dialect
+    spelling: Spelling
     meta_schema: str
     scope: tuple[str, str, str]
     target: Target
     table: TableSchema
 
     def meta(self, table: MetaTable) -> str:
-        return self.dialect.quote(self.meta_schema, table.name)
+        return self.spelling.quote(self.meta_schema, table.name)
 
     @property
     def place(self) -> str:
-        return self.dialect.quote(self.target.namespace, self.target.name)
+        return self.spelling.quote(self.target.namespace, self.target.name)
 
     @property
     def soft(self) -> bool:
@@ -179,23 +179,23 @@ class MergeSql:
         return self.target.mode is Mode.APPEND
 
     def temporary(self, name: str) -> str:
-        return self.dialect.quote(self.dialect.temporary, name)
+        return self.spelling.quote(self.spelling.temporary, name)
 
     def in_scope(self, alias: str = "") -> str:
         """A condition of three parameters: the scope."""
         prefix = f"{alias}." if alias else ""
-        return " AND ".join(f"{prefix}{self.dialect.quote(name)} = {self.dialect.placeholder}" for name in SCOPE)
+        return " AND ".join(f"{prefix}{self.spelling.quote(name)} = {self.spelling.placeholder}" for name in SCOPE)
 
     def deleted_in_scope(self) -> str:
         """``in_scope`` of the deleted keys ``d``, in a form of whose selectivity planners know nothing. Of three equalities on columns
         without statistics PostgreSQL expects one row, and compares each of tens of thousands with the whole stage."""
-        named = (f"d.{self.dialect.quote(name)} = {self.dialect.placeholder}" for name in SCOPE)
+        named = (f"d.{self.spelling.quote(name)} = {self.spelling.placeholder}" for name in SCOPE)
         return " AND ".join(f"COALESCE({equal}, FALSE)" for equal in named)
 
     def insert(self, table: MetaTable, rows: int, *, now: str = "") -> str:
         """An INSERT of ``rows`` rows of parameters, the scope first; the column ``now`` takes no parameter but the server's clock."""
-        q, names = self.dialect.quote, table.names
-        values = f"({', '.join('now()' if name == now else self.dialect.placeholder for name in names)})"
+        q, names = self.spelling.quote, table.names
+        values = f"({', '.join('now()' if name == now else self.spelling.placeholder for name in names)})"
         return f"INSERT INTO {self.meta(table)} ({', '.join(map(q, names))}) VALUES {', '.join([values] * rows)}"
 
     # The checkpoint
@@ -205,7 +205,7 @@ class MergeSql:
     ) -> Statement:
         """The compare-and-swap: one statement for all partitions; it must hit as many rows as there are spans. It hits none where another
         writer has given the target a newer schema."""
-        p = self.dialect.placeholder
+        p = self.spelling.placeholder
         first = ", ".join(f"CAST({p} AS {t})" for t in ("INTEGER", *["BIGINT"] * 9))
         more = f", ({', '.join([p] * 10)})" * (len(delta.spans) - 1)
         values: list[object] = []
@@ -222,7 +222,7 @@ UPDATE {self.meta(meta)} AS k SET next_offset = v.stop, batch_id = {p}, committe
   last_record = COALESCE(v.last_rec, k.last_record),
   last_order = CASE WHEN v.last_rec IS NULL THEN k.last_order ELSE v.last_ord END,
   last_seq = COALESCE(v.last_seq, k.last_seq)
-FROM v WHERE k.{self.dialect.quote("partition")} = v.part AND k.next_offset = v.start AND k.epoch = v.epoch
+FROM v WHERE k.{self.spelling.quote("partition")} = v.part AND k.next_offset = v.start AND k.epoch = v.epoch
   AND {self.in_scope("k")} AND k.cluster_id = {p} AND k.topic = {p} AND k.topic_id = {p} AND {self.newest(history)} = {p}"""
         return Statement(
             sql, [*values, delta.batch_id, *self.scope, log.cluster_id, log.topic, log.topic_id, *self.scope, self.table.version]
@@ -236,7 +236,7 @@ FROM v WHERE k.{self.dialect.quote("partition")} = v.part AND k.next_offset = v.
 
     def remove_below(self, generation: int, record: int) -> Statement:
         """Removes (soft delete: marks) the rows with a version below."""
-        p, q = self.dialect.placeholder, self.dialect.quote
+        p, q = self.spelling.placeholder, self.spelling.quote
         below = f"(t.{q('_cdc_gen')} < {p} OR (t.{q('_cdc_gen')} = {p} AND t.{q('_cdc_record')} < {p}))"
         params: list[object] = [generation, generation, record]
         if not self.soft:
@@ -252,7 +252,7 @@ FROM v WHERE k.{self.dialect.quote("partition")} = v.part AND k.next_offset = v.
         stored ones: ``upsert`` compares all but deletes itself.
         The same generation and record is the same change, whatever its offset; but where a key changed its spelling alone, its delete and
         its create are both of one row, which the create wins (core.order)."""
-        q, p, stage = self.dialect.quote, self.dialect.placeholder, self.temporary(STAGE)
+        q, p, stage = self.spelling.quote, self.spelling.placeholder, self.temporary(STAGE)
         if watermark is not None:
             yield self.staged(f"WHERE s.gen < {p} OR (s.gen = {p} AND s.rec < {p})", [watermark[0], watermark[0], watermark[1]])
         spelled = [name for name in self.table.key if _spelled(self.table.column(name).type)]
@@ -283,12 +283,12 @@ WHERE {self._is_reached(gone, STAGED, f"s.op = {int(Op.DELETE)}")}""",
         return f"({self._is_as_young(version, revives)} AND NOT ({stored.gen} = {version.gen} AND {again}))"
 
     def _is_as_young(self, version: Version, revives: str) -> str:
-        revived = f"NOT (t.{self.dialect.quote('_cdc_deleted')} AND {revives})" if self.soft else "TRUE"
+        revived = f"NOT (t.{self.spelling.quote('_cdc_deleted')} AND {revives})" if self.soft else "TRUE"
         return self._is_reached(self._stored("t"), version, revived)
 
     def _stored(self, alias: str) -> Version:
         names = ("_cdc_gen", "_cdc_record", "_cdc_minor", "_cdc_partition", "_cdc_offset")
-        return Version(*(f"{alias}.{self.dialect.quote(name)}" for name in names))
+        return Version(*(f"{alias}.{self.spelling.quote(name)}" for name in names))
 
     def _is_reached(self, a: Version, b: Version, tie: str) -> str:
         """Whether version ``a`` is ``b`` or above it; ``tie`` says it where they have one position, of which the offsets do not decide."""
@@ -308,10 +308,10 @@ WHERE {self._is_reached(gone, STAGED, f"s.op = {int(Op.DELETE)}")}""",
         """The join of a staged row with the target's row of its own key (c) or of its base row's (b)."""
         places = {name: i for i, name in enumerate(self.table.names)}
         pairs = ((f"{prefix}{places[name] if prefix == 'c' else j}", name) for j, name in enumerate(self.table.key))
-        return " AND ".join(f"{alias}.{self.dialect.quote(name)} = s.{staged}" for staged, name in pairs)
+        return " AND ".join(f"{alias}.{self.spelling.quote(name)} = s.{staged}" for staged, name in pairs)
 
     def _alive(self, alias: str = "t") -> str:
-        return f" AND NOT {alias}.{self.dialect.quote('_cdc_deleted')}" if self.soft else ""
+        return f" AND NOT {alias}.{self.spelling.quote('_cdc_deleted')}" if self.soft else ""
 
     # Values that the delta does not hold
 
@@ -328,16 +328,16 @@ WHERE {self._is_reached(gone, STAGED, f"s.op = {int(Op.DELETE)}")}""",
         ``kept`` are columns that the delta's schema does not know: an existing row keeps its value, a new one has the default staged.
         In soft delete a deleted row keeps what it held last. ``filled`` is false where an unsent value was found nowhere.
         """
-        q, last = self.dialect.quote, self.soft
+        q, last = self.spelling.quote, self.soft
         values, found, params = [], "TRUE", list[object]()
         marks = {i: f"SUBSTR(s.unsent, {place}, 1) = '1'" for place, i in enumerate(unsent, 1)}
-        images = {i: self.dialect.image_value.format(image=f"d.{q('row')}") for i in unsent} if moves else {}
+        images = {i: self.spelling.image_value.format(image=f"d.{q('row')}") for i in unsent} if moves else {}
         for i, column in enumerate(self.table.columns):
             value, name = f"s.c{i}", q(column.name)
             if i in unsent:
                 base = f"b.{name}"
                 if moves:
-                    image = f"CAST({images[i]} AS {self.dialect.column_type(column.type)})"
+                    image = f"CAST({images[i]} AS {self.spelling.column_type(column.type)})"
                     base = f"CASE WHEN s.base_move IS NULL THEN b.{name} ELSE {image} END"
                     params.append(column.name)
                 value = f"CASE WHEN {marks[i]} THEN {base} ELSE {value} END"
@@ -355,7 +355,7 @@ WHERE {self._is_reached(gone, STAGED, f"s.op = {int(Op.DELETE)}")}""",
             found = f"(NOT s.needs OR b.{q('_cdc_gen')} IS NOT NULL)"
         if unsent and moves:
             moved = " AND d.minor = s.base_move_minor" if self.target.ordering.minor else ""
-            has = self.dialect.image_has.format(image=f"d.{q('row')}")
+            has = self.spelling.image_has.format(image=f"d.{q('row')}")
             joins += f""" LEFT JOIN {self.meta(deleted_keys)} AS d ON d.key_hash = md5(s.base_text) AND d.{q("key")} = s.base_text
   AND d.gen = s.gen AND d.record = s.base_move{moved} AND s.needs
   AND d.{q("row")} IS NOT NULL AND {self.deleted_in_scope()}"""
@@ -381,7 +381,7 @@ WHERE {self._is_reached(gone, STAGED, f"s.op = {int(Op.DELETE)}")}""",
         only = " AND s.moved" if self.soft else ""
         return Statement(
             f"""DELETE FROM {self.meta(deleted_keys)} AS d
-WHERE {self.deleted_in_scope()} AND (d.key_hash, d.{self.dialect.quote("key")}) IN
+WHERE {self.deleted_in_scope()} AND (d.key_hash, d.{self.spelling.quote("key")}) IN
 (SELECT md5(s.key), s.key FROM {self.temporary(STAGE)} AS s WHERE s.op = {int(Op.DELETE)}{only})""",
             self.scope,
         )
@@ -390,7 +390,7 @@ WHERE {self.deleted_in_scope()} AND (d.key_hash, d.{self.dialect.quote("key")}) 
         """Versions of deleted keys; with ``moves``, the image of a row that a key change took away, where text holds it exactly. A row of
         an earlier generation is none: a resync has skipped what changed it; nor is one that came by another partition.
         In soft delete the row itself keeps the version, and only images are kept here."""
-        d, q = self.dialect, self.dialect.quote
+        d, q = self.spelling, self.spelling.quote
         image, join, names = f"CAST(NULL AS {d.image})", "", list[object]()
         if moves:
             columns = [(f"t.{q(c.name)}", d.column_type(c.type)) for c in self.table.columns if not c.dropped]
@@ -413,20 +413,20 @@ FROM {self.temporary(STAGE)} AS s{join} WHERE s.op = {int(Op.DELETE)}{only}""",
         )
 
     def remove_old(self) -> Statement:
-        """Removes the rows that the staged ones replace; where the dialect upserts, only those that end."""
-        ends = f" WHERE s.op = {int(Op.DELETE)}" if self.dialect.upsert else ""
-        names = ", ".join(f"t.{self.dialect.quote(name)}" for name in self.table.key)
+        """Removes the rows that the staged ones replace; where the spelling upserts, only those that end."""
+        ends = f" WHERE s.op = {int(Op.DELETE)}" if self.spelling.upsert else ""
+        names = ", ".join(f"t.{self.spelling.quote(name)}" for name in self.table.key)
         staged = ", ".join(f"s.c{self.table.names.index(name)}" for name in self.table.key)
         old = f"SELECT {staged} FROM {self.temporary(STAGE)} AS s{ends}"
         return Statement(f"DELETE FROM {self.place} AS t WHERE ({names}) IN ({old})")
 
     def insert_new(self, rows: str) -> Statement:
         """``rows`` is STAGE, or FILLED where there was something to complete."""
-        return Statement(self._insert(rows) + (f" {self._conflict}" if self.dialect.upsert and not self.append else ""))
+        return Statement(self._insert(rows) + (f" {self._conflict}" if self.spelling.upsert and not self.append else ""))
 
     def upsert(self) -> str:
         """Inserts the staged rows and replaces those that are older, as ``losers`` says; how many that were of each partition."""
-        q = self.dialect.quote
+        q = self.spelling.quote
         younger = self._is_younger(self._stored("excluded"), f"NOT excluded.{q('_cdc_deleted')}")
         written = f"{self._insert(STAGE)} {self._conflict} WHERE {younger} IS NOT TRUE RETURNING t.{q('_cdc_partition')} AS part"
         return f"WITH w AS ({written}) SELECT w.part, COUNT(*) FROM w GROUP BY 1"
@@ -438,21 +438,21 @@ FROM {self.temporary(STAGE)} AS s{join} WHERE s.op = {int(Op.DELETE)}{only}""",
 
     def _insert(self, rows: str) -> str:
         metadata = metadata_columns(self.target)
-        names = ", ".join(map(self.dialect.quote, (*self.table.names, *(name for name, *_ in metadata))))
+        names = ", ".join(map(self.spelling.quote, (*self.table.names, *(name for name, *_ in metadata))))
         values = ", ".join([*(f"s.c{i}" for i in range(len(self.table.columns))), *(value for _, _, value, _ in metadata)])
         where = "" if self.soft or self.append else f" WHERE s.op <> {int(Op.DELETE)}"
-        alias = " AS t" if self.dialect.upsert else ""
+        alias = " AS t" if self.spelling.upsert else ""
         return f"INSERT INTO {self.place}{alias} ({names}) SELECT {values} FROM {self.temporary(rows)} AS s{where}"
 
     @property
     def _conflict(self) -> str:
-        q = self.dialect.quote
+        q = self.spelling.quote
         sets = ", ".join(f"{q(name)} = excluded.{q(name)}" for name in (*self.table.names, *(n for n, *_ in metadata_columns(self.target))))
         return f"ON CONFLICT ({', '.join(map(q, self.table.key))}) DO UPDATE SET {sets}"
 
     def park(self, quarantine: MetaTable) -> Statement:
         """Rejected records out of the staged table PARKED, which has the quarantine's columns up to ``state``."""
-        q, p = self.dialect.quote, self.dialect.placeholder
+        q, p = self.spelling.quote, self.spelling.placeholder
         names = quarantine.names[len(SCOPE) : quarantine.names.index("state")]
         into = ", ".join(map(q, (*SCOPE, *names, "state", "parked_at")))
         picked = ", ".join(f"r.{q(name)}" for name in names)

@@ -16,24 +16,24 @@ from cdc_service.ports.destination import TableState
 from mergers.sql import meta
 from mergers.sql.connection import Connection
 from mergers.sql.meta import SCOPE
-from mergers.sql.spelling import Dialect
+from mergers.sql.spelling import Spelling
 from mergers.sql.statements import MergeSql
 
 
 def load(c: Connection, s: MergeSql) -> TableState:
-    rows = c.fetch(f"{_select(s.dialect, s.meta(meta.TABLE_STATE))} WHERE {s.in_scope()}", s.scope)
+    rows = c.fetch(f"{_select(s.spelling, s.meta(meta.TABLE_STATE))} WHERE {s.in_scope()}", s.scope)
     return _state(rows[0][2:]) if rows else TableState()
 
 
-def of_pipeline(c: Connection, dialect: Dialect, meta_schema: str, pipeline: str) -> Mapping[tuple[str, str], TableState]:
+def of_pipeline(c: Connection, spelling: Spelling, meta_schema: str, pipeline: str) -> Mapping[tuple[str, str], TableState]:
     """By source table and target."""
-    sql = f"{_select(dialect, dialect.quote(meta_schema, meta.TABLE_STATE.name))} WHERE pipeline = {dialect.placeholder}"
+    sql = f"{_select(spelling, spelling.quote(meta_schema, meta.TABLE_STATE.name))} WHERE pipeline = {spelling.placeholder}"
     return {(row[0], row[1]): _state(row[2:]) for row in c.fetch(sql, [pipeline])}
 
 
 def store(c: Connection, s: MergeSql, state: TableState) -> TableState:
     """The state with its new version. Raises Fenced where it is not the one that was read. Inside of a transaction."""
-    p, table, kept = s.dialect.placeholder, s.meta(meta.TABLE_STATE), replace(state, version=state.version + 1)
+    p, table, kept = s.spelling.placeholder, s.meta(meta.TABLE_STATE), replace(state, version=state.version + 1)
     offsets = None if kept.opened_at is None else json.dumps({str(n): offset for n, offset in kept.opened_at.items()})
     values = [
         *(kept.state, kept.generation, kept.opened_record, offsets, kept.resync, kept.complete_through, kept.complete_at),
@@ -49,7 +49,7 @@ def store(c: Connection, s: MergeSql, state: TableState) -> TableState:
         ),
     ]
     if state.version == 0:
-        sql = f"{s.insert(meta.TABLE_STATE, 1, now='updated_at')} ON CONFLICT ({', '.join(map(s.dialect.quote, SCOPE))}) DO NOTHING"
+        sql = f"{s.insert(meta.TABLE_STATE, 1, now='updated_at')} ON CONFLICT ({', '.join(map(s.spelling.quote, SCOPE))}) DO NOTHING"
         written = c.execute(sql, [*s.scope, *values])
     else:
         sets = ", ".join(f"{name} = {p}" for name, _ in meta.TABLE_STATE.columns[:-1])
@@ -61,7 +61,7 @@ def store(c: Connection, s: MergeSql, state: TableState) -> TableState:
 
 
 def advance(
-    c: Connection, dialect: Dialect, meta_schema: str, pipeline: str, moved: Mapping[Target, TableState]
+    c: Connection, spelling: Spelling, meta_schema: str, pipeline: str, moved: Mapping[Target, TableState]
 ) -> dict[Target, TableState]:
     """Writes how far tables are complete, in one statement (a thousand of them, each by itself, took over a second of a core); their states
     with the new versions, without those that are not the ones that were read. Inside of a transaction."""
@@ -70,18 +70,18 @@ def advance(
         "target_table": "VARCHAR",
         **dict.fromkeys(("through", "at_us", "identity_at", "version"), "BIGINT"),
     }
-    rows = ", ".join(f"UNNEST(CAST({dialect.placeholder} AS {type_}[])) AS {name}" for name, type_ in names.items())
-    sql = f"""UPDATE {dialect.quote(meta_schema, meta.TABLE_STATE.name)} AS t SET complete_through = m.through, complete_at_us = m.at_us,
+    rows = ", ".join(f"UNNEST(CAST({spelling.placeholder} AS {type_}[])) AS {name}" for name, type_ in names.items())
+    sql = f"""UPDATE {spelling.quote(meta_schema, meta.TABLE_STATE.name)} AS t SET complete_through = m.through, complete_at_us = m.at_us,
     identity_at = m.identity_at, version = m.version + 1, updated_at = now()
 FROM (SELECT {rows}) AS m
-WHERE t.pipeline = {dialect.placeholder} AND t.source_table = m.source_table AND t.target_table = m.target_table AND t.version = m.version
+WHERE t.pipeline = {spelling.placeholder} AND t.source_table = m.source_table AND t.target_table = m.target_table AND t.version = m.version
 RETURNING t.source_table, t.target_table"""
     told = [(str(t.source), str(t), s.complete_through, s.complete_at, s.identity_at, s.version) for t, s in moved.items()]
     written = set(c.fetch(sql, [*map(list, zip(*told, strict=True)), pipeline]))
     return {t: replace(s, version=s.version + 1) for t, s in moved.items() if (str(t.source), str(t)) in written}
 
 
-def _select(dialect: Dialect, place: str) -> str:
+def _select(spelling: Spelling, place: str) -> str:
     columns = ", ".join((*SCOPE[1:], *(name for name, _ in meta.TABLE_STATE.columns[:-1])))
     return f"SELECT {columns} FROM {place}"
 

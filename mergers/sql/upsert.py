@@ -17,7 +17,7 @@ from cdc_service.core.types import Delta, Op
 from cdc_service.ports.destination import UnsentUnknown
 from mergers.sql import meta
 from mergers.sql.connection import Connection, Discard, run
-from mergers.sql.ledger import AccountOpen
+from mergers.sql.ledger import LedgerOpen
 from mergers.sql.statements import FILLED, STAGE, Compared, MergeSql
 
 
@@ -26,7 +26,7 @@ def apply(c: Connection, s: MergeSql, delta: Delta, watermark: tuple[int, int] |
     kept, unsent = _missing(s, delta)
     ends = pc.any(pc.equal(delta.meta["op"], int(Op.DELETE))).as_py()
     # Where nothing has to be completed first, the upsert itself compares versions: rows are looked for once.
-    direct = s.dialect.upsert and not (kept or unsent or (s.soft and ends))
+    direct = s.spelling.upsert and not (kept or unsent or (s.soft and ends))
     compared: Compared = "all" if not direct else "deletes" if ends else "none"
     staged = delta.meta.num_rows
     for losers in s.losers(meta.DELETED_KEYS, watermark, compared=compared):
@@ -47,7 +47,7 @@ def apply(c: Connection, s: MergeSql, delta: Delta, watermark: tuple[int, int] |
         if moves or not s.soft:
             run(c, s.forget_deleted(meta.DELETED_KEYS))
             run(c, s.remember_deleted(meta.DELETED_KEYS, moves=moves))
-    replaces = s.dialect.upsert and (s.soft or not deletes)
+    replaces = s.spelling.upsert and (s.soft or not deletes)
     removed = 0 if replaces else run(c, s.remove_old())
     if removed > total and delta.spans:  # What comes from no log is a repair, which may find a key twice.
         raise TableStopped(
@@ -58,11 +58,11 @@ def apply(c: Connection, s: MergeSql, delta: Delta, watermark: tuple[int, int] |
     if direct:
         winners.update(dict(c.fetch(s.upsert())))
         if winners.total() != staged and (found := c.fetch(s.standing())[0][0]) != staged - deletes:
-            raise AccountOpen(f"{delta.target}: {staged - deletes} rows were to be written or older than what stands there, {found} are")
+            raise LedgerOpen(f"{delta.target}: {staged - deletes} rows were to be written or older than what stands there, {found} are")
         return winners
     written = run(c, s.insert_new(rows_from)) if s.soft or total > deletes else 0
     if written != (total if s.soft else total - deletes):
-        raise AccountOpen(f"{delta.target}: {total} rows were to be written, {written} were")
+        raise LedgerOpen(f"{delta.target}: {total} rows were to be written, {written} were")
     return winners
 
 

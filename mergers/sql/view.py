@@ -53,11 +53,11 @@ class View(abc.ABC):
         return [row for batch in self.read(sql) for row in batch.to_pylist()]
 
     def _scope(self) -> str:
-        d = self._s.dialect
+        d = self._s.spelling
         return " AND ".join(f"{d.quote(n)} = {d.literal(v)}" for n, v in zip(meta.SCOPE, self._s.scope, strict=True))
 
     def _read_checkpoints(self) -> list[dict[str, Any]]:
-        q = self._s.dialect.quote
+        q = self._s.spelling.quote
         return self._rows(
             f"SELECT cluster_id, topic, topic_id, {q('partition')} AS part, next_offset, batch_id, committed_at"
             f" FROM {self._s.meta(meta.CHECKPOINT)} WHERE {self._scope()}"
@@ -74,7 +74,7 @@ class View(abc.ABC):
         return {r["part"]: r["next_offset"] for r in self._checkpoints if (r["cluster_id"], r["topic"], r["topic_id"]) == own}
 
     def _live(self, *conditions: str | None) -> str:
-        deleted = f"NOT {self._s.dialect.quote(DELETED[0])}" if self._s.target.mode is Mode.SOFT_DELETE else None
+        deleted = f"NOT {self._s.spelling.quote(DELETED[0])}" if self._s.target.mode is Mode.SOFT_DELETE else None
         said = [f"({c})" for c in (deleted, *conditions) if c]
         return f"{self._s.place} AS t" + (f" WHERE {' AND '.join(said)}" if said else "")
 
@@ -89,7 +89,7 @@ class View(abc.ABC):
         return {name: text for name, text in known.items() if text is not None}
 
     def select(self, expressions: Mapping[str, str], where: str | None = None) -> Iterator[pa.RecordBatch]:
-        named = ", ".join(f"{sql} AS {self._s.dialect.quote(name)}" for name, sql in expressions.items())
+        named = ", ".join(f"{sql} AS {self._s.spelling.quote(name)}" for name, sql in expressions.items())
         return self.read(f"SELECT {named} FROM {self._live(where)}")
 
     def digests(self, bucket: str, place: str, hash_: str, where: str | None = None, most: int | None = None) -> Iterator[pa.RecordBatch]:
@@ -97,14 +97,14 @@ class View(abc.ABC):
         return self.read(digests(self._live(where) + tail, bucket, place, hash_))
 
     def fetch(self, key: Sequence[Column], columns: Sequence[str], keys: pa.Table) -> pa.Table:
-        q, kept = self._s.dialect.quote, {name for name, *_ in metadata_columns(self._s.target)}
+        q, kept = self._s.spelling.quote, {name for name, *_ in metadata_columns(self._s.target)}
         named = [f"{'CAST(NULL AS BIGINT)' if n.startswith('_cdc_') and n not in kept else self._form(n)} AS {q(n)}" for n in columns]
         batches = list(self.read(f"SELECT {', '.join(named)} FROM {self._live(self.matching(key, keys))}"))
         return pa.Table.from_batches(batches) if batches else pa.table({n: pa.nulls(0) for n in columns})
 
     def _form(self, name: str) -> str:
         """The expression by which a column is read."""
-        return self._s.dialect.quote(name)
+        return self._s.spelling.quote(name)
 
     def parked(self, keys: Sequence[str]) -> Mapping[str, tuple[int, int, str]]:
         """Of canonical key texts those with a record in quarantine that nobody decided on: partition, offset, message."""
@@ -113,7 +113,7 @@ class View(abc.ABC):
 
     def batches(self, places: Collection[tuple[int, int]]) -> Mapping[tuple[int, int], tuple[str, datetime]]:
         """The batch in which the record at each (partition, offset) was merged, and when; as far back as the ledger reaches."""
-        q, found, wanted = self._s.dialect.quote, dict[tuple[int, int], tuple[str, datetime]](), sorted(places)
+        q, found, wanted = self._s.spelling.quote, dict[tuple[int, int], tuple[str, datetime]](), sorted(places)
         for first in range(0, len(wanted), TEXTS_AT_ONCE):
             listed = ", ".join(f"({p:d}, {o:d})" for p, o in wanted[first : first + TEXTS_AT_ONCE])
             rows = self._rows(
@@ -126,10 +126,10 @@ class View(abc.ABC):
 
     def deleted(self, keys: Sequence[str]) -> Mapping[str, tuple[int, int]]:
         """Of canonical key texts those whose delete is remembered: its partition and offset."""
-        return {r["k"]: (r["p"], r["o"]) for r in self._of_keys(self._s.meta(meta.DELETED_KEYS), self._s.dialect.quote("key"), keys)}
+        return {r["k"]: (r["p"], r["o"]) for r in self._of_keys(self._s.meta(meta.DELETED_KEYS), self._s.spelling.quote("key"), keys)}
 
     def _of_keys(self, table: str, column: str, keys: Sequence[str], condition: str = "", *more: str) -> Iterator[dict[str, Any]]:
-        d = self._s.dialect
+        d = self._s.spelling
         for first in range(0, len(keys), TEXTS_AT_ONCE):
             listed = ", ".join(map(d.literal, keys[first : first + TEXTS_AT_ONCE]))
             also = f" AND {condition}" if condition else ""

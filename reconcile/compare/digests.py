@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from cdc_service.core.canonical import CUT, PLACES
 from cdc_service.core.types import Column
-from cdc_service.ports.reader import Scan, Side, View
+from cdc_service.ports.reader import Reader, Scan, View
 from reconcile.compare.engine import BUCKETS, Comparison, Ranges, in_ranges
 from reconcile.report.document import Buckets, Total
 
@@ -49,7 +49,7 @@ class _Half:
     """One side with its expressions."""
 
     name: str
-    side: Side
+    side: Reader
     bucket: str
     place: str
     hash: str
@@ -78,7 +78,7 @@ class PushDown:
         self._key = comparison.key
         self._columns = columns
         self._where = where
-        self._sides: dict[str, Side] = {"d": view, "s": scan}
+        self._sides: dict[str, Reader] = {"d": view, "s": scan}
         self._halves: list[_Half] = []
         self._ranges: Ranges | None = None
         self.totals: tuple[Total, Total] = (Total(0, ""), Total(0, ""))
@@ -133,7 +133,7 @@ class PushDown:
         """Keys that share a place."""
         return (self._ranges.width - 1) // PLACES + 1 if self._ranges else 1
 
-    def _half(self, name: str, side: Side) -> _Half:
+    def _half(self, name: str, side: Reader) -> _Half:
         c, forms, texts = side.canonical, side.forms(self._key), side.texts([*self._key, *self._columns])
         if self._ranges is None:
             bucket, place = f"({c.hash([texts[k.name] for k in self._key])} % {self._fine})", "0"
@@ -214,7 +214,7 @@ def faster(scan: Scan, view: View, key: Sequence[Column], columns: Sequence[Colu
     """Whether sums come in less time than rows: of a few rows both are taken. Between hosts the network decides, on one the processors."""
     whole = list({c.name: c for c in (*key, *columns)}.values())
     rows = _seconds(scan.rows(whole, most=PROBED_ROWS))
-    sides: list[Side] = [scan]
+    sides: list[Reader] = [scan]
     if not view.native:
         rows *= 2  # The other side's rows would have to come as well.
         sides.append(view)

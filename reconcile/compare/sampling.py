@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc_service.core.types import Column
-from cdc_service.ports.reader import Scan, Side, View
+from cdc_service.ports.reader import Reader, Scan, View
 from reconcile.compare.engine import pairs_of, typed_table, unequal
 
 SAMPLED = 500
@@ -29,7 +29,7 @@ MAPPED_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class Sampled:
     """Columns by name, each with the reason in words."""
 
     by_value: Mapping[str, str] = field(default_factory=dict)
@@ -37,12 +37,10 @@ class Calibration:
     mapped: Mapping[str, str] = field(default_factory=dict)
 
 
-def calibrate(
-    scan: Scan, view: View, key: Sequence[Column], columns: Sequence[Column], where: str | None, rows_expected: int
-) -> Calibration:
+def sample(scan: Scan, view: View, key: Sequence[Column], columns: Sequence[Column], where: str | None, rows_expected: int) -> Sampled:
     """What rows that both sides have tell of ``columns``, all of which both sides can read."""
     if not (keys := _sample(scan, key, where, rows_expected)).num_rows:
-        return Calibration()
+        return Sampled()
     whole = list({c.name: c for c in (*key, *columns)}.values())
     texts = set(scan.texts(whole)) & set(view.texts(whole))
     by_value, textless, mapped = {}, {}, {}
@@ -55,7 +53,7 @@ def calibrate(
             textless[column] = f"its values are equal and the databases write them otherwise in {textual:,} {of}"
         if rows >= MAPPED_MIN and real >= MAPPED_SHARE * rows:
             mapped[column] = f"it differs in {real:,} {of}"
-    return Calibration(by_value, textless, mapped)
+    return Sampled(by_value, textless, mapped)
 
 
 def _sample(scan: Scan, key: Sequence[Column], where: str | None, rows_expected: int) -> pa.Table:
@@ -85,7 +83,7 @@ def _counted(
             yield c.name, (len(same), int(real[c.name].sum()), int((same & text[c.name]).sum()), int(textual.sum()))
 
 
-def _rows(side: Side, key: Sequence[Column], columns: Sequence[Column], texts: Sequence[str], keys: pa.Table) -> pa.Table:
+def _rows(side: Reader, key: Sequence[Column], columns: Sequence[Column], texts: Sequence[str], keys: pa.Table) -> pa.Table:
     """The rows with these keys; the canonical text of a column is called ``text NAME``."""
     whole = list({c.name: c for c in (*key, *columns)}.values())
     made = side.texts(whole)

@@ -89,7 +89,7 @@ def delta(target: Target, ids: np.ndarray, start: int, record: int, op: Op, unse
 def bench(destination: Destination, table_rows: int, batches: Sequence[tuple[int, bool]], mode: Mode) -> None:
     target = Target(ORDERS.table, "public", f"orders_{table_rows}_{mode}", mode)
     destination.evolve(target, *evolve((), ORDERS))
-    epochs = {c.partition: c.epoch for c in destination.take(target, LOG, {0: 0})}
+    epochs = {c.partition: c.epoch for c in destination.claim(target, LOG, {0: 0})}
     own = destination.schemas(target)[-1]
     at, cpu = 0, 0.0
 

@@ -28,7 +28,7 @@ import psycopg
 from cdc_service.core.evolve import CreateTable
 from cdc_service.core.logical import Kind, LogicalType, decimal
 from cdc_service.core.types import Column, TableId, TableSchema, Target
-from connectors.sources import open_dialect
+from connectors.sources import open_source
 from deploy.local.stack import Stack
 from mergers.destinations.duckdb import DuckDb
 from mergers.destinations.duckdb import open as open_duckdb
@@ -93,11 +93,11 @@ def fill(url: str, file: Path, rows: int) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(SOURCE.format(rows=rows).encode())
         connection.execute("VACUUM (ANALYZE, FREEZE) orders")
-    destination, dialect = open_warehouse(file), open_dialect(url)
+    destination, source = open_warehouse(file), open_source(url)
     destination.prepare()
     destination.evolve(TARGET, [CreateTable(SCHEMA)], SCHEMA)
     raw = destination.connection().raw
-    with dialect.scan(TABLE) as scan:
+    with source.scan(TABLE) as scan:
         for batch in scan.rows(SCHEMA.columns):
             raw.register("came", batch)
             names = ", ".join(KINDS)
@@ -105,7 +105,7 @@ def fill(url: str, file: Path, rows: int) -> None:
             raw.unregister("came")
     raw.execute("CHECKPOINT")
     destination.close()
-    dialect.close()
+    source.close()
 
 
 def plant(file: Path, rows: int) -> set[int]:
@@ -125,8 +125,8 @@ def plant(file: Path, rows: int) -> set[int]:
 def child(mode: str, url: str, file: Path, rows: int) -> None:
     """One comparison of ours; prints its seconds and the keys that differ."""
     began = time.monotonic()
-    destination, dialect = open_warehouse(file), open_dialect(url)
-    report = compare_still(dialect, destination, TARGET, SCHEMA, Options(mode=mode, differences_max=10_000), rows)
+    destination, source = open_warehouse(file), open_source(url)
+    report = compare_still(source, destination, TARGET, SCHEMA, Options(mode=mode, differences_max=10_000), rows)
     seconds, keys = time.monotonic() - began, [int(d.key["id"] or 0) for d in report.differences]
     print(json.dumps({"seconds": seconds, "keys": keys, "method": report.method, "localized": report.buckets.localized}))
 

@@ -143,7 +143,7 @@ class SqlHarness:
         raise NotImplementedError
 
     def rows(self, destination: Any, target: Target, schema: TableSchema) -> pa.Table:
-        q = destination.dialect.quote
+        q = destination.spelling.quote
         if target.mode is Mode.APPEND:
             return self._changes(destination, target, schema)
         names = [*schema.names, "_cdc_gen", "_cdc_record", *(["_cdc_deleted"] if target.mode is Mode.SOFT_DELETE else [])]
@@ -158,9 +158,9 @@ class SqlHarness:
         return typed.take(places)
 
     def _changes(self, destination: Any, target: Target, schema: TableSchema) -> pa.Table:
-        q = destination.dialect.quote
+        q = destination.spelling.quote
         shown = [
-            f"{destination.dialect.us_of_time.format(time=q(name))} AS us" if name == "_cdc_source_ts" else q(name)
+            f"{destination.spelling.us_of_time.format(time=q(name))} AS us" if name == "_cdc_source_ts" else q(name)
             for name in CHANGE_COLUMNS
         ]
         sql = f"SELECT {', '.join([*map(q, schema.names), *shown])} FROM {q(target.namespace, target.name)}"
@@ -180,13 +180,13 @@ class SqlHarness:
     def ledger(self, destination: Any, target: Target) -> list[dict[str, Any]]:
         sql = """SELECT "partition", start_offset AS start, stop_offset AS stop, applied, folded, duplicate, parked, filtered
 FROM {} WHERE pipeline = 'shop' AND source_table = '{}' ORDER BY {}""".format(
-            destination.dialect.quote("_cdc", "batch"), str(target.source).replace("'", "''"), self.oldest_first
+            destination.spelling.quote("_cdc", "batch"), str(target.source).replace("'", "''"), self.oldest_first
         )
         rows: list[dict[str, Any]] = destination.query(sql, rows_max=1_000_000).to_pylist()
         return rows
 
     def deleted(self, destination: Any, target: Target) -> dict[str, tuple[int, int]]:
-        place, source = destination.dialect.quote("_cdc", "deleted_keys"), str(target.source).replace("'", "''")
+        place, source = destination.spelling.quote("_cdc", "deleted_keys"), str(target.source).replace("'", "''")
         sql = f"SELECT key, gen, record FROM {place} WHERE source_table = '{source}'"
         return {row["key"]: (row["gen"], row["record"]) for row in destination.query(sql, rows_max=1_000_000).to_pylist()}
 
@@ -361,22 +361,22 @@ def parsed_statements() -> Iterator[None]:
         (sqlite.SqliteConnection, "fetch", "sqlite"),
     ]
 
-    def spy(real: Any, dialect: str) -> Any:
+    def spy(real: Any, spelling: str) -> Any:
         def run(self: Any, sql: str, params: Sequence[object] = ()) -> Any:
-            seen.add((dialect, sql.replace("\x00", "$1")))
+            seen.add((spelling, sql.replace("\x00", "$1")))
             return real(self, sql, params)
 
         return run
 
     with pytest.MonkeyPatch.context() as patch:
-        for connection, method, dialect in spied:
-            patch.setattr(connection, method, spy(getattr(connection, method), dialect))
+        for connection, method, spelling in spied:
+            patch.setattr(connection, method, spy(getattr(connection, method), spelling))
         yield
-    for dialect, sql in seen - _PARSED:
-        (statement,) = sqlglot.parse(sql, read=dialect)
+    for spelling, sql in seen - _PARSED:
+        (statement,) = sqlglot.parse(sql, read=spelling)
         assert statement is not None
         assert not isinstance(statement, exp.Command), f"sqlglot does not understand: {sql}"
-        assert statement.sql(dialect=dialect)
+        assert statement.sql(dialect=spelling)
     _PARSED.update(seen)
 
 
@@ -431,7 +431,7 @@ class Feed:
         self.destination.evolve(self.target, changes, own)
 
     def take(self) -> Feed:
-        taken = self.destination.take(self.target, self.log, {p: self.next.get(p, 0) for p in self.partitions})
+        taken = self.destination.claim(self.target, self.log, {p: self.next.get(p, 0) for p in self.partitions})
         self.epochs = {c.partition: c.epoch for c in taken}
         self.next = {c.partition: c.next_offset for c in taken}
         return self

@@ -61,7 +61,7 @@ class Log:
         self.destination.evolve(self.target, changes, own)
 
     def take(self) -> Log:
-        taken = self.destination.take(self.target, self.log, {0: self.next.get(0, 0), 1: self.next.get(1, 0)})
+        taken = self.destination.claim(self.target, self.log, {0: self.next.get(0, 0), 1: self.next.get(1, 0)})
         self.epochs = {c.partition: c.epoch for c in taken}
         self.next = {c.partition: c.next_offset for c in taken}
         self.tails = self.destination.tails(self.target, self.log)

@@ -345,7 +345,7 @@ def test_nobody_takes_a_partition_of_a_log_that_a_resync_has_left(harness: Harne
     begin_anew(feed, new_log, {0: 0, 1: 0})
     before = feed.destination.checkpoints(feed.target)
     with pytest.raises(Fenced):
-        feed.destination.take(feed.target, LOG, {0: 3, 1: 4}, old)
+        feed.destination.claim(feed.target, LOG, {0: 3, 1: 4}, old)
     assert feed.destination.checkpoints(feed.target) == before
 
 

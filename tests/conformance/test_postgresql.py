@@ -23,7 +23,7 @@ from cdc_service.ports.destination import TableState
 from deploy.local.stack import Stack
 from mergers.destinations import open_destination
 from mergers.destinations.postgresql import CAPABILITIES, PostgreSql
-from mergers.sql.ledger import AccountOpen
+from mergers.sql.ledger import LedgerOpen
 from tests.conformance.harness import ITEMS, LOG, Change, Feed, PostgreSqlHarness, number, parsed_statements, text
 from tests.support.registration import eventually
 
@@ -329,7 +329,7 @@ import os, signal, sys
 from cdc_service import failpoints
 from tests.conformance.harness import ITEMS, Change, Feed
 from cdc_service.core.types import Op
-from mergers.sql.ledger import AccountOpen
+from mergers.sql.ledger import LedgerOpen
 from mergers.destinations.postgresql import open as open_postgresql
 
 options = {"idle_in_transaction_session_timeout": sys.argv[2]}
@@ -612,7 +612,7 @@ def test_i3_a_row_that_somebody_keeps_out_is_not_taken_for_a_duplicate(harness: 
         "CREATE FUNCTION public.keep_out() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN CASE WHEN NEW.id < 3 THEN NEW END; END$$"
     )
     harness.admin(keep_out, "CREATE TRIGGER keep_out BEFORE INSERT ON public.items FOR EACH ROW EXECUTE FUNCTION public.keep_out()")
-    with pytest.raises(AccountOpen, match="3 rows were to be written or older than what stands there, 2 are"):
+    with pytest.raises(LedgerOpen, match="3 rows were to be written or older than what stands there, 2 are"):
         feed.apply(row(Op.UPDATE, 1, 9, "older"), row(Op.CREATE, 2, 11, "new"), row(Op.CREATE, 3, 12, "kept out"))
     assert names(feed.destination) == {1: "old"}
     harness.admin("DROP TRIGGER keep_out ON public.items")

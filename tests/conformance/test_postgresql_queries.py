@@ -186,7 +186,7 @@ def test_the_ranges_end_where_postgresql_ends(reading: Feed, kind: Kind) -> None
     """The ends themselves are held (test_merge_types); one beyond is refused, or is an infinity, or leaves a reader's time zone."""
     low, high = CAPABILITIES.ranges[kind]
     c = reading.destination.connection()
-    type_ = reading.destination.dialect.types[kind]
+    type_ = reading.destination.spelling.types[kind]
     below = {Kind.DATE: "J-1", Kind.TIME: "-00:00:00.000001", Kind.TIMESTAMP: "4714-11-23 23:59:59.999999 BC", Kind.TIMESTAMPTZ: ""}[kind]
     if below:
         with pytest.raises(CdcError):

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from cdc_service.core.evolve import CreateTable
 from cdc_service.core.logical import INFINITY, Kind, LogicalType, array, decimal
 from cdc_service.core.types import Column, TableId, TableSchema, Target
-from cdc_service.ports.source import SourceDialect
-from connectors.sources import open_dialect
+from cdc_service.ports.source import Source
+from connectors.sources import open_source
 from deploy.local.stack import Stack
 from mergers.destinations.duckdb import DuckDb
 from mergers.destinations.duckdb import open as open_duckdb
@@ -123,11 +123,11 @@ class Shape:
 
 
 @pytest.fixture(scope="module")
-def source(postgres: Stack) -> Iterator[tuple[str, SourceDialect]]:
+def source(postgres: Stack) -> Iterator[tuple[str, Source]]:
     url = postgres.create_database("reconcile_property")
-    dialect = open_dialect(url)
-    yield url, dialect
-    dialect.close()
+    opened = open_source(url)
+    yield url, opened
+    opened.close()
     postgres.drop_database("reconcile_property")
 
 
@@ -207,9 +207,9 @@ def faulty(rand: random.Random, shape: Shape, rows: Sequence[Row]) -> list[Row]:
 @settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**32))
 def test_i27_the_differences_are_those_of_a_full_outer_join(
-    source: tuple[str, SourceDialect], tmp_path_factory: pytest.TempPathFactory, seed: int
+    source: tuple[str, Source], tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> None:
-    url, dialect = source
+    url, opened = source
     rand = random.Random(seed)
     key = rand.choice(KEYS)
     shape = Shape([*key, *(rand.choice(list(POOLS)) for _ in range(rand.randrange(6)))], len(key))
@@ -223,7 +223,7 @@ def test_i27_the_differences_are_those_of_a_full_outer_join(
         destination.prepare()
         destination.evolve(TARGET, [CreateTable(shape.schema)], shape.schema)
         fill_target(destination, shape, there)
-        reports = [compare_still(dialect, destination, TARGET, shape.schema, Options(mode=mode)) for mode in ("stream", "pushdown")]
+        reports = [compare_still(opened, destination, TARGET, shape.schema, Options(mode=mode)) for mode in ("stream", "pushdown")]
     finally:
         destination.close()
     for report in reports:

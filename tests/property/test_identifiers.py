@@ -97,7 +97,9 @@ def test_names_of_tables_and_columns_are_names_or_refused(opened: Opened, data: 
     grown = tables(harness, destination) - before
     assert before <= tables(harness, destination)
     assert len(grown) <= 1, "one table, and nothing else"
-    assert destination.query(f"SELECT id FROM {destination.dialect.quote('public', 'canary')}", rows_max=9).to_pylist() == [{"id": "alive"}]
+    assert destination.query(f"SELECT id FROM {destination.spelling.quote('public', 'canary')}", rows_max=9).to_pylist() == [
+        {"id": "alive"}
+    ]
 
 
 @settings(max_examples=max(5, EXAMPLES // 3), deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -30,12 +30,12 @@ from cdc_service.core.identity import Identities, Judgement, Outcome
 from cdc_service.core.order import INCREMENTAL, snapshot_record
 from cdc_service.core.types import META, ChangeBatch, LogId, Mode, Op, RawBatch, Rejected, Span, TableId, TableSchema, Target
 from cdc_service.pipeline import quarantine
-from cdc_service.pipeline.commands import Control
-from cdc_service.pipeline.context import Means
+from cdc_service.pipeline.commands import Commands
+from cdc_service.pipeline.context import Context
 from cdc_service.pipeline.merge_worker import at_once
-from cdc_service.pipeline.poll_loop import Line
-from cdc_service.pipeline.table_task import Table
-from cdc_service.pipeline.watermarks import Progress
+from cdc_service.pipeline.poll_loop import PollLoop
+from cdc_service.pipeline.table_task import TableTask
+from cdc_service.pipeline.watermarks import Watermarks
 from cdc_service.ports.capture import ConnectorStatus, Facts, Scans, TaskStatus
 from cdc_service.ports.feed import Assignment, Polled, TopicFacts
 from cdc_service.ports.source import UNKNOWN_FILL, Fill, Reread
@@ -293,10 +293,10 @@ class FakeLog:
     def resume(self, where: Sequence[tuple[str, int]]) -> None:
         self.paused -= {p for _, p in where}
 
-    def advise(self, offsets: Mapping[tuple[str, int], int]) -> None:
+    def commit_offsets(self, offsets: Mapping[tuple[str, int], int]) -> None:
         pass
 
-    def share_anew(self) -> None:
+    def rejoin_group(self) -> None:
         pass
 
     def close(self) -> None:
@@ -334,9 +334,9 @@ class Worker:
     def __init__(self, world: World, target: Target) -> None:
         self.destination = MemoryDestination(world.warehouse, world.step)
         limits = Limits(memory=10**9, quarantine_rows=10 if not world.poison else 10**6, quarantine_share=0.5 if not world.poison else 1)
-        means = Means(self.destination, world, world, world, world.schema_of, world.columns_of, world.identities, world, limits)
+        context = Context(self.destination, world, world, world, world.schema_of, world.columns_of, world.identities, world, limits)
         config = TableConfig(ITEMS.table, target, TOPIC, Flush(rows=20, bytes=10**6, seconds=1), "refuse", "public.items")
-        self.table = Table(config, means)
+        self.table = TableTask(config, context)
         self.logs: list[FakeLog] = []
 
         def join(assignment: Assignment) -> FakeLog:
@@ -344,16 +344,16 @@ class Worker:
             return self.logs[0]
 
         submit = world.random.choice([at_once, self.later])
-        self.line = Line([self.table], means, world, world.identities, join, memory=world.memory, clock=world, submit=submit)
-        self.progress = Progress(self.line, world.facts, self.destination, world, world, world)
-        self.control = Control([self.table], means, world, self.progress.begun, dict)
+        self.line = PollLoop([self.table], context, world, world.identities, join, memory=world.memory, clock=world, submit=submit)
+        self.progress = Watermarks(self.line, world.facts, self.destination, world, world, world)
+        self.control = Commands([self.table], context, world, self.progress.begun, dict)
 
     @property
     def log(self) -> FakeLog:
         return self.logs[0]
 
     def later(self, do: Callable[[], Any]) -> Later:
-        return Later(do, self.table.means.clock)
+        return Later(do, self.table.context.clock)
 
     def turn(self) -> None:
         self.line.read(0)

@@ -182,7 +182,7 @@ class House:
         return self
 
     def take(self, starts: Mapping[int, int]) -> dict[int, int]:
-        taken = self.destination.take(self.target, LOG, starts)
+        taken = self.destination.claim(self.target, LOG, starts)
         self.epochs = {c.partition: c.epoch for c in taken}
         return {c.partition: c.next_offset for c in taken}
 

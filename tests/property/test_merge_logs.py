@@ -208,7 +208,7 @@ class Warehouse:
         return self
 
     def take(self) -> dict[int, int]:
-        taken = self.destination.take(self.target, self.log, dict.fromkeys(range(PARTITIONS), 0))
+        taken = self.destination.claim(self.target, self.log, dict.fromkeys(range(PARTITIONS), 0))
         self.epochs = {c.partition: c.epoch for c in taken}
         return {c.partition: c.next_offset for c in taken}
 

@@ -106,7 +106,7 @@ def row_values(can: Capabilities) -> st.SearchStrategy[list[Any]]:
 
 
 def read(feed: TypesFeed) -> dict[int, list[Any]]:
-    q = feed.destination.dialect.quote
+    q = feed.destination.spelling.quote
     found = feed.destination.query(f"SELECT {', '.join(map(q, SCHEMA.names))} FROM {q('public', 'all types')}", rows_max=1000)
     rows = zip(*(plain(feed.harness.typed(found[c.name], c.type)) for c in SCHEMA.columns), strict=True)
     return {row[0]: list(row[1:]) for row in rows}

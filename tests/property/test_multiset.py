@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from cdc_service.core.evolve import CreateTable
 from cdc_service.core.rowtext import row_text
 from cdc_service.core.types import Mode, TableSchema
-from cdc_service.ports.source import SourceDialect
-from connectors.sources import open_dialect
+from cdc_service.ports.source import Source
+from connectors.sources import open_source
 from deploy.local.stack import Stack
 from mergers.destinations.duckdb import DuckDb
 from mergers.destinations.duckdb import open as open_duckdb
@@ -36,11 +36,11 @@ Change = tuple[str, Row | None, Row | None]
 
 
 @pytest.fixture(scope="module")
-def source(postgres: Stack) -> Iterator[tuple[str, SourceDialect]]:
+def source(postgres: Stack) -> Iterator[tuple[str, Source]]:
     url = postgres.create_database("reconcile_multiset")
-    dialect = open_dialect(url)
-    yield url, dialect
-    dialect.close()
+    opened = open_source(url)
+    yield url, opened
+    opened.close()
     postgres.drop_database("reconcile_multiset")
 
 
@@ -124,9 +124,9 @@ SELECT {names}, 0, m_n, 0, 1, 1, m_op, 0, m_before FROM rows_of_test""")
 @settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**32))
 def test_i27_the_differences_of_a_table_without_a_key_are_those_of_two_multisets(
-    source: tuple[str, SourceDialect], tmp_path_factory: pytest.TempPathFactory, seed: int
+    source: tuple[str, Source], tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> None:
-    url, dialect = source
+    url, opened = source
     rand = random.Random(seed)
     shape = Shape([rand.choice(list(POOLS)) for _ in range(rand.randrange(1, 5))], 0)
     log, rows = lived(rand, shape)
@@ -145,7 +145,7 @@ def test_i27_the_differences_of_a_table_without_a_key_are_those_of_two_multisets
         schema: TableSchema = shape.schema
         destination.evolve(LOG, [CreateTable(schema)], schema)
         fill_log(destination, shape, told)
-        report = compare_still(dialect, destination, LOG, schema, Options())
+        report = compare_still(opened, destination, LOG, schema, Options())
     finally:
         destination.close()
     begin = next((n for n, change in enumerate(told) if change[0] in ("r", "t")), 0)

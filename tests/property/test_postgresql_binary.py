@@ -17,7 +17,7 @@ from cdc_service.testing.memory import restore
 from deploy.local.stack import Stack
 from mergers.destinations._postgresql_binary import binary_blocks
 from mergers.destinations._postgresql_copy import BLOCK_ROWS, csv_blocks
-from mergers.destinations.postgresql import CAPABILITIES, DIALECT
+from mergers.destinations.postgresql import CAPABILITIES, SPELLING
 from tests.property.test_merge_types import decimals, integers, values
 
 TEXT_ONLY = {Kind.NUMERIC, Kind.INTERVAL, Kind.ARRAY}
@@ -38,7 +38,7 @@ NAMES = [f"c{n}" for n in range(len(TYPES))]
 def server(postgres: Stack) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(postgres.pg_url, autocommit=True) as connection:
         for form in ("csv", "binary"):
-            columns = ", ".join(f"{name} {DIALECT.column_type(type_)}" for name, type_ in zip(NAMES, TYPES, strict=True))
+            columns = ", ".join(f"{name} {SPELLING.column_type(type_)}" for name, type_ in zip(NAMES, TYPES, strict=True))
             connection.execute(f"CREATE TEMPORARY TABLE as_{form} ({columns})".encode())
         yield connection
 
@@ -68,7 +68,7 @@ ROWS = st.lists(st.tuples(*(st.none() | strategy for strategy in VALUES.values()
 @example(rows=[(None,) * len(TYPES)], cut=0)
 def test_binary_rows_are_read_as_their_text(server: psycopg.Connection[Any], rows: list[tuple[Any, ...]], cut: int) -> None:
     whole = table(rows).slice(cut)
-    blocks = binary_blocks(whole, [DIALECT.column_type(type_) for type_ in TYPES])
+    blocks = binary_blocks(whole, [SPELLING.column_type(type_) for type_ in TYPES])
     assert blocks is not None
     assert copied(server, "binary", blocks) == copied(server, "csv", csv_blocks(whole))
 
@@ -82,7 +82,7 @@ def test_more_rows_than_a_block(server: psycopg.Connection[Any]) -> None:
     }  # fmt: skip
     many = pa.table([restore(columns.get(t.kind, [None] * count), t.arrow) for t in TYPES], names=NAMES)
     chunked = pa.concat_tables([many.slice(0, 100), many.slice(100)])
-    blocks = binary_blocks(chunked, [DIALECT.column_type(t) for t in TYPES])
+    blocks = binary_blocks(chunked, [SPELLING.column_type(t) for t in TYPES])
     assert blocks is not None
     assert copied(server, "binary", blocks) == copied(server, "csv", csv_blocks(many))
 
@@ -102,7 +102,7 @@ def test_more_rows_than_a_block(server: psycopg.Connection[Any]) -> None:
 )
 def test_what_has_no_binary_form_goes_as_text(type_: LogicalType, value: Any) -> None:
     one = pa.table({"c": pa.array([None, value], type_.arrow)})
-    assert binary_blocks(one, [DIALECT.column_type(type_)]) is None
+    assert binary_blocks(one, [SPELLING.column_type(type_)]) is None
 
 
 def test_a_column_of_another_type_goes_as_text() -> None:

@@ -58,15 +58,13 @@ def with_options(stack: Stack, database: PgDatabase, folder: Path, options: Mapp
 
 
 def register(p: Pipeline, tables: Iterable[TableId]) -> None:
-    apply_registration(
-        plan_registration(p.config, list(tables), p.dialect, p.connect, p.kafka), p.dialect, p.connect, p.kafka, p.said.append
-    )
+    apply_registration(plan_registration(p.config, list(tables), p.source, p.connect, p.kafka), p.source, p.connect, p.kafka, p.said.append)
 
 
 def told(p: Pipeline, table: TableId, options: Mapping[str, str] | None = None) -> TableSchema | None:
     """What the catalog says of the table."""
-    found = without_columns(p.dialect.tables(), (options or {}).get("column.exclude.list", ""))
-    return p.dialect.schema(next(t for t in found if t.table == table), options or {})
+    found = without_columns(p.source.tables(), (options or {}).get("column.exclude.list", ""))
+    return p.source.schema(next(t for t in found if t.table == table), options or {})
 
 
 def learned(p: Pipeline, table: TableId) -> list[tuple[Op, TableSchema, pa.Table]]:
@@ -316,7 +314,7 @@ def test_what_a_domain_hides_is_found_below_it(owner: Pipeline) -> None:
     """I19: events of a domain over bit varying look like bits of one length, and name the domain alone."""
     owner.execute("CREATE DOMAIN vb AS varbit(5); CREATE DOMAIN deep AS vb; CREATE DOMAIN whole AS int; CREATE DOMAIN deeper AS whole")
     owner.execute("CREATE DOMAIN listed AS bit(3)[]; CREATE TABLE a (id deeper PRIMARY KEY, v deep, l listed, r refcursor[], n name[])")
-    [table] = [t for t in owner.dialect.tables() if t.table.name == "a"]
+    [table] = [t for t in owner.source.tables() if t.table.name == "a"]
     found = {c.name: c.hazard.blocking for c in table.columns if c.hazard is not None}
     assert found == {"v": True, "l": True, "r": False, "n": False}
-    assert owner.dialect.refusal(table) is not None
+    assert owner.source.refusal(table) is not None

@@ -284,7 +284,7 @@ def test_a_slot_that_was_lost_is_found_and_beginning_anew_cures(owner: Pipeline)
     finding = the(findings(owner), "slot")
     assert finding.failed
     assert "cdc register --delete" in finding.cure
-    unregister(owner.config, owner.dialect, owner.connect)
+    unregister(owner.config, owner.source, owner.connect)
     assert owner.register("a").initial
     assert failures(findings(owner)) == []
 
@@ -315,4 +315,4 @@ def test_no_finding_shows_a_password(reader: Pipeline) -> None:
     secrets = {reader.stack.password("cdc"), reader.stack.password("postgres")}
     assert not [f for f in found if any(s in repr(replace(f)) for s in secrets)]
     with psycopg.connect(reader.database.url) as _:
-        assert reader.stack.password("cdc") not in repr(reader.dialect)
+        assert reader.stack.password("cdc") not in repr(reader.source)

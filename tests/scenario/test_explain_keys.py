@@ -13,9 +13,9 @@ from cdc_service.cli import exits
 from cdc_service.core.errors import ConfigError
 from cdc_service.core.evolve import CreateTable
 from cdc_service.core.types import TableId, Target
-from cdc_service.ports.source import SourceDialect
+from cdc_service.ports.source import Source
 from cdc_service.runtime.comparing.change_log import Sources
-from connectors.sources import open_dialect
+from connectors.sources import open_source
 from deploy.local.process import StackError
 from deploy.local.stack import Stack
 from mergers.destinations.duckdb import open as open_duckdb
@@ -28,15 +28,15 @@ TABLE = TableId("public", "t")
 
 
 @pytest.fixture(scope="module")
-def source(postgres: Stack) -> Iterator[tuple[str, SourceDialect]]:
+def source(postgres: Stack) -> Iterator[tuple[str, Source]]:
     name = f"keys_{uuid.uuid4().hex[:12]}"
     url = postgres.create_database(name)
     with psycopg.connect(url) as connection:
         connection.execute("CREATE TYPE mood AS ENUM ('sad', 'glad')")
         connection.execute("CREATE COLLATION any_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
-    dialect = open_dialect(url)
-    yield url, dialect
-    dialect.close()
+    opened = open_source(url)
+    yield url, opened
+    opened.close()
     postgres.drop_database(name)
 
 
@@ -61,7 +61,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize("type_", KEYS)
-def test_what_is_no_value_of_the_keys_type_is_told_as_such(source: tuple[str, SourceDialect], tmp_path: Path, type_: str) -> None:
+def test_what_is_no_value_of_the_keys_type_is_told_as_such(source: tuple[str, Source], tmp_path: Path, type_: str) -> None:
     right, wrong = KEYS[type_]
     with explained(source, tmp_path, type_, right) as subject:
         row = life(subject, [right])["source"]["row"]
@@ -76,9 +76,7 @@ def test_what_is_no_value_of_the_keys_type_is_told_as_such(source: tuple[str, So
 
 
 @pytest.mark.parametrize(("type_", "right", "typed"), [("numeric", "1.50", "1.5"), ("integer", "17", "017")])
-def test_a_number_is_one_key_however_it_is_typed(
-    source: tuple[str, SourceDialect], tmp_path: Path, type_: str, right: str, typed: str
-) -> None:
+def test_a_number_is_one_key_however_it_is_typed(source: tuple[str, Source], tmp_path: Path, type_: str, right: str, typed: str) -> None:
     with explained(source, tmp_path, type_, right) as subject:
         asked = list[object]()
         history = subject.log.history
@@ -88,9 +86,7 @@ def test_a_number_is_one_key_however_it_is_typed(
 
 
 @pytest.mark.parametrize(("type_", "typed"), [("varchar(3)", "abcd"), ("text COLLATE any_case", "ABC")])
-def test_a_text_that_only_resembles_a_key_is_not_that_key(
-    source: tuple[str, SourceDialect], tmp_path: Path, type_: str, typed: str
-) -> None:
+def test_a_text_that_only_resembles_a_key_is_not_that_key(source: tuple[str, Source], tmp_path: Path, type_: str, typed: str) -> None:
     with explained(source, tmp_path, type_, "abc") as subject:
         assert life(subject, ["abc"])["source"]["row"] == {"id": "abc", "v": "7"}
         assert life(subject, [typed])["source"]["row"] is None
@@ -99,20 +95,20 @@ def test_a_text_that_only_resembles_a_key_is_not_that_key(
 class explained:  # noqa: N801
     """A table with one row of that key, at the source alone."""
 
-    def __init__(self, source: tuple[str, SourceDialect], folder: Path, type_: str, key: str) -> None:
-        url, dialect = source
+    def __init__(self, source: tuple[str, Source], folder: Path, type_: str, key: str) -> None:
+        url, opened = source
         with psycopg.connect(url) as connection:
             value = f"\\x{key}" if type_ == "bytea" else key
             connection.execute(f"DROP TABLE IF EXISTS t; CREATE TABLE t (id {type_} PRIMARY KEY, v int)".encode())
             connection.execute(f"INSERT INTO t VALUES (CAST('{value}' AS {type_.split(' COLLATE')[0]}), 7)".encode())
-        (table,) = dialect.tables(TABLE)
-        schema = dialect.schema(table, {})
+        (table,) = opened.tables(TABLE)
+        schema = opened.schema(table, {})
         assert schema is not None
         target = Target(TABLE, "public", "t")
         self._warehouse = warehouse = open_duckdb(f"duckdb:///{folder}/w.duckdb", pipeline="p", meta_schema="_cdc", options={})
         warehouse.prepare()
         warehouse.evolve(target, [CreateTable(schema)], schema)
-        sources = Sources(dialect, dialect)
+        sources = Sources(opened, opened)
         self._subject = Subject(
             target, schema, sources, lambda: warehouse.view(target, schema), StillLog(), lambda _: True, 1, lambda *_: (), frozenset()
         )

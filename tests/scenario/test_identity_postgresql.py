@@ -16,8 +16,8 @@ from cdc_service.core.errors import Unavailable
 from cdc_service.core.identity import Judgement, Outcome
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
-from cdc_service.ports.source import SourceDialect
-from connectors.sources import open_dialect
+from cdc_service.ports.source import Source
+from connectors.sources import open_source
 from connectors.sources.postgresql import kept
 from deploy.local.stack import Stack
 
@@ -26,17 +26,17 @@ PUBLICATION = "cdc_who"
 
 
 @dataclass
-class Source:
+class Observed:
     """A database with the publication of a pipeline, and what its role sees of a table."""
 
     owner: psycopg.Connection[tuple[object, ...]]
-    dialect: SourceDialect
+    source: Source
 
     def execute(self, statements: str) -> None:
         self.owner.execute(statements.encode())
 
     def identity(self, table: str, **connector: str) -> str | None:
-        found = self.dialect.identities([TableId("public", table)], NAMES, connector or None, {})
+        found = self.source.identities([TableId("public", table)], NAMES, connector or None, {})
         return found.tables.get(TableId("public", table))
 
     def judged(self, table: str, statements: str) -> Judgement:
@@ -46,35 +46,35 @@ class Source:
         for statement in statements.split(";"):
             if statement.strip():
                 self.execute(statement)
-        return self.dialect.judge(TableId("public", table), before, self.identity(table))
+        return self.source.judge(TableId("public", table), before, self.identity(table))
 
 
 @pytest.fixture(scope="module")
-def source(stack_home: Stack) -> Iterator[Source]:
+def observed(stack_home: Stack) -> Iterator[Observed]:
     stack_home.start(["postgres"])
     url = stack_home.create_database("identities")
-    dialect = open_dialect(stack_home.pg_url_for("identities", "cdc"))
+    source = open_source(stack_home.pg_url_for("identities", "cdc"))
     try:
         with psycopg.connect(url, autocommit=True) as owner:
             owner.execute("CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE TYPE pair AS (a int, b int); CREATE DOMAIN short AS varchar(9)")
             owner.execute(f"CREATE PUBLICATION {PUBLICATION} WITH (publish_via_partition_root = true)".encode())
-            yield Source(owner, dialect)
+            yield Observed(owner, source)
     finally:
-        dialect.close()
+        source.close()
         stack_home.drop_database("identities")
 
 
 @pytest.fixture
-def table(source: Source) -> Iterator[str]:
-    source.execute(
+def table(observed: Observed) -> Iterator[str]:
+    observed.execute(
         "CREATE TABLE t(id int PRIMARY KEY, n int, m int, c numeric(12,4), v varchar(10), w text, e mood, p pair, s short,"
         " u int NOT NULL UNIQUE, g int GENERATED ALWAYS AS (n + 1) STORED)"
     )
-    source.execute("INSERT INTO t(id, n, m, c, v, w, e, u) SELECT g, g, -g, g, g, g, 'sad', g FROM generate_series(1, 5) g")
-    source.execute(f"ALTER TABLE t ADD k int DEFAULT 7; ALTER PUBLICATION {PUBLICATION} ADD TABLE t")
+    observed.execute("INSERT INTO t(id, n, m, c, v, w, e, u) SELECT g, g, -g, g, g, g, 'sad', g FROM generate_series(1, 5) g")
+    observed.execute(f"ALTER TABLE t ADD k int DEFAULT 7; ALTER PUBLICATION {PUBLICATION} ADD TABLE t")
     yield "t"
-    source.execute("DROP TABLE IF EXISTS t, t2, kid CASCADE")
-    source.execute(f"ALTER PUBLICATION {PUBLICATION} SET (publish = 'insert, update, delete, truncate')")
+    observed.execute("DROP TABLE IF EXISTS t, t2, kid CASCADE")
+    observed.execute(f"ALTER PUBLICATION {PUBLICATION} SET (publish = 'insert, update, delete, truncate')")
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,14 @@ def table(source: Source) -> Iterator[str]:
         "ALTER DOMAIN short ADD CHECK (VALUE <> 'x'); ALTER DOMAIN short DROP CONSTRAINT short_check",
     ],
 )
-def test_what_changes_no_value_is_carried(source: Source, table: str, statements: str) -> None:
-    judged = source.judged(table, statements)
+def test_what_changes_no_value_is_carried(observed: Observed, table: str, statements: str) -> None:
+    judged = observed.judged(table, statements)
     assert judged.outcome in (Outcome.SAME, Outcome.CARRIED), judged
     assert judged.renamed == {}
 
 
-def test_a_name_that_was_never_there_is_carried_as_a_name(source: Source, table: str) -> None:
-    judged = source.judged(table, "ALTER TABLE t RENAME n TO nn; ALTER TABLE t RENAME id TO ident")
+def test_a_name_that_was_never_there_is_carried_as_a_name(observed: Observed, table: str) -> None:
+    judged = observed.judged(table, "ALTER TABLE t RENAME n TO nn; ALTER TABLE t RENAME id TO ident")
     assert (judged.outcome, judged.renamed, judged.columns) == (Outcome.CARRIED, {"n": "nn", "id": "ident"}, True)
 
 
@@ -147,8 +147,8 @@ def test_a_name_that_was_never_there_is_carried_as_a_name(source: Source, table:
         (f"DROP PUBLICATION {PUBLICATION}; CREATE PUBLICATION {PUBLICATION} FOR TABLE t WITH (publish_via_partition_root)", "made again"),
     ],
 )
-def test_what_only_reading_tells_is_read_anew(source: Source, table: str, statements: str, told: str) -> None:
-    judged = source.judged(table, statements)
+def test_what_only_reading_tells_is_read_anew(observed: Observed, table: str, statements: str, told: str) -> None:
+    judged = observed.judged(table, statements)
     assert judged.outcome is Outcome.ANEW, judged
     assert told in judged.why
     assert judged.why.startswith("public.t: ")
@@ -171,42 +171,45 @@ def test_what_only_reading_tells_is_read_anew(source: Source, table: str, statem
         (f"ALTER PUBLICATION {PUBLICATION} DROP TABLE t; ALTER TABLE t SET UNLOGGED", "not_logged"),
     ],
 )
-def test_what_does_not_arrive_stops_and_its_cure_heals(source: Source, table: str, statements: str, code: str) -> None:
-    before = source.identity(table)
-    judged = source.judged(table, statements)
+def test_what_does_not_arrive_stops_and_its_cure_heals(observed: Observed, table: str, statements: str, code: str) -> None:
+    before = observed.identity(table)
+    judged = observed.judged(table, statements)
     assert (judged.outcome, judged.code) == (Outcome.STOPS, code), judged
     assert judged.why.startswith("public.t ")
     assert judged.hint
     if code == "table_gone":
-        source.execute("DROP VIEW IF EXISTS t")
+        observed.execute("DROP VIEW IF EXISTS t")
         return
     for _ in range(2):  # The cure of a cure: a table that is logged again has to be published again.
         for statement in judged.hint.splitlines():
-            source.execute(statement)
-        judged = source.dialect.judge(TableId("public", table), before, source.identity(table))
+            observed.execute(statement)
+        judged = observed.source.judge(TableId("public", table), before, observed.identity(table))
         if judged.outcome is not Outcome.STOPS:
             break
     assert judged.outcome is not Outcome.STOPS, judged
-    source.execute('ALTER ROLE cdc NOBYPASSRLS; DROP TABLE IF EXISTS "kid"')
+    observed.execute('ALTER ROLE cdc NOBYPASSRLS; DROP TABLE IF EXISTS "kid"')
 
 
-def test_another_key_stops_for_a_person(source: Source, table: str) -> None:
-    judged = source.judged(table, "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (u, id)")
+def test_another_key_stops_for_a_person(observed: Observed, table: str) -> None:
+    judged = observed.judged(table, "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (u, id)")
     assert (judged.outcome, judged.state) == (Outcome.STOPS, "schema_stopped")
     assert "(id) to (u, id)" in judged.why
-    assert source.judged(table, "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (u, id)").outcome in (Outcome.SAME, Outcome.CARRIED)
+    assert observed.judged(table, "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (u, id)").outcome in (
+        Outcome.SAME,
+        Outcome.CARRIED,
+    )
 
 
 @pytest.fixture
-def parts(source: Source) -> Iterator[str]:
-    source.execute("CREATE TABLE p(id int PRIMARY KEY, n int DEFAULT 3, w text, s serial) PARTITION BY RANGE (id)")
-    source.execute(
+def parts(observed: Observed) -> Iterator[str]:
+    observed.execute("CREATE TABLE p(id int PRIMARY KEY, n int DEFAULT 3, w text, s serial) PARTITION BY RANGE (id)")
+    observed.execute(
         "CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (100); CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (100) TO (200)"
     )
-    source.execute("INSERT INTO p(id) SELECT g FROM generate_series(1, 150) g; CREATE TABLE q(LIKE p INCLUDING ALL)")
-    source.execute(f"INSERT INTO q(id) VALUES (300); ALTER PUBLICATION {PUBLICATION} ADD TABLE p")
+    observed.execute("INSERT INTO p(id) SELECT g FROM generate_series(1, 150) g; CREATE TABLE q(LIKE p INCLUDING ALL)")
+    observed.execute(f"INSERT INTO q(id) VALUES (300); ALTER PUBLICATION {PUBLICATION} ADD TABLE p")
     yield "p"
-    source.execute("DROP TABLE IF EXISTS p, p1, p2, q, whole CASCADE")
+    observed.execute("DROP TABLE IF EXISTS p, p1, p2, q, whole CASCADE")
 
 
 @pytest.mark.parametrize(
@@ -232,84 +235,84 @@ def parts(source: Source) -> Iterator[str]:
         ),
     ],
 )
-def test_partitions_that_come_go_or_change_by_themselves(source: Source, parts: str, statements: str, outcome: Outcome) -> None:
-    assert source.judged(parts, statements).outcome is outcome
+def test_partitions_that_come_go_or_change_by_themselves(observed: Observed, parts: str, statements: str, outcome: Outcome) -> None:
+    assert observed.judged(parts, statements).outcome is outcome
 
 
-def test_a_table_that_is_being_altered_tells_nothing_for_certain(source: Source, parts: str) -> None:
+def test_a_table_that_is_being_altered_tells_nothing_for_certain(observed: Observed, parts: str) -> None:
     name = TableId("public", parts)
-    with source.owner.transaction():
-        source.execute("TRUNCATE p1")
-        assert source.dialect.identities([name], NAMES, None, {}).busy == {name}
-    assert source.dialect.identities([name], NAMES, None, {}).busy == frozenset()
+    with observed.owner.transaction():
+        observed.execute("TRUNCATE p1")
+        assert observed.source.identities([name], NAMES, None, {}).busy == {name}
+    assert observed.source.identities([name], NAMES, None, {}).busy == frozenset()
 
 
-def test_a_partition_made_filled_and_attached_in_one_transaction_is_read(source: Source, parts: str) -> None:
+def test_a_partition_made_filled_and_attached_in_one_transaction_is_read(observed: Observed, parts: str) -> None:
     """The log has its rows, but not under the name of the whole: they were written before it was a part."""
-    before = source.identity(parts)
-    source.execute(
+    before = observed.identity(parts)
+    observed.execute(
         "BEGIN; CREATE TABLE p4(LIKE p INCLUDING ALL); INSERT INTO p4(id) VALUES (500);"
         " ALTER TABLE p ATTACH PARTITION p4 FOR VALUES FROM (500) TO (600); COMMIT"
     )
-    assert source.dialect.judge(TableId("public", parts), before, source.identity(parts)).outcome is Outcome.ANEW
+    assert observed.source.judge(TableId("public", parts), before, observed.identity(parts)).outcome is Outcome.ANEW
 
 
-def test_what_the_connector_leaves_out_without_being_asked_to_stops(source: Source, table: str) -> None:
+def test_what_the_connector_leaves_out_without_being_asked_to_stops(observed: Observed, table: str) -> None:
     name = TableId("public", table)
     made = {"table.include.list": r"public\.t", "column.exclude.list": r"public\.t\.g"}
-    before = source.identity(table, **made)
-    assert source.dialect.judge(name, None, before).outcome is Outcome.SAME
-    source.execute("ALTER TABLE t ALTER g DROP EXPRESSION")
-    judged = source.dialect.judge(name, before, source.identity(table, **made))
+    before = observed.identity(table, **made)
+    assert observed.source.judge(name, None, before).outcome is Outcome.SAME
+    observed.execute("ALTER TABLE t ALTER g DROP EXPRESSION")
+    judged = observed.source.judge(name, before, observed.identity(table, **made))
     assert (judged.code, judged.hint) == ("columns_left_out", "cdc register")
-    meant = source.dialect.identities([name], NAMES, made, {"column.exclude.list": r"public\.t\.g"}).tables[name]
-    assert source.dialect.judge(name, None, meant).outcome is Outcome.SAME
-    other = source.identity(table, **{"table.include.list": r"public\.other", "column.exclude.list": ""})
-    assert source.dialect.judge(name, None, other).code == "not_in_connector"
+    meant = observed.source.identities([name], NAMES, made, {"column.exclude.list": r"public\.t\.g"}).tables[name]
+    assert observed.source.judge(name, None, meant).outcome is Outcome.SAME
+    other = observed.identity(table, **{"table.include.list": r"public\.other", "column.exclude.list": ""})
+    assert observed.source.judge(name, None, other).code == "not_in_connector"
 
 
-def test_a_thousand_tables_are_one_question(source: Source, table: str) -> None:
+def test_a_thousand_tables_are_one_question(observed: Observed, table: str) -> None:
     names = [TableId("public", table), *(TableId("public", f"none_{n}") for n in range(1000))]
-    found = source.dialect.identities(names, NAMES, None, {})
+    found = observed.source.identities(names, NAMES, None, {})
     assert list(found.tables) == [TableId("public", table)]
     before = found.position
-    source.execute("UPDATE t SET n = n + 1")
-    assert source.dialect.identities(names, NAMES, None, {}).position > before
+    observed.execute("UPDATE t SET n = n + 1")
+    assert observed.source.identities(names, NAMES, None, {}).position > before
 
 
 KEPT = "SELECT pid FROM pg_stat_activity WHERE datname = 'identities' AND application_name = 'cdc'"
 
 
-def kept_connections(source: Source) -> list[int]:
-    return [int(str(pid)) for (pid,) in source.owner.execute(KEPT)]
+def kept_connections(observed: Observed) -> list[int]:
+    return [int(str(pid)) for (pid,) in observed.owner.execute(KEPT)]
 
 
-def test_a_connection_that_the_server_closed_is_not_asked(source: Source, table: str) -> None:
-    before = source.identity(table)
-    closed = kept_connections(source)
+def test_a_connection_that_the_server_closed_is_not_asked(observed: Observed, table: str) -> None:
+    before = observed.identity(table)
+    closed = kept_connections(observed)
     assert closed
     for pid in closed:
-        source.owner.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
-    assert source.identity(table) == before
-    assert set(kept_connections(source)).isdisjoint(closed)
+        observed.owner.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+    assert observed.identity(table) == before
+    assert set(kept_connections(observed)).isdisjoint(closed)
 
 
 @pytest.mark.parametrize("between", [True, False], ids=["before it is asked", "while it is asked"])
 def test_a_server_that_hangs_is_waited_for_no_longer_than_the_limit(
-    source: Source, table: str, between: bool, monkeypatch: pytest.MonkeyPatch
+    observed: Observed, table: str, between: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = source.identity(table)
-    hung = kept_connections(source)
+    before = observed.identity(table)
+    hung = kept_connections(observed)
     monkeypatch.setattr(kept, "LIMIT_SECONDS", 0.5)
     found: list[object] = []
 
     def ask() -> None:
         try:
-            found.append(source.identity(table))
+            found.append(observed.identity(table))
         except Unavailable as error:
             found.append(error)
 
-    with psycopg.connect(source.owner.info.dsn, password=source.owner.info.password) as owner:
+    with psycopg.connect(observed.owner.info.dsn, password=observed.owner.info.password) as owner:
         if not between:
             owner.execute("LOCK TABLE pg_publication")  # The question has begun, and waits.
         asking = threading.Thread(target=ask)
@@ -327,4 +330,4 @@ def test_a_server_that_hangs_is_waited_for_no_longer_than_the_limit(
     # One that hung before is not asked at all: the connection is made anew.
     assert found == [before] if between else isinstance(found[0], Unavailable)
     monkeypatch.undo()
-    assert source.identity(table) == before
+    assert observed.identity(table) == before

@@ -12,12 +12,12 @@ from sqlalchemy.engine import make_url
 from cdc_service.core.evolve import CreateTable
 from cdc_service.core.logical import Kind, LogicalType, array, decimal
 from cdc_service.core.types import Column, TableId, TableSchema, Target
-from cdc_service.ports.source import SourceDialect
-from connectors.sources import open_dialect
+from cdc_service.ports.source import Source
+from connectors.sources import open_source
 from deploy.local.stack import Stack
 from mergers.destinations.duckdb import DuckDb
 from mergers.destinations.duckdb import open as open_duckdb
-from reconcile.compare.sampling import Calibration
+from reconcile.compare.sampling import Sampled
 from reconcile.report.document import TableReport
 from reconcile.run import PROBED_MIN, Options
 from tests.support.link import slow_link
@@ -57,19 +57,19 @@ def source(postgres: Stack) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def dialect(source: str) -> Iterator[SourceDialect]:
-    opened = open_dialect(source)
+def at_source(source: str) -> Iterator[Source]:
+    opened = open_source(source)
     yield opened
     opened.close()
 
 
 @pytest.fixture(scope="module")
-def destination(dialect: SourceDialect, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DuckDb]:
+def destination(at_source: Source, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DuckDb]:
     opened = open_duckdb(f"duckdb:///{tmp_path_factory.mktemp('w')}/w.duckdb", pipeline="p", meta_schema="_cdc", options={})
     opened.prepare()
     opened.evolve(TARGET, [CreateTable(SCHEMA)], SCHEMA)
     raw = opened.connection().raw
-    with dialect.scan(TABLE) as scan:
+    with at_source.scan(TABLE) as scan:
         for batch in scan.rows(SCHEMA.columns):
             raw.register("came", batch)
             raw.execute('INSERT INTO public.wide (id, a, n, "at", l) SELECT id, a, n, "at", CAST(CAST(l AS JSON) AS INT[]) FROM came')
@@ -78,15 +78,15 @@ def destination(dialect: SourceDialect, tmp_path_factory: pytest.TempPathFactory
     opened.close()
 
 
-def compare(dialect: SourceDialect, destination: DuckDb, schema: TableSchema = PLAIN, mode: str = "auto") -> TableReport:
-    return compare_still(dialect, destination, TARGET, schema, Options(mode=mode), rows_expected=PROBED_MIN)
+def compare(at_source: Source, destination: DuckDb, schema: TableSchema = PLAIN, mode: str = "auto") -> TableReport:
+    return compare_still(at_source, destination, TARGET, schema, Options(mode=mode), rows_expected=PROBED_MIN)
 
 
-def test_a_slow_link_makes_the_databases_sum_up(source: str, dialect: SourceDialect, destination: DuckDb) -> None:
-    assert (near := compare(dialect, destination)).method == "stream"
+def test_a_slow_link_makes_the_databases_sum_up(source: str, at_source: Source, destination: DuckDb) -> None:
+    assert (near := compare(at_source, destination)).method == "stream"
     url = make_url(source)
     with slow_link(url.port or 0, LINK) as port:
-        behind = open_dialect(url.set(port=port))
+        behind = open_source(url.set(port=port))
         try:
             far = compare(behind, destination)
         finally:
@@ -97,7 +97,7 @@ def test_a_slow_link_makes_the_databases_sum_up(source: str, dialect: SourceDial
     assert far.bytes * 20 < near.bytes
 
 
-def test_one_sum_leads_to_a_row(dialect: SourceDialect, destination: DuckDb) -> None:
+def test_one_sum_leads_to_a_row(at_source: Source, destination: DuckDb) -> None:
     raw = destination.connection().raw
     raw.execute("BEGIN")
     try:
@@ -107,14 +107,14 @@ def test_one_sum_leads_to_a_row(dialect: SourceDialect, destination: DuckDb) -> 
         raw.execute("INSERT INTO public.wide (id, a) VALUES (240001, NULL)")
         raw.execute("UPDATE public.wide SET n = CASE id WHEN 300000 THEN 1000.01 ELSE 1000.00 END WHERE id IN (300000, 300003)")
         raw.execute("COMMIT")
-        found = compare(dialect, destination, mode="pushdown")
+        found = compare(at_source, destination, mode="pushdown")
         assert {d.key["id"]: str(d.kind) for d in found.differences} == {
             **dict.fromkeys(("9", "90000", "90003", "300000", "300003"), "different"),
             **{"150000": "missing", "240001": "extra"},
         }
         assert found.buckets.localized >= 3
         assert found.buckets.by == "key"
-        streamed = compare(dialect, destination, mode="stream")
+        streamed = compare(at_source, destination, mode="stream")
         assert len(found.buckets.dirty) == len(streamed.buckets.dirty) == 5
         assert {d.key["id"] for d in streamed.differences} == {d.key["id"] for d in found.differences}
         assert found.bytes * 20 < streamed.bytes
@@ -126,30 +126,30 @@ def test_one_sum_leads_to_a_row(dialect: SourceDialect, destination: DuckDb) -> 
 TIMESTAMPTZ '2024-01-01 00:00:00+00' + to_microseconds(g), [g] FROM (SELECT ? AS g)""",
                 [number],
             )
-    assert compare(dialect, destination, mode="pushdown").status == "match"
+    assert compare(at_source, destination, mode="pushdown").status == "match"
 
 
-def test_what_has_no_text_is_streamed_or_left_out(dialect: SourceDialect, destination: DuckDb) -> None:
-    assert compare(dialect, destination, SCHEMA).method == "stream"
-    forced = compare(dialect, destination, SCHEMA, "pushdown")
+def test_what_has_no_text_is_streamed_or_left_out(at_source: Source, destination: DuckDb) -> None:
+    assert compare(at_source, destination, SCHEMA).method == "stream"
+    forced = compare(at_source, destination, SCHEMA, "pushdown")
     assert (forced.method, list(forced.left_out), forced.status) == ("pushdown", ["l"], "match")
     assert "l" not in forced.compared
 
 
-def test_where_most_differs_the_rows_are_moved(dialect: SourceDialect, destination: DuckDb, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_most_differs_the_rows_are_moved(at_source: Source, destination: DuckDb, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reconcile.run.faster", lambda *_: True)
     wide = TableSchema(TABLE, (*PLAIN.columns[:2], Column("n", decimal(14, 4)), PLAIN.columns[3]), ("id",))
     # The target's type was widened: its texts have more digits than the source's, its values are the same.
     raw = destination.connection().raw
     raw.execute("ALTER TABLE public.wide ALTER COLUMN n TYPE DECIMAL(14, 4)")
     try:
-        found = compare(dialect, destination, wide)
+        found = compare(at_source, destination, wide)
         assert (found.method, found.status, found.counts["late"]) == ("stream", "match", 0)
-        forced = compare(dialect, destination, wide, "pushdown")
+        forced = compare(at_source, destination, wide, "pushdown")
         assert (forced.status, list(forced.left_out)) == ("match", ["n"])
         assert re.search(r"the databases write them otherwise in (\d+) of \1 rows", forced.left_out["n"])
-        monkeypatch.setattr("reconcile.run.calibrate", lambda *_: Calibration())
-        found = compare(dialect, destination, wide)
+        monkeypatch.setattr("reconcile.run.sample", lambda *_: Sampled())
+        found = compare(at_source, destination, wide)
         assert (found.method, found.status, found.counts["late"]) == ("stream", "match", 0), "most of the buckets differ"
     finally:
         raw.execute("ALTER TABLE public.wide ALTER COLUMN n TYPE DECIMAL(12, 2)")

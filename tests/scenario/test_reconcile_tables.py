@@ -20,8 +20,8 @@ from sqlalchemy.engine import make_url
 from cdc_service.core.evolve import CreateTable
 from cdc_service.core.logical import Kind, LogicalType, decimal
 from cdc_service.core.types import Column, TableId, TableSchema, Target
-from cdc_service.ports.source import SourceDialect
-from connectors.sources import open_dialect
+from cdc_service.ports.source import Source
+from connectors.sources import open_source
 from deploy.local.artifacts import find_postgres
 from deploy.local.process import Daemon
 from deploy.local.stack import Stack, free_ports
@@ -38,19 +38,19 @@ ID, TEXT, DOUBLE = LogicalType(Kind.INT64), LogicalType(Kind.STRING), LogicalTyp
 
 
 @pytest.fixture(scope="module")
-def source(postgres: Stack) -> Iterator[tuple[str, SourceDialect]]:
+def source(postgres: Stack) -> Iterator[tuple[str, Source]]:
     url = postgres.create_database("reconcile_tables")
-    dialect = open_dialect(url)
-    yield url, dialect
-    dialect.close()
+    source = open_source(url)
+    yield url, source
+    source.close()
     postgres.drop_database("reconcile_tables")
 
 
 class Two:
     """A table on both sides: ``make`` is the source's, ``there`` fills the target."""
 
-    def __init__(self, source: tuple[str, SourceDialect], folder: Path) -> None:
-        self.url, self.dialect = source
+    def __init__(self, source: tuple[str, Source], folder: Path) -> None:
+        self.url, self.source = source
         self.warehouse: DuckDb = open_duckdb(f"duckdb:///{folder}/w.duckdb", pipeline="p", meta_schema="_cdc", options={})
         self.warehouse.prepare()
 
@@ -66,7 +66,7 @@ class Two:
             self.warehouse.connection().raw.execute(statement)
 
     def compare(self, mode: str = "stream", **options: float) -> TableReport:
-        return compare_still(self.dialect, self.warehouse, TARGET, self.schema, Options(mode=mode, **options))  # type: ignore[arg-type]
+        return compare_still(self.source, self.warehouse, TARGET, self.schema, Options(mode=mode, **options))  # type: ignore[arg-type]
 
     def differing(self, mode: str) -> dict[str | None, tuple[str, tuple[str, ...]]]:
         report = self.compare(mode)
@@ -75,7 +75,7 @@ class Two:
 
 
 @pytest.fixture
-def two(source: tuple[str, SourceDialect], tmp_path: Path) -> Iterator[Two]:
+def two(source: tuple[str, Source], tmp_path: Path) -> Iterator[Two]:
     made = Two(source, tmp_path)
     yield made
     made.warehouse.close()
@@ -148,7 +148,7 @@ def test_a_wrong_mapping_is_named_as_the_cause_of_all_its_differences(two: Two) 
     columns = [Column("id", ID), Column("v", decimal(10, 2))]
     make = "CREATE TABLE t (id bigint PRIMARY KEY, v numeric(10,2)); INSERT INTO t SELECT g, g FROM generate_series(1, 300) g"
     two.make(columns, make, "SELECT g, g * 100 FROM range(1, 301) r(g)")
-    report = compare_still(two.dialect, two.warehouse, TARGET, two.schema, Options(mode="stream"), mapped=seen.append)
+    report = compare_still(two.source, two.warehouse, TARGET, two.schema, Options(mode="stream"), mapped=seen.append)
     assert report.counts["different"] == 300
     assert seen == [{"v": "it differs in 300 of 300 rows that were looked at"}]
 
@@ -162,7 +162,7 @@ def test_the_source_is_read_no_faster_than_allowed(two: Two) -> None:
 
 
 @pytest.fixture
-def replica(postgres: Stack, source: tuple[str, SourceDialect], tmp_path: Path) -> Iterator[str]:
+def replica(postgres: Stack, source: tuple[str, Source], tmp_path: Path) -> Iterator[str]:
     """A standby of the stack's server, which replays what the server writes; the URL of the database on it."""
     account, binaries, port = find_postgres().account, Path(postgres.state.postgres_bin), free_ports(["replica"])["replica"]
     if not (binaries / "pg_basebackup").exists():
@@ -198,10 +198,10 @@ def refused(url: str) -> str | None:
 def test_a_replica_is_read_and_what_it_has_not_replayed_is_no_difference(two: Two, replica: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make = "CREATE TABLE t (id bigint PRIMARY KEY, v bigint); INSERT INTO t SELECT g, g FROM generate_series(1, 100) g"
     two.make([Column("id", ID), Column("v", ID)], make, "SELECT g, g FROM range(1, 101) r(g)")
-    reads = open_dialect(replica)
+    reads = open_source(replica)
 
     def compare(mode: str) -> TableReport:
-        return compare_still(two.dialect, two.warehouse, TARGET, two.schema, Options(mode=mode), reads=reads)
+        return compare_still(two.source, two.warehouse, TARGET, two.schema, Options(mode=mode), reads=reads)
 
     with psycopg.connect(two.url, autocommit=True) as primary, psycopg.connect(replica, autocommit=True) as standby:
         position = primary.execute("SELECT pg_current_wal_lsn()").fetchone()

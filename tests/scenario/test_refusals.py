@@ -190,8 +190,8 @@ def test_bits_are_refused_by_the_bound_beyond_which_postgresql_may_not_send_them
             assert place is not None
             chunks = connection.execute(f"SELECT count(*) FROM {place[0]}".encode()).fetchone()
             assert chunks is not None
-        (table,) = (t for t in owner.dialect.tables() if t.table.name == name)
-        refusal = owner.dialect.refusal(table)
+        (table,) = (t for t in owner.source.tables() if t.table.name == name)
+        refusal = owner.source.refusal(table)
         assert (chunks[0] > 0, refusal is not None) == (bits > 152, bits > 152), type_
 
 

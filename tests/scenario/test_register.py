@@ -244,7 +244,7 @@ def test_a_connector_that_failed_is_started_again(owner: Pipeline) -> None:
     owner.register("a")
     owner.await_rows("a", {1})
     owner.connect.stop(owner.names.connector)
-    publication = [s.sql for s in owner.dialect.release(owner.names) if s.subject == "publication"]
+    publication = [s.sql for s in owner.source.release(owner.names) if s.subject == "publication"]
     owner.execute(publication[0])
     owner.connect.resume(owner.names.connector)
     failed = eventually("the task's failure", lambda: (s := owner.connect.status(owner.names.connector)) and s.overall == "FAILED" and s)
@@ -276,14 +276,14 @@ def test_unregistering_leaves_nothing_and_the_next_registration_begins_anew(owne
     owner.execute("CREATE TABLE a(id int PRIMARY KEY); INSERT INTO a VALUES (1)")
     owner.register("a")
     owner.await_rows("a", {1})
-    planned = plan_removal(owner.config, owner.dialect, owner.connect)
+    planned = plan_removal(owner.config, owner.source, owner.connect)
     assert len(planned) == 4
     assert not any(step.by_hand for step in planned), "its role may drop all of it"
-    unregister(owner.config, owner.dialect, owner.connect)
-    assert plan_removal(owner.config, owner.dialect, owner.connect) == ()
-    assert owner.dialect.hold(owner.names) is None
-    assert [t.table.name for t in owner.dialect.tables()] == ["a"]
-    unregister(owner.config, owner.dialect, owner.connect)
+    unregister(owner.config, owner.source, owner.connect)
+    assert plan_removal(owner.config, owner.source, owner.connect) == ()
+    assert owner.source.hold(owner.names) is None
+    assert [t.table.name for t in owner.source.tables()] == ["a"]
+    unregister(owner.config, owner.source, owner.connect)
 
     owner.connect.apply(owner.plan("a").connector)
     assert list(owner.connect.offsets(owner.names.connector)) == []
@@ -298,7 +298,7 @@ def test_a_connector_deleted_by_hand_goes_on_only_where_its_slot_kept_the_log(ow
     owner.execute("CREATE TABLE a(id int PRIMARY KEY); INSERT INTO a VALUES (1)")
     owner.register("a")
     owner.await_rows("a", {1})
-    eventually("the connector's offsets", lambda: owner.dialect.progress(owner.connect.offsets(owner.names.connector)).position)
+    eventually("the connector's offsets", lambda: owner.source.progress(owner.connect.offsets(owner.names.connector)).position)
     owner.connect.stop(owner.names.connector)
     owner.connect.delete(owner.names.connector)
     owner.execute("INSERT INTO a VALUES (2)")
@@ -353,7 +353,7 @@ def test_a_table_whose_snapshot_beside_the_stream_would_end_the_connector_is_tak
     with pytest.raises(ConfigError, match="order items has a blank within its name") as caught:
         owner.register("a", "order items")
     assert "RENAME TO" in caught.value.hint
-    unregister(owner.config, owner.dialect, owner.connect)
+    unregister(owner.config, owner.source, owner.connect)
     owner.register("a", "order items")
     owner.await_rows("order items", {1})
 
@@ -401,7 +401,7 @@ def test_a_snapshot_asked_for_brings_each_row_again_with_its_signal(owner: Pipel
     owner.register("a")
     owner.await_rows("a", {1, 2})
     table = TableId("public", "a")
-    ids = request_snapshots(owner.names, [table], owner.dialect, owner.connect, owner.kafka)
+    ids = request_snapshots(owner.names, [table], owner.source, owner.connect, owner.kafka)
 
     def completed() -> bool:
         said = [value for _, value, _ in owner.events(owner.names.notification_topic)]

@@ -208,7 +208,7 @@ def test_a_publication_made_anew_lets_the_connector_go_on_at_the_end_of_the_log(
     flows(owner)
     assert owner.plan("a").steps == ()
     (told,) = [notice for notice in notices(owner) if notice.type == "SKIPPED" and notice.aggregate == "registration"]
-    assert 0 < told.position <= owner.dialect.position()
+    assert 0 < told.position <= owner.source.position()
     assert not [f for f in findings(owner) if f.failed]
 
 
@@ -304,12 +304,12 @@ def test_a_key_that_the_connector_cannot_read_by_is_refused_beside_the_stream_an
     owner.register("a", "t")
     eventually("its first row", lambda: len(owner.events(owner.names.topic(TableId("public", "t")))) == 1)
     with pytest.raises(ConfigError, match=r"table public\.t has .* in its primary key") as caught:
-        request_snapshots(owner.names, [TableId("public", "t")], owner.dialect, owner.connect, owner.kafka)
+        request_snapshots(owner.names, [TableId("public", "t")], owner.source, owner.connect, owner.kafka)
     assert any(f.name == "table public.t" and "cannot be resynced" in f.message for f in findings(owner))
     flows(owner)
     statement = caught.value.hint.splitlines()[0]
     owner.execute(f"ALTER TABLE t {mend}" if mend else statement)
-    request_snapshots(owner.names, [TableId("public", "t")], owner.dialect, owner.connect, owner.kafka)
+    request_snapshots(owner.names, [TableId("public", "t")], owner.source, owner.connect, owner.kafka)
     eventually("the end of its snapshot", lambda: any(n.scanned and n.aggregate == "incremental" for n in notices(owner)))
     flows(owner)
 
@@ -329,7 +329,7 @@ def test_keys_of_times_and_bits_are_read_beyond_the_first_chunk(stack: Stack, pg
             made.execute(f"CREATE TABLE {name}(id {type_} PRIMARY KEY); INSERT INTO {name} SELECT {value} FROM generate_series(1, 5) g")
         made.register(*names)
         eventually("the first rows", lambda: all(len(made.rows(name)) == 5 for name in names))
-        request_snapshots(made.names, [TableId("public", name) for name in names], made.dialect, made.connect, made.kafka)
+        request_snapshots(made.names, [TableId("public", name) for name in names], made.source, made.connect, made.kafka)
 
         def ends() -> list[str]:
             found = [n for n in notices(made) if n.aggregate == "incremental" and n.type == "TABLE_SCAN_COMPLETED"]

@@ -16,9 +16,9 @@ from cdc_service.core.errors import CdcError
 from cdc_service.core.evolve import CreateTable
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, TableId, TableSchema, Target
-from cdc_service.ports.source import Finding, SourceDialect
+from cdc_service.ports.source import Finding, Source
 from cdc_service.runtime.comparing.change_log import Sources
-from connectors.sources import open_dialect
+from connectors.sources import open_source
 from deploy.local.process import StackError
 from deploy.local.stack import Stack
 from mergers.destinations.duckdb import open as open_duckdb
@@ -84,13 +84,13 @@ def test_i30_what_policies_hide_is_neither_judged_nor_removed(stack: Stack, tmp_
 
 
 @pytest.fixture
-def reader(postgres: Stack) -> Iterator[tuple[str, SourceDialect]]:
-    """The owner's URL and the dialect of a role that only reads."""
+def reader(postgres: Stack) -> Iterator[tuple[str, Source]]:
+    """The owner's URL and the source of a role that only reads."""
     name = f"u_{uuid.uuid4().hex[:12]}"
     url = postgres.create_database(name)
-    dialect = open_dialect(postgres.pg_url_for(name, "cdc"))
-    yield url, dialect
-    dialect.close()
+    source = open_source(postgres.pg_url_for(name, "cdc"))
+    yield url, source
+    source.close()
     postgres.drop_database(name)
 
 
@@ -101,21 +101,21 @@ class HidesLater(Sources):
         count = {"reads": 0}
         settled = type(self.primary).settled
 
-        def hiding(dialect: Any, table: TableId) -> int:
+        def hiding(source: Any, table: TableId) -> int:
             count["reads"] += 1
             if count["reads"] == on:
                 with psycopg.connect(url, autocommit=True) as owner:
                     owner.execute(HIDE.encode())
-            return settled(dialect, table)
+            return settled(source, table)
 
         self.primary.settled = hiding.__get__(self.primary)  # type: ignore[method-assign]
         return count
 
 
 @pytest.mark.parametrize("on", [1, 2])
-def test_i30_row_security_that_comes_within_a_repair_removes_nothing(reader: tuple[str, SourceDialect], tmp_path: Path, on: int) -> None:
+def test_i30_row_security_that_comes_within_a_repair_removes_nothing(reader: tuple[str, Source], tmp_path: Path, on: int) -> None:
     """Before the rows are judged, and between the verdict and the reading of what is merged."""
-    url, dialect = reader
+    url, source = reader
     with psycopg.connect(url, autocommit=True) as owner:
         owner.execute(SETUP.encode())
     schema = TableSchema(TableId("public", "a"), (Column("id", LogicalType(Kind.INT32)), Column("v", LogicalType(Kind.STRING))), ("id",))
@@ -125,7 +125,7 @@ def test_i30_row_security_that_comes_within_a_repair_removes_nothing(reader: tup
         warehouse.prepare()
         warehouse.evolve(target, [CreateTable(schema)], schema)
         warehouse.connection().raw.execute("INSERT INTO public.a (id, v) VALUES (1, 'other'), (2, 'v2')")
-        sources = HidesLater(dialect, dialect)
+        sources = HidesLater(source, source)
         count = sources.hide(url, on)
         subject = Subject(
             target, schema, sources, lambda: warehouse.view(target, schema), StillLog(), lambda _: True, 2, lambda *_: (), frozenset()
@@ -163,9 +163,9 @@ FOREIGN = "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w
     ],
 )
 def test_rows_that_the_log_or_the_role_cannot_give_are_refused_and_the_cure_heals(
-    reader: tuple[str, SourceDialect], fault: str, said: str
+    reader: tuple[str, Source], fault: str, said: str
 ) -> None:
-    url, dialect = reader
+    url, source = reader
     with psycopg.connect(url, autocommit=True) as owner:
         owner.execute(SETUP.encode())
         owner.execute("CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id)")
@@ -173,26 +173,26 @@ def test_rows_that_the_log_or_the_role_cannot_give_are_refused_and_the_cure_heal
         owner.execute("CREATE TABLE log (id int) PARTITION BY RANGE (id)")
         owner.execute("CREATE TABLE log_0 PARTITION OF log FOR VALUES FROM (0) TO (10) PARTITION BY RANGE (id)")
         name = next((n for n in ("parts", "log") if n in fault), "a")
-        before = refused(dialect, name)
+        before = refused(source, name)
         owner.execute(fault.encode())
-        finding = refused(dialect, name)
+        finding = refused(source, name)
         assert finding is not None
         assert (finding.name, finding.failed) == (f"table public.{name}", True)
         assert said in finding.message
         cures = finding.cure.replace('ALTER ROLE "cdc" BYPASSRLS;  -- or ', "")  # Which of the two is all the same here.
         assert cures != finding.cure or "SECURITY" not in fault
         owner.execute(cures.encode())
-        assert refused(dialect, name) == before
+        assert refused(source, name) == before
 
 
-def refused(dialect: SourceDialect, name: str) -> Finding | None:
-    (table,) = dialect.tables(TableId("public", name))
-    return dialect.refusal(table)
+def refused(source: Source, name: str) -> Finding | None:
+    (table,) = source.tables(TableId("public", name))
+    return source.refusal(table)
 
 
-def test_what_hides_nothing_is_not_refused(reader: tuple[str, SourceDialect]) -> None:
+def test_what_hides_nothing_is_not_refused(reader: tuple[str, Source]) -> None:
     """Policies and rights of a partition do not count where its root is read; a temporary child shows nobody else its rows."""
-    url, dialect = reader
+    url, source = reader
     with psycopg.connect(url, autocommit=True) as owner:
         owner.execute(SETUP.encode())
         owner.execute("CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id)")
@@ -200,8 +200,8 @@ def test_what_hides_nothing_is_not_refused(reader: tuple[str, SourceDialect]) ->
         owner.execute("INSERT INTO parts VALUES (1), (2)")
         owner.execute("ALTER TABLE parts_1 ENABLE ROW LEVEL SECURITY; REVOKE ALL ON parts_1 FROM cdc")
         owner.execute("CREATE TEMP TABLE mine () INHERITS (a); INSERT INTO mine VALUES (77, 'mine')")
-        assert (refused(dialect, "parts"), refused(dialect, "a")) == (None, None)
-        with dialect.scan(TableId("public", "parts")) as parts, dialect.scan(TableId("public", "a")) as a:
+        assert (refused(source, "parts"), refused(source, "a")) == (None, None)
+        with source.scan(TableId("public", "parts")) as parts, source.scan(TableId("public", "a")) as a:
             assert (parts.count(), a.count()) == (2, 5)
 
 
@@ -220,17 +220,17 @@ def test_check_names_the_tables_of_which_the_role_sees_a_part(pg_database: PgDat
         assert pipeline.call("check")["ok"]
 
 
-def test_a_role_of_a_replica_that_sees_a_part_is_named(reader: tuple[str, SourceDialect]) -> None:
+def test_a_role_of_a_replica_that_sees_a_part_is_named(reader: tuple[str, Source]) -> None:
     """The service may read elsewhere as somebody else."""
-    url, dialect = reader
+    url, source = reader
     with psycopg.connect(url, autocommit=True) as owner:
         owner.execute(f"{SETUP}; {HIDE}".encode())
     assert make_url(url).username != "cdc"
-    whole = open_dialect(url)
+    whole = open_source(url)
     try:
-        with Sources(dialect, whole).scan(TableId("public", "a")) as scan:
+        with Sources(source, whole).scan(TableId("public", "a")) as scan:
             assert scan.count() == 5
-        with Sources(whole, dialect).scan(TableId("public", "a")) as scan, pytest.raises(CdcError, match="role cdc sees"):
+        with Sources(whole, source).scan(TableId("public", "a")) as scan, pytest.raises(CdcError, match="role cdc sees"):
             scan.count()
     finally:
         whole.close()

@@ -24,11 +24,11 @@ from cdc_service.core.identity import HINDRANCES
 from cdc_service.core.order import Ordering
 from cdc_service.core.types import Headers, Mode, Target
 from cdc_service.kafka.records import Heads, Taken
-from cdc_service.pipeline.commands import Control
-from cdc_service.pipeline.context import Means
-from cdc_service.pipeline.poll_loop import Line
-from cdc_service.pipeline.table_task import Table
-from cdc_service.pipeline.watermarks import Progress
+from cdc_service.pipeline.commands import Commands
+from cdc_service.pipeline.context import Context
+from cdc_service.pipeline.poll_loop import PollLoop
+from cdc_service.pipeline.table_task import TableTask
+from cdc_service.pipeline.watermarks import Watermarks
 from cdc_service.ports.capture import Facts
 from cdc_service.ports.feed import Assignment, PartitionError, Polled
 from connectors.formats.debezium_json import DebeziumJsonDecoder
@@ -44,7 +44,7 @@ LIMITS = Limits(memory=10**9, quarantine_rows=6, quarantine_share=0.5)
 
 
 class GroupLog:
-    """pipeline.poll_loop.Log: one member of the group. ``given``, ``taken`` and ``lost`` are moves that its next poll tells it of."""
+    """ports.feed.Feed: one member of the group. ``given``, ``taken`` and ``lost`` are moves that its next poll tells it of."""
 
     def __init__(self, world: World, assignment: Assignment) -> None:
         self.world, self.assignment = world, assignment
@@ -115,10 +115,10 @@ class GroupLog:
     def resume(self, where: Sequence[Where]) -> None:
         self.paused -= set(where)
 
-    def advise(self, offsets: Mapping[Where, int]) -> None:
+    def commit_offsets(self, offsets: Mapping[Where, int]) -> None:
         self.world.broker.committed |= {w: o for w, o in offsets.items() if w in self.positions}
 
-    def share_anew(self) -> None:
+    def rejoin_group(self) -> None:
         """The world shares out anew by itself whenever partitions come."""
 
     def close(self) -> None:
@@ -173,19 +173,19 @@ class Worker:
         logs = {topics[t.source.name] for t in targets if t.mode is Mode.APPEND}
         positions = SharedPositions(world.source.ordering) if world.source.ordering.minor else PostgresPositions()
         decoder = DebeziumJsonDecoder(positions, unavailable=PLACEHOLDER, known=known, logs=logs)
-        means = Means(self.destination, world, decoder, world, world.schema_of, world.columns_of, world.identities, world, LIMITS)
+        context = Context(self.destination, world, decoder, world, world.schema_of, world.columns_of, world.identities, world, LIMITS)
         flush = Flush(rows=5, bytes=10**6, seconds=1)
         configs = [TableConfig(t.source, t, topics[t.source.name], flush, "refuse", str(t.source)) for t in targets]
-        self.tables = [Table(config, means) for config in configs]
+        self.tables = [TableTask(config, context) for config in configs]
         self.logs: list[GroupLog] = []
 
         def join(assignment: Assignment) -> GroupLog:
             self.logs.append(GroupLog(world, assignment))
             return self.logs[0]
 
-        self.line = Line(self.tables, means, world, world.identities, join, memory=memory, clock=world)
-        self.progress = Progress(self.line, lambda: self.facts, self.destination, world, world, world)
-        self.control = Control(self.tables, means, world, self.progress.begun, lambda: world.broker.committed)
+        self.line = PollLoop(self.tables, context, world, world.identities, join, memory=memory, clock=world)
+        self.progress = Watermarks(self.line, lambda: self.facts, self.destination, world, world, world)
+        self.control = Commands(self.tables, context, world, self.progress.begun, lambda: world.broker.committed)
 
     @property
     def log(self) -> GroupLog:
@@ -250,7 +250,7 @@ class Worker:
             if one.source.name == table:
                 self._act(action, one, {})
 
-    def _act(self, action: str, table: Table, body: Mapping[str, Any]) -> None:
+    def _act(self, action: str, table: TableTask, body: Mapping[str, Any]) -> None:
         try:
             self.control.act(action, table, body)
             self.world.happened[f"operator: {action}"] += 1

@@ -227,24 +227,24 @@ def _() -> Sequence[Patch]:
 
 @mutant("acknowledged before it is merged", "where reading goes on is the consumer group's offset, told when records are buffered")
 def _() -> Sequence[Patch]:
-    real_receive, real_open = table_module.Table.receive, table_module.Table.open
+    real_receive, real_open = table_module.TableTask.receive, table_module.TableTask.open
 
     def receive(self: Any, raw: RawBatch) -> None:
         real_receive(self, raw)
-        told = self.means.topics.broker.committed
+        told = self.context.topics.broker.committed
         told |= {(raw.topic, span.partition): span.stop for span in raw.spans}
 
     def open_(self: Any) -> Mapping[int, int]:
         begin = dict(real_open(self))
-        told = self.means.topics.broker.committed
+        told = self.context.topics.broker.committed
         for p in begin:
             at = told.get((self.config.topic, p))
-            if at is not None and self.log == self.means.topics.broker.topics[self.config.topic].log:
-                self.means.destination.tables[self.target].checkpoints[self.log, p] = (at, self.parts[p].epoch)
+            if at is not None and self.log == self.context.topics.broker.topics[self.config.topic].log:
+                self.context.destination.tables[self.target].checkpoints[self.log, p] = (at, self.parts[p].epoch)
                 begin[p] = self.parts[p].read = self.parts[p].checkpoint = at
         return begin
 
-    return [(table_module.Table, "receive", receive), (table_module.Table, "open", open_)]
+    return [(table_module.TableTask, "receive", receive), (table_module.TableTask, "open", open_)]
 
 
 @mutant("unknown outcome assumed done", "a lost reply to COMMIT counts as success")
@@ -313,16 +313,16 @@ MUTANTS.append(
 
 def _retaken() -> Patch:
     """Taking a partition moves its checkpoint to where reading is to begin."""
-    real = memory.MemoryDestination.take
+    real = memory.MemoryDestination.claim
 
-    def take(self: Any, target: Any, log: Any, starts: Mapping[int, int], generation: int | None) -> Any:
+    def claim(self: Any, target: Any, log: Any, starts: Mapping[int, int], generation: int | None) -> Any:
         kept = self.kept(target)
         for p, start in starts.items():
             if (log, p) in kept.checkpoints:
                 kept.checkpoints[log, p] = (start, kept.checkpoints[log, p][1])
         return real(self, target, log, starts, generation)
 
-    return memory.MemoryDestination, "take", take
+    return memory.MemoryDestination, "claim", claim
 
 
 @mutant("a topic is known by its name", "a topic that was deleted and made again is read on as if it were the old one")
@@ -341,11 +341,11 @@ def _() -> Sequence[Patch]:
             return
         real_compare(self, table, facts)
 
-    real_merge_one, real_compare = merging_module.Merging._merge_one, progress_module.Progress._compare
+    real_merge_one, real_compare = merging_module.MergeWorker._merge_one, progress_module.Watermarks._compare
     return [
         *_starts(change)(),
-        (merging_module.Merging, "_merge_one", merge_one),
-        (progress_module.Progress, "_compare", compare),
+        (merging_module.MergeWorker, "_merge_one", merge_one),
+        (progress_module.Watermarks, "_compare", compare),
     ]
 
 
@@ -396,7 +396,7 @@ def _() -> Sequence[Patch]:
     def fills(self: Any, incoming: Any) -> Any:
         return replace(incoming, columns=tuple(replace(c, default=None) for c in incoming.columns))
 
-    return [(versions_module.Versions, "_with_fills", fills)]
+    return [(versions_module.SchemaVersions, "_with_fills", fills)]
 
 
 # Truncation, snapshots, what may be claimed
@@ -435,19 +435,19 @@ def _() -> Sequence[Patch]:
 
 @mutant("swept too early", "a resync ends as soon as its snapshot was asked for")
 def _() -> Sequence[Patch]:
-    return [(progress_module.Progress, "_scanned", lambda self, table, facts: True)]
+    return [(progress_module.Watermarks, "_scanned", lambda self, table, facts: True)]
 
 
 @mutant("the end of a scan is not waited for", "a snapshot is complete when the connector says so, not when its rows are merged")
 def _() -> Sequence[Patch]:
-    real = progress_module.Progress._through
+    real = progress_module.Watermarks._through
 
     def through(self: Any, table: Any, goal: Any) -> None:
         if (table.source, table.kept.generation) in self._ends:
             self._ends[table.source, table.kept.generation] = -1
         real(self, table, goal)
 
-    return [(progress_module.Progress, "_through", through)]
+    return [(progress_module.Watermarks, "_through", through)]
 
 
 @mutant("one partition tells for all", "a table is complete when one of its partitions has passed the end")
@@ -460,12 +460,12 @@ def _() -> Sequence[Patch]:
 
 @mutant("a second snapshot is believed", "a connector that began anew after it had streamed goes unnoticed")
 def _() -> Sequence[Patch]:
-    return [(table_module.Table, "_refuse_second_snapshot", lambda self, delta: None)]
+    return [(table_module.TableTask, "_refuse_second_snapshot", lambda self, delta: None)]
 
 
 @mutant("a snapshot begun twice is believed", "changes sent before the last attempt at the snapshot stay")
 def _() -> Sequence[Patch]:
-    return [(progress_module.Progress, "_outdated", lambda self, table: False)]
+    return [(progress_module.Watermarks, "_outdated", lambda self, table: False)]
 
 
 # Errors
@@ -506,14 +506,14 @@ def _() -> Sequence[Patch]:
     "a resync skips the horizon", "a resync takes the end of the log for its beginning, and leaves transactions out that were open then"
 )
 def _() -> Sequence[Patch]:
-    real = control_module.Control.resync
+    real = control_module.Commands.resync
 
     def resync(self: Any, table: Any) -> str:
         horizon = self._source.horizon
         with mock.patch.object(type(self._source), "horizon", side_effect=lambda table: horizon(table) + 10_000):
             return real(self, table)
 
-    return [(control_module.Control, "resync", resync)]
+    return [(control_module.Commands, "resync", resync)]
 
 
 # What the source became
@@ -521,24 +521,24 @@ def _() -> Sequence[Patch]:
 
 @mutant("claims ask for no identity", "complete_through moves with the connector's position, whatever became of the table at its source")
 def _() -> Sequence[Patch]:
-    return [(progress_module.Progress, "_identify", lambda self, table, facts: True)]
+    return [(progress_module.Watermarks, "_identify", lambda self, table, facts: True)]
 
 
 @mutant("an identity of before", "the identity that an earlier look saw stands for the position of this one")
 def _() -> Sequence[Patch]:
-    real, seen = progress_module.Progress._identify, dict[Any, Any]()
+    real, seen = progress_module.Watermarks._identify, dict[Any, Any]()
 
     def identify(self: Any, table: Any, facts: Any) -> bool:
         place = id(self), table.source
         before, seen[place] = seen.get(place, facts.identities), facts.identities
         return real(self, table, replace(facts, identities=replace(before, position=facts.identities.position)))
 
-    return [(progress_module.Progress, "_identify", identify)]
+    return [(progress_module.Watermarks, "_identify", identify)]
 
 
 @mutant("rows ahead are taken as they come", "values that events leave out are kept in rows that were written anew meanwhile")
 def _() -> Sequence[Patch]:
-    return [(table_module.Table, "is_ahead", False), (table_module.Table, "_identify", lambda self, run, found, *, others: None)]
+    return [(table_module.TableTask, "is_ahead", False), (table_module.TableTask, "_identify", lambda self, run, found, *, others: None)]
 
 
 @mutant("identities are names", "two identities are compared by the names of the columns alone")
@@ -552,7 +552,7 @@ def _() -> Sequence[Patch]:
 
 @mutant("a stop ends where it began", "a table that the source had stopped goes on at its checkpoint, without being read anew")
 def _() -> Sequence[Patch]:
-    real = progress_module.Progress._identify
+    real = progress_module.Watermarks._identify
 
     def identify(self: Any, table: Any, facts: Any) -> bool:
         stopped, good = table.stopped, real(self, table, facts)
@@ -563,24 +563,24 @@ def _() -> Sequence[Patch]:
             table.keep(state=flowing(table.kept), identity=now.tables[table.source], identity_at=now.position, **gone)
         return good
 
-    return [(progress_module.Progress, "_identify", identify)]
+    return [(progress_module.Watermarks, "_identify", identify)]
 
 
 @mutant("a resync keeps the identity of its end", "what the source became while rows were read anew counts as what they were read under")
 def _() -> Sequence[Patch]:
-    real = progress_module.Progress._identify
+    real = progress_module.Watermarks._identify
 
     def identify(self: Any, table: Any, facts: Any) -> bool:
         if table.kept.resync and table.state == "snapshotting":
             table.kept = replace(table.kept, identity=facts.identities.tables[table.source])
         return real(self, table, facts)
 
-    return [(progress_module.Progress, "_identify", identify)]
+    return [(progress_module.Watermarks, "_identify", identify)]
 
 
 @mutant("a stop is forgotten over a restart", "who opens a table takes the source as it is then, also where it had stopped the table")
 def _() -> Sequence[Patch]:
-    real = table_module.Table._continued
+    real = table_module.TableTask._continued
 
     def continued(self: Any, kept: Any) -> Any:
         known = real(self, kept)
@@ -590,7 +590,7 @@ def _() -> Sequence[Patch]:
         known = replace(known, state=flowing(kept), error_at=None, **gone) if kept.error_code in HINDRANCES else known
         return replace(known, identity="")
 
-    return [(table_module.Table, "_continued", continued)]
+    return [(table_module.TableTask, "_continued", continued)]
 
 
 @mutant("a resync begins where the log is held", "changes of before the source became what it is win over the rows that are read")

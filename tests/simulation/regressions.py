@@ -219,7 +219,7 @@ REGRESSIONS = {
         turn w8 312303 crash@5(warehouse.totals)
         write 0 update t0 5 1
         turn w9 240510 look freeze@2(warehouse.states)
-        turn w10 431375 look freeze@7(warehouse.take)
+        turn w10 431375 look freeze@7(warehouse.claim)
         turn w11 241605 look crash@1(kafka.poll)
         turn w12 760563 look crash@1(kafka.poll)
         turn w13 1691 look crash@1(kafka.poll)

@@ -319,7 +319,7 @@ CATALOG = {
         turn w0 675219 lose@2(warehouse.load_state)
         catalog 2 rename t0 name 1
         turn w0 10913
-        turn w0 310149 crash@7(warehouse.take)
+        turn w0 310149 crash@7(warehouse.claim)
         write 2 insert t0 6 1
         commit 2
         deliver 10

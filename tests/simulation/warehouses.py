@@ -18,7 +18,7 @@ from cdc_service.testing.memory import Kept, MemoryDestination
 from tests.conformance.harness import DuckDbHarness, PostgreSqlHarness
 from tests.simulation.world import World
 
-_WRITES = ("merge", "take", "begin_anew", "evolve", "save_state", "save_progress", "sweep")
+_WRITES = ("merge", "claim", "begin_anew", "evolve", "save_state", "save_progress", "sweep")
 COUNTED = ("partition", "start_offset", "stop_offset", "applied", "folded", "duplicate", "parked", "filtered")
 
 
@@ -188,7 +188,7 @@ class SqlWarehouse:
         self._harness = harness
         self._reads = self._open()
         self._reads.prepare()
-        self._quote = self._reads.dialect.quote
+        self._quote = self._reads.spelling.quote
         self._known: dict[Target, set[tuple[Any, ...]]] = {}
 
     def _open(self) -> Any:

@@ -34,7 +34,7 @@ from cdc_service.kafka.admin import Admin
 from cdc_service.runtime import wiring as app
 from connectors.debezium.connect import KafkaConnect
 from connectors.debezium.register import unregister
-from connectors.sources import open_dialect
+from connectors.sources import open_source
 from deploy.local.compare import Comparison
 from deploy.local.process import tail
 from deploy.local.service import Cdc
@@ -177,10 +177,10 @@ class Line:
         self.kill()
         with patch.dict(os.environ, {"CDC_PASSWORD": self.stack.password("cdc")}):
             config = load(self.cdc.config)
-        connect, dialect = KafkaConnect(self.stack.connect_url), open_dialect(config.source.url.reveal())
+        connect, opened = KafkaConnect(self.stack.connect_url), open_source(config.source.url.reveal())
         try:
             with contextlib.suppress(CdcError):  # What a role may not drop goes with the database.
-                unregister(config, dialect, connect)
+                unregister(config, opened, connect)
             with contextlib.suppress(CdcError):
                 connect.delete(f"cdc_{self.database.name}")
             name = self.database.name
@@ -190,7 +190,7 @@ class Line:
             self.kafka.delete_topics(topics)
         finally:
             connect.close()
-            dialect.close()
+            opened.close()
 
     # ---- the running service --------------------------------------------------------------
 

@@ -22,10 +22,10 @@ from cdc_service.core.errors import CdcError
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
 from cdc_service.kafka.admin import Admin
-from cdc_service.ports.source import SourceDialect
+from cdc_service.ports.source import Source
 from connectors.debezium.connect import KafkaConnect
 from connectors.debezium.register import Registered, RegistrationPlan, apply_registration, plan_registration, unregister
-from connectors.sources import open_dialect
+from connectors.sources import open_source
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase
 
@@ -51,7 +51,7 @@ class Pipeline:
     stack: Stack
     database: PgDatabase
     config: Config
-    dialect: SourceDialect
+    source: Source
     connect: KafkaConnect
     kafka: Admin
     owner: psycopg.Connection
@@ -67,10 +67,10 @@ class Pipeline:
 
     def plan(self, *tables: str, snapshot: Sequence[TableId] = ()) -> RegistrationPlan:
         wanted = [TableId("public", name) for name in tables]
-        return plan_registration(self.config, wanted, self.dialect, self.connect, self.kafka, snapshot=snapshot)
+        return plan_registration(self.config, wanted, self.source, self.connect, self.kafka, snapshot=snapshot)
 
     def register(self, *tables: str, connect: KafkaConnect | None = None) -> Registered:
-        return apply_registration(self.plan(*tables), self.dialect, connect or self.connect, self.kafka, self.said.append)
+        return apply_registration(self.plan(*tables), self.source, connect or self.connect, self.kafka, self.said.append)
 
     def events(self, topic: str) -> list[tuple[Any, Any, dict[str, bytes]]]:
         """(key, payload, headers) of each record of the topic now, tombstones too (payload None), by partition."""
@@ -122,7 +122,7 @@ class Pipeline:
             def lost() -> bool:
                 self.execute("SELECT pg_logical_emit_message(false, 'filler', repeat('x', 100000)); SELECT pg_switch_wal()")
                 self.execute("CHECKPOINT")
-                hold = self.dialect.hold(self.names)
+                hold = self.source.hold(self.names)
                 return hold is not None and hold.status == "lost"
 
             eventually("the loss of the slot", lost)
@@ -132,9 +132,9 @@ class Pipeline:
 
     def close(self) -> None:
         with contextlib.suppress(CdcError):  # What a role may not drop goes with the database.
-            unregister(self.config, self.dialect, self.connect)
+            unregister(self.config, self.source, self.connect)
         self.connect.close()
-        self.dialect.close()
+        self.source.close()
         self.owner.close()
 
 
@@ -163,7 +163,7 @@ def pipeline(
         stack,
         database,
         config,
-        open_dialect(config.source.url.reveal()),
+        open_source(config.source.url.reveal()),
         KafkaConnect(config.connect.url.reveal()),
         Admin(stack.kafka, {}),
         psycopg.connect(database.url, autocommit=True),

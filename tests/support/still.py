@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from cdc_service.core.types import LogId, TableSchema, Target
 from cdc_service.ports.destination import Destination
-from cdc_service.ports.source import SourceDialect
+from cdc_service.ports.source import Source
 from cdc_service.runtime.comparing.change_log import Sources
 from reconcile.judge import Found
 from reconcile.protocol import LogEvent
@@ -34,14 +34,14 @@ class StillLog:
 
 
 def compare_still(
-    dialect: SourceDialect,
+    opened: Source,
     destination: Destination,
     target: Target,
     schema: TableSchema,
     options: Options,
     rows_expected: int = 0,
     *,
-    reads: SourceDialect | None = None,
+    reads: Source | None = None,
     mapped: Callable[[Mapping[str, str]], None] | None = None,
 ) -> TableReport:
     """``reads`` is a replica; ``mapped`` is told which columns differ nearly everywhere."""
@@ -51,6 +51,6 @@ def compare_still(
             mapped(columns)
         return [Difference(f.key, f.kind, f.columns, f.source, f.destination, f.position, count=f.count) for f in found]
 
-    source, view = Sources(dialect, reads or dialect), lambda: destination.view(target, schema)
+    source, view = Sources(opened, reads or opened), lambda: destination.view(target, schema)
     subject = Subject(target, schema, source, view, StillLog(), lambda position: True, rows_expected, explain, frozenset(schema.names))
     return reconcile(subject, options, Progress(), 1)

@@ -9,8 +9,8 @@ import pytest
 from cdc_service.core.errors import ConfigError
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
-from cdc_service.ports.source import ConnectorRequest, Identity, SourceColumn, SourceDialect, SourceTable
-from connectors.sources import open_dialect
+from cdc_service.ports.source import ConnectorRequest, Identity, Source, SourceColumn, SourceTable
+from connectors.sources import open_source
 
 BARE = SourceTable(
     TableId("public", "bare"),
@@ -31,32 +31,32 @@ BARE = SourceTable(
 
 
 @pytest.fixture
-def dialect() -> SourceDialect:
-    return open_dialect("postgresql://cdc@localhost/shop")
+def source() -> Source:
+    return open_source("postgresql://cdc@localhost/shop")
 
 
-def told(dialect: SourceDialect, *tables: SourceTable, **options: str) -> dict[str, str]:
+def told(source: Source, *tables: SourceTable, **options: str) -> dict[str, str]:
     spelled = {name.replace("_", "."): value for name, value in options.items()}
     siblings = [t.table for t in tables]
-    return dialect.connector_config(ConnectorRequest(Names("shop", "shop"), tables, siblings, "localhost:9092", options=spelled))
+    return source.connector_config(ConnectorRequest(Names("shop", "shop"), tables, siblings, "localhost:9092", options=spelled))
 
 
-def test_their_topics_have_one_partition_and_their_rows_numbers(dialect: SourceDialect) -> None:
-    made = told(dialect, BARE)
+def test_their_topics_have_one_partition_and_their_rows_numbers(source: Source) -> None:
+    made = told(source, BARE)
     assert made["provide.transaction.metadata"] == "true"
     assert made["topic.creation.keyless.include"] == r"shop\.public\.bare"
     assert made["topic.creation.keyless.partitions"] == "1"
     keyed = replace(BARE, table=TableId("public", "keyed"), key=("v",))
-    assert not any("keyless" in name for name in told(dialect, keyed))
-    assert made["topic.creation.keyless.include"] == told(dialect, BARE, keyed)["topic.creation.keyless.include"]
+    assert not any("keyless" in name for name in told(source, keyed))
+    assert made["topic.creation.keyless.include"] == told(source, BARE, keyed)["topic.creation.keyless.include"]
 
 
 @pytest.mark.parametrize(
     "options", [{"provide_transaction_metadata": "false"}, {"transforms_flat_type": "io.debezium.transforms.ExtractNewRecordState"}]
 )
-def test_options_may_not_take_the_numbers_away(dialect: SourceDialect, options: dict[str, str]) -> None:
+def test_options_may_not_take_the_numbers_away(source: Source, options: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="without a key"):
-        told(dialect, BARE, **options)
+        told(source, BARE, **options)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_options_may_not_take_the_numbers_away(dialect: SourceDialect, options: 
         (replace(BARE, logged=False), "SET LOGGED"),
     ],
 )
-def test_which_of_them_are_refused_and_with_which_cure(dialect: SourceDialect, table: SourceTable, refused: str) -> None:
-    found = dialect.refusal(table)
+def test_which_of_them_are_refused_and_with_which_cure(source: Source, table: SourceTable, refused: str) -> None:
+    found = source.refusal(table)
     assert (found is None) == (not refused)
     assert found is None or refused in found.cure

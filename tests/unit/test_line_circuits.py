@@ -14,10 +14,10 @@ from cdc_service.config.models import Flush, Limits
 from cdc_service.config.resolve import TableConfig
 from cdc_service.core.errors import CdcError, CommitUnknown, Fenced, TableStopped, Unavailable
 from cdc_service.core.types import ChangeBatch, Delta, LogId, Op, RawBatch, Receipt, Rejected, Span, TableId, TableSchema, Target
-from cdc_service.pipeline.commands import Control
-from cdc_service.pipeline.context import Means
-from cdc_service.pipeline.poll_loop import Line
-from cdc_service.pipeline.table_task import Table
+from cdc_service.pipeline.commands import Commands
+from cdc_service.pipeline.context import Context
+from cdc_service.pipeline.poll_loop import PollLoop
+from cdc_service.pipeline.table_task import TableTask
 from cdc_service.ports.feed import Assignment, Polled, TopicFacts
 from cdc_service.testing.memory import MemoryDestination
 from tests.conformance.harness import ITEMS
@@ -107,27 +107,27 @@ class World:
     def resume(self, where: Sequence[tuple[str, int]]) -> None:
         self.paused -= {topic for topic, _ in where}
 
-    def advise(self, offsets: Mapping[tuple[str, int], int]) -> None:
+    def commit_offsets(self, offsets: Mapping[tuple[str, int], int]) -> None:
         pass
 
-    def share_anew(self) -> None:
+    def rejoin_group(self) -> None:
         pass
 
 
-def made(memory: int = 10**9, **limits: Any) -> tuple[World, Destination, Line, Control]:
+def made(memory: int = 10**9, **limits: Any) -> tuple[World, Destination, PollLoop, Commands]:
     world, destination = World(), Destination()
     anything: Any = world
     limit = Limits(memory=memory, **limits)
-    means = Means(destination, anything, anything, anything, lambda table: None, lambda table: (), anything, world, limit)
+    context = Context(destination, anything, anything, anything, lambda table: None, lambda table: (), anything, world, limit)
     tables, flush = [], Flush(rows=20, bytes=10**6, seconds=0.5)
     for name in (BAD, GOOD):
         source = TableId(*name.split("."))
-        tables.append(Table(TableConfig(source, Target(source, *name.split(".")), name, flush, "refuse", name), means))
-    line = Line(tables, means, anything, means.identities, anything.join, memory=memory, clock=world)
-    return world, destination, line, Control(tables, means, anything, lambda table: None, dict)
+        tables.append(TableTask(TableConfig(source, Target(source, *name.split(".")), name, flush, "refuse", name), context))
+    line = PollLoop(tables, context, anything, context.identities, anything.join, memory=memory, clock=world)
+    return world, destination, line, Commands(tables, context, anything, lambda table: None, dict)
 
 
-def turns_to_the_end(line: Line, table: Table) -> int:
+def turns_to_the_end(line: PollLoop, table: TableTask) -> int:
     """How many turns the line takes until all records of the table are merged."""
     for turn in range(1, 1000):
         line.read(0)

@@ -13,7 +13,7 @@ from cdc_service.core.errors import Unavailable
 from cdc_service.core.identity import Identities
 from cdc_service.core.types import TableId
 from cdc_service.pipeline import merge_worker as merging
-from cdc_service.pipeline.merge_worker import Merging, beside
+from cdc_service.pipeline.merge_worker import MergeWorker, beside
 from cdc_service.pipeline.table_task import Asked
 
 NOW = Identities(7, {}, frozenset(), 0, False)
@@ -55,7 +55,7 @@ class Source:
         return NOW
 
 
-def merged(rounds: Merging, *tables: Any) -> None:
+def merged(rounds: MergeWorker, *tables: Any) -> None:
     rounds.begin(tables)
     rounds.wait(30)
     outcomes = rounds.outcomes()
@@ -65,7 +65,7 @@ def merged(rounds: Merging, *tables: Any) -> None:
 def test_a_source_that_hangs_holds_a_round_once_and_is_asked_again_when_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merging, "ANSWER_SECONDS", 0.05)
     source, table, other = Source(), Ahead(), Ahead()
-    rounds = Merging(source, source.identities, beside, RealClock(), beside)
+    rounds = MergeWorker(source, source.identities, beside, RealClock(), beside)
     for _ in range(3):
         merged(rounds, table, other)
     assert (table.told, other.told, source.asked) == ([None] * 3, [None] * 3, 1)
@@ -79,7 +79,7 @@ def test_a_source_that_fails_holds_no_round() -> None:
     source, table = Source(), Ahead()
     source.error = Unavailable("away")
     source.answers.set()
-    rounds = Merging(source, source.identities, beside, RealClock(), beside)
+    rounds = MergeWorker(source, source.identities, beside, RealClock(), beside)
     merged(rounds, table)
     source.error = None
     while NOW not in table.told:

@@ -16,9 +16,9 @@ from cdc_service.core.clock import RealClock
 from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.types import LogId, Mode, Op, TableId, TableSchema, Target
 from cdc_service.pipeline import quarantine
-from cdc_service.pipeline.context import Means
+from cdc_service.pipeline.context import Context
 from cdc_service.pipeline.quarantine import Asked
-from cdc_service.pipeline.table_task import Table
+from cdc_service.pipeline.table_task import TableTask
 from cdc_service.ports.source import UNKNOWN_FILL, Fill, Reread
 from cdc_service.testing.memory import MemoryDestination
 from connectors.formats.debezium_json import DebeziumJsonDecoder
@@ -56,9 +56,9 @@ class World:
         nobody: Any = None
         source: Any = self
         decoder = DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER, logs={TOPIC} if self.mode is Mode.APPEND else ())
-        means = Means(self.destination, nobody, decoder, source, nobody, nobody, nobody, RealClock(), Limits())
+        context = Context(self.destination, nobody, decoder, source, nobody, nobody, nobody, RealClock(), Limits())
         config = TableConfig(SCHEMA.table, target, TOPIC, Flush(rows=1, bytes=1, seconds=1), "refuse", "public.t")
-        self.table = Table(config if self.keyed else config.without_key(), means)
+        self.table = TableTask(config if self.keyed else config.without_key(), context)
         schema = decoder.decode(quarantine.raw_batch(self.table, [_kept(NARROW.change("c", row(1, "x")))]))[0].schema
         self.feed = Feed(self.destination, schema, mode=self.mode, log=LOG, partitions=(0,)).start()
 

@@ -16,9 +16,9 @@ from cdc_service.core.clock import RealClock
 from cdc_service.core.errors import TableStopped
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import META, ChangeBatch, Column, LogId, Mode, Op, RawBatch, Span, TableId, TableSchema, Target
-from cdc_service.pipeline.context import Means
-from cdc_service.pipeline.schema_versions import Versions
-from cdc_service.pipeline.table_task import Table
+from cdc_service.pipeline.context import Context
+from cdc_service.pipeline.schema_versions import SchemaVersions
+from cdc_service.pipeline.table_task import TableTask
 from cdc_service.ports.feed import TopicFacts
 from cdc_service.ports.source import Fill
 from cdc_service.testing.memory import MemoryDestination
@@ -77,16 +77,16 @@ def warehouse() -> MemoryDestination:
 
 
 @pytest.fixture
-def table(outside: Outside, warehouse: MemoryDestination) -> Table:
-    means = Means(warehouse, outside, outside, outside, lambda table: None, lambda table: (), outside, RealClock(), Limits())
-    made = Table(TableConfig(TABLE, Target(TABLE, "public", "t"), TOPIC, Flush(), "refuse", "public.t"), means)
+def table(outside: Outside, warehouse: MemoryDestination) -> TableTask:
+    context = Context(warehouse, outside, outside, outside, lambda table: None, lambda table: (), outside, RealClock(), Limits())
+    made = TableTask(TableConfig(TABLE, Target(TABLE, "public", "t"), TOPIC, Flush(), "refuse", "public.t"), context)
     made.own(0)
     made.own(1)
     made.open()
     return made
 
 
-def apply(table: Table, outside: Outside, batch: ChangeBatch) -> None:
+def apply(table: TableTask, outside: Outside, batch: ChangeBatch) -> None:
     outside.batches = [batch]
     nothing = pa.nulls(1, pa.binary())
     table.receive(RawBatch(TOPIC, nothing, nothing, pa.nulls(1, pa.int32()), pa.nulls(1, pa.int64()), batch.spans, lambda i: ()))
@@ -95,15 +95,15 @@ def apply(table: Table, outside: Outside, batch: ChangeBatch) -> None:
     table.put_back()
 
 
-def found(warehouse: MemoryDestination, table: Table) -> dict[int, dict[str, Any]]:
+def found(warehouse: MemoryDestination, table: TableTask) -> dict[int, dict[str, Any]]:
     return {row.values["id"]: {k: v for k, v in row.values.items() if k != "id"} for row in warehouse.kept(table.target).rows.values()}
 
 
-def dropped(warehouse: MemoryDestination, table: Table) -> dict[str, bool]:
+def dropped(warehouse: MemoryDestination, table: TableTask) -> dict[str, bool]:
     return {c.name: c.dropped for c in warehouse.schemas(table.target)[-1].columns}
 
 
-def test_i9_an_older_version_that_was_never_seen_drops_nothing(outside: Outside, warehouse: MemoryDestination, table: Table) -> None:
+def test_i9_an_older_version_that_was_never_seen_drops_nothing(outside: Outside, warehouse: MemoryDestination, table: TableTask) -> None:
     apply(table, outside, rows(0, 0, 10, schema("a"), 1, "a1"))
     apply(table, outside, rows(0, 1, 30, schema("a", "x", "y"), 2, "a2", "x2", "y2"))
     apply(table, outside, rows(1, 0, 20, schema("a", "x"), 3, "a3", "x3"))
@@ -116,7 +116,7 @@ def test_i9_an_older_version_that_was_never_seen_drops_nothing(outside: Outside,
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_i9_a_drop_is_seen_in_later_rows_alone(outside: Outside, warehouse: MemoryDestination, table: Table, restarted: bool) -> None:
+def test_i9_a_drop_is_seen_in_later_rows_alone(outside: Outside, warehouse: MemoryDestination, table: TableTask, restarted: bool) -> None:
     apply(table, outside, rows(0, 0, 30, schema("a", "x"), 1, "a1", "x1"))
     if restarted:
         table.drop()
@@ -135,9 +135,9 @@ def test_i9_a_drop_is_seen_in_later_rows_alone(outside: Outside, warehouse: Memo
 
 
 def test_i9_a_log_of_changes_fills_no_column_and_is_read_anew_for_none(outside: Outside, warehouse: MemoryDestination) -> None:
-    means = Means(warehouse, outside, outside, outside, lambda table: None, lambda table: (), outside, RealClock(), Limits())
+    context = Context(warehouse, outside, outside, outside, lambda table: None, lambda table: (), outside, RealClock(), Limits())
     target = Target(TABLE, "public", "t", Mode.APPEND)
-    table = Table(TableConfig(TABLE, target, TOPIC, Flush(), "refuse", "public.t"), means)
+    table = TableTask(TableConfig(TABLE, target, TOPIC, Flush(), "refuse", "public.t"), context)
     table.own(0)
     table.own(1)
     table.open()
@@ -151,15 +151,15 @@ def test_i9_a_log_of_changes_fills_no_column_and_is_read_anew_for_none(outside: 
 
 @pytest.mark.parametrize("mode", [Mode.UPSERT, Mode.SOFT_DELETE])
 def test_i23_events_without_a_key_stop_a_table_that_is_kept_by_key(outside: Outside, warehouse: MemoryDestination, mode: Mode) -> None:
-    means = Means(warehouse, outside, outside, outside, lambda table: None, lambda table: (), outside, RealClock(), Limits())
-    table = Table(TableConfig(TABLE, Target(TABLE, "public", "t", mode), TOPIC, Flush(), "refuse", "public.t"), means)
+    context = Context(warehouse, outside, outside, outside, lambda table: None, lambda table: (), outside, RealClock(), Limits())
+    table = TableTask(TableConfig(TABLE, Target(TABLE, "public", "t", mode), TOPIC, Flush(), "refuse", "public.t"), context)
     table.own(0)
     table.open()
     with pytest.raises(TableStopped, match="have no key"):
         apply(table, outside, rows(0, 0, 10, replace(schema("a"), key=()), 1, "a1"))
 
 
-def test_i9_rows_of_a_snapshot_judge_no_column(outside: Outside, warehouse: MemoryDestination, table: Table) -> None:
+def test_i9_rows_of_a_snapshot_judge_no_column(outside: Outside, warehouse: MemoryDestination, table: TableTask) -> None:
     apply(table, outside, rows(0, 0, 30, schema("a", "x"), 1, "a1", "x1"))
     apply(table, outside, rows(1, 0, -(2**63) + 5, schema("a"), 2, "a2"))
     apply(table, outside, rows(1, 1, 0, schema("a"), 3, "a3"))
@@ -168,8 +168,8 @@ def test_i9_rows_of_a_snapshot_judge_no_column(outside: Outside, warehouse: Memo
 
 def test_a_column_that_events_do_not_know_has_the_table_read_anew_once(outside: Outside, warehouse: MemoryDestination) -> None:
     now = ["id", "a"]
-    means = Means(warehouse, outside, outside, outside, lambda table: None, lambda table: tuple(now), outside, RealClock(), Limits())
-    versions = Versions(Target(TABLE, "public", "t"), TOPIC, means)
+    context = Context(warehouse, outside, outside, outside, lambda table: None, lambda table: tuple(now), outside, RealClock(), Limits())
+    versions = SchemaVersions(Target(TABLE, "public", "t"), TOPIC, context)
     versions.evolve(schema("a"), (10, 10))
 
     def why(*names: str) -> str:
@@ -195,20 +195,20 @@ def catalog() -> list[TableSchema | None]:
 
 
 @pytest.fixture
-def versions(outside: Outside, warehouse: MemoryDestination, catalog: list[TableSchema | None]) -> Versions:
+def versions(outside: Outside, warehouse: MemoryDestination, catalog: list[TableSchema | None]) -> SchemaVersions:
     def columns(table: TableId) -> tuple[str, ...]:
         return () if catalog[-1] is None else catalog[-1].names
 
-    means = Means(warehouse, outside, outside, outside, lambda table: catalog[-1], columns, outside, RealClock(), Limits())
-    return Versions(Target(TABLE, "public", "t"), TOPIC, means)
+    context = Context(warehouse, outside, outside, outside, lambda table: catalog[-1], columns, outside, RealClock(), Limits())
+    return SchemaVersions(Target(TABLE, "public", "t"), TOPIC, context)
 
 
-def live(versions: Versions) -> list[str]:
+def live(versions: SchemaVersions) -> list[str]:
     return [c.name for c in versions.all[-1].columns if not c.dropped]
 
 
 def test_a_column_takes_its_new_name_and_keeps_the_old_one_for_older_rows(
-    versions: Versions, warehouse: MemoryDestination, catalog: list[TableSchema | None]
+    versions: SchemaVersions, warehouse: MemoryDestination, catalog: list[TableSchema | None]
 ) -> None:
     versions.evolve(schema("a", "other"), (10, 10))
     catalog.append(schema("b", "other"))
@@ -233,7 +233,7 @@ def test_a_column_takes_its_new_name_and_keeps_the_old_one_for_older_rows(
     assert versions.reload == ""
 
 
-def test_a_key_takes_its_new_name(versions: Versions, catalog: list[TableSchema | None]) -> None:
+def test_a_key_takes_its_new_name(versions: SchemaVersions, catalog: list[TableSchema | None]) -> None:
     versions.evolve(schema("a"), (10, 10))
     named = TableSchema(TABLE, (Column("number", LogicalType(Kind.INT32), False), Column("a", TEXT)), ("number",))
     catalog.append(named)
@@ -249,7 +249,7 @@ def test_a_key_takes_its_new_name(versions: Versions, catalog: list[TableSchema 
     assert (now.meta, now.spans) == (moved.meta, moved.spans)
 
 
-def test_a_name_that_the_target_has_already_is_told_by_rows_alone(versions: Versions, catalog: list[TableSchema | None]) -> None:
+def test_a_name_that_the_target_has_already_is_told_by_rows_alone(versions: SchemaVersions, catalog: list[TableSchema | None]) -> None:
     versions.evolve(schema("a"), (10, 10))
     versions.evolve(schema("a", "b"), (15, 15))
     catalog.append(schema("b"))
@@ -258,7 +258,7 @@ def test_a_name_that_the_target_has_already_is_told_by_rows_alone(versions: Vers
     assert live(versions) == ["id", "a", "b"]
 
 
-def test_what_is_altered_before_the_first_row_came_is_read_anew(versions: Versions, catalog: list[TableSchema | None]) -> None:
+def test_what_is_altered_before_the_first_row_came_is_read_anew(versions: SchemaVersions, catalog: list[TableSchema | None]) -> None:
     """That row may be of before it: then the target would be made with columns that the source has no more."""
     catalog.append(schema("b"))
     versions.follow({"a": "b"}, 20)
@@ -266,7 +266,7 @@ def test_what_is_altered_before_the_first_row_came_is_read_anew(versions: Versio
     assert versions.all == ()
 
 
-def test_columns_come_and_go_with_the_catalog(versions: Versions, catalog: list[TableSchema | None]) -> None:
+def test_columns_come_and_go_with_the_catalog(versions: SchemaVersions, catalog: list[TableSchema | None]) -> None:
     versions.evolve(schema("a", "gone"), (10, 10))
     catalog.append(schema("a", "new"))
     versions.follow({}, 20)
@@ -278,10 +278,10 @@ def test_columns_come_and_go_with_the_catalog(versions: Versions, catalog: list[
     assert versions.reload == ""
 
 
-def test_a_new_column_whose_form_only_events_tell_is_waited_for(outside: Outside, warehouse: MemoryDestination, table: Table) -> None:
+def test_a_new_column_whose_form_only_events_tell_is_waited_for(outside: Outside, warehouse: MemoryDestination, table: TableTask) -> None:
     now = ["id", "a"]
-    means = Means(warehouse, outside, outside, outside, lambda table: None, lambda table: tuple(now), outside, RealClock(), Limits())
-    versions = Versions(Target(TABLE, "public", "t"), TOPIC, means)
+    context = Context(warehouse, outside, outside, outside, lambda table: None, lambda table: tuple(now), outside, RealClock(), Limits())
+    versions = SchemaVersions(Target(TABLE, "public", "t"), TOPIC, context)
     versions.evolve(schema("a"), (10, 10))
     now.append("b")
     assert versions.follow({}, 20) == "b"
@@ -294,7 +294,7 @@ def test_a_new_column_whose_form_only_events_tell_is_waited_for(outside: Outside
     assert versions.reload == ""
 
 
-def test_one_column_may_be_another_where_one_is_new_and_one_is_missing(versions: Versions) -> None:
+def test_one_column_may_be_another_where_one_is_new_and_one_is_missing(versions: SchemaVersions) -> None:
     assert not versions.may_be_renamed(schema("a"))
     versions.evolve(schema("a", "b"), (10, 10))
     assert versions.may_be_renamed(schema("a", "c"))
@@ -302,7 +302,7 @@ def test_one_column_may_be_another_where_one_is_new_and_one_is_missing(versions:
     assert not versions.may_be_renamed(schema("a"))
 
 
-def test_rows_of_a_snapshot_mean_the_column_that_has_their_name_now(versions: Versions, catalog: list[TableSchema | None]) -> None:
+def test_rows_of_a_snapshot_mean_the_column_that_has_their_name_now(versions: SchemaVersions, catalog: list[TableSchema | None]) -> None:
     """It went from a to b and back to a between two looks, so that the target has a column of each."""
     versions.evolve(schema("a"), (10, 10))
     catalog.append(schema("b"))

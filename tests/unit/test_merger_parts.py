@@ -14,7 +14,7 @@ from sqlglot import exp
 
 from cdc_service.core.logical import Kind, LogicalType, array, decimal
 from cdc_service.core.types import Column, TableId, TableSchema
-from mergers.destinations.duckdb import DIALECT
+from mergers.destinations.duckdb import SPELLING
 from mergers.sql.schema_text import schema_from_json, schema_to_json
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=20)
@@ -40,27 +40,27 @@ TYPES = st.sampled_from(
 
 @given(NAMES, NAMES)
 def test_any_name_is_one_identifier(schema: str, name: str) -> None:
-    table = sqlglot.parse_one(f"SELECT 1 FROM {DIALECT.quote(schema, name)}", read="duckdb").find(exp.Table)
+    table = sqlglot.parse_one(f"SELECT 1 FROM {SPELLING.quote(schema, name)}", read="duckdb").find(exp.Table)
     assert table is not None
     assert (table.db, table.name) == (schema, name)
 
 
 def test_an_empty_name_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
-        DIALECT.quote("public", "")
+        SPELLING.quote("public", "")
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\x00")))
 def test_any_text_is_one_literal(text: str) -> None:
-    (literal,) = sqlglot.parse_one(f"SELECT {DIALECT.literal(text)}", read="postgres").find_all(exp.Literal)
+    (literal,) = sqlglot.parse_one(f"SELECT {SPELLING.literal(text)}", read="postgres").find_all(exp.Literal)
     assert literal.this == text
 
 
 def test_every_kind_has_a_column_type() -> None:
     for kind in Kind:
         if kind not in (Kind.DECIMAL, Kind.ARRAY):
-            assert DIALECT.column_type(LogicalType(kind))
-    assert DIALECT.column_type(array(array(decimal(5, 2)))) == "DECIMAL(5,2)[][]"
+            assert SPELLING.column_type(LogicalType(kind))
+    assert SPELLING.column_type(array(array(decimal(5, 2)))) == "DECIMAL(5,2)[][]"
 
 
 @given(

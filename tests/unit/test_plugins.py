@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cdc_service.core.errors import ConfigError
-from connectors.sources import dialect_name, open_dialect
+from connectors.sources import open_source, source_name
 from mergers.destinations import open_destination
 
 POINTS = """[cdc.destinations]
@@ -43,9 +43,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_package_brings_one_of_each(site: Path) -> None:
     install(site)
-    assert dialect_name("toysource://h/shop") == "toysource"
+    assert source_name("toysource://h/shop") == "toysource"
     assert "toys1" not in sys.modules, "it is imported before it is used"
-    assert open_dialect("toysource://h/shop") == ("source", "shop")
+    assert open_source("toysource://h/shop") == ("source", "shop")
     opened = open_destination("toywarehouse:///w.toy", pipeline="shop", options={"a": 1})
     assert opened == ("toywarehouse:///w.toy", "shop", "_cdc", {"a": 1})
 
@@ -53,7 +53,7 @@ def test_a_package_brings_one_of_each(site: Path) -> None:
 def test_what_nobody_brings_is_told_with_all_that_there_are(site: Path) -> None:
     install(site)
     with pytest.raises(ConfigError) as none:
-        open_dialect("oracle://h/shop")
+        open_source("oracle://h/shop")
     assert none.value.hint == "sources that can be read: postgresql, toysource"
     with pytest.raises(ConfigError) as none:
         open_destination("oracle://h/shop", pipeline="shop")

@@ -11,7 +11,7 @@ from cdc_service.core.clock import RealClock
 from cdc_service.core.identity import Identities
 from cdc_service.core.names import Names
 from cdc_service.kafka import admin as kafka
-from cdc_service.runtime.monitor import SIGHTINGS_MAX, Sightings, Slot, Watch
+from cdc_service.runtime.monitor import SIGHTINGS_MAX, Monitor, Sightings, Slot
 from connectors.debezium.connect import KafkaConnect
 from deploy.local.stack import HOST, free_ports
 
@@ -24,7 +24,7 @@ def test_kafka_is_named_when_connect_does_not_answer_because_of_it(monkeypatch: 
         connect = KafkaConnect(f"http://{HOST}:{silent.getsockname()[1]}", answer_seconds=1.0, retry_seconds=0.0)
         unasked = cast(Any, None)
         admin = kafka.Admin(f"{HOST}:{nobody}", {})
-        watch = Watch(Names("shop", "shop"), {}, connect, unasked, admin, unasked, RealClock(), {}, {})
+        watch = Monitor(Names("shop", "shop"), {}, connect, unasked, admin, unasked, RealClock(), {}, {})
         watch.look()
         connect.close()
     assert watch.facts is not None

@@ -20,10 +20,10 @@ from cdc_service.core.names import Names
 from cdc_service.core.rowtext import value_text
 from cdc_service.core.types import ChangeBatch, LogId, Op, TableId, TableSchema
 from cdc_service.kafka.admin import Admin
-from cdc_service.kafka.reader import Reader
+from cdc_service.kafka.reader import TopicReader
 from cdc_service.ports.events import Decoder
 from cdc_service.ports.reader import Scan
-from cdc_service.ports.source import SourceDialect
+from cdc_service.ports.source import Source
 from connectors.debezium.connect import KafkaConnect
 from reconcile.protocol import LogEvent
 
@@ -40,8 +40,8 @@ _LETTERS = "rcudt"
 class Sources:
     """reconcile.protocol.Source; whole tables are read at ``reads`` (a replica, or ``primary`` itself)."""
 
-    primary: SourceDialect
-    reads: SourceDialect
+    primary: Source
+    reads: Source
 
     def scan(self, table: TableId) -> Scan:
         return self.reads.scan(table)
@@ -68,7 +68,7 @@ class TopicLog:
     """reconcile.protocol.Log over Kafka and Connect."""
 
     def __init__(
-        self, id_: LogId, schema: TableSchema, source: SourceDialect, connect: KafkaConnect, names: Names, kafka: Admin, reader: Reader,
+        self, id_: LogId, schema: TableSchema, source: Source, connect: KafkaConnect, names: Names, kafka: Admin, reader: TopicReader,
         decoder: Decoder, placeholder: str,
     ) -> None:  # fmt: skip
         self.id = id_

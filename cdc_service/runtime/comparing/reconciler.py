@@ -29,7 +29,7 @@ from cdc_service.core.logical import Kind
 from cdc_service.core.names import Names
 from cdc_service.core.types import Delta, LogId, Mode, TableId, TableSchema, Target
 from cdc_service.kafka.admin import Admin
-from cdc_service.kafka.reader import Reader
+from cdc_service.kafka.reader import TopicReader
 from cdc_service.ports.destination import Destination, TableState
 from cdc_service.ports.events import Decoder
 from cdc_service.ports.reader import View
@@ -109,7 +109,7 @@ class Outside:
 
 
 class Line(Protocol):
-    """What a running service tells of a table (pipeline.table_task.Table)."""
+    """What a running service tells of a table (pipeline.table_task.TableTask)."""
 
     @property
     def kept(self) -> TableState: ...
@@ -126,7 +126,7 @@ class Reconciler:
         pipeline: str,
         destination: Destination,
         resolved: Callable[[], tuple[list[TableConfig], Callable[[], Decoder]]],
-        reader: Callable[[], Reader],
+        reader: Callable[[], TopicReader],
         outside: Outside,
     ) -> None:
         self._pipeline = pipeline
@@ -197,7 +197,7 @@ class Reconciler:
             reader.close()
             run.end()
 
-    def _compared(self, run: Run, config: TableConfig, options: Options, reader: Reader, decoder: Decoder) -> TableReport:
+    def _compared(self, run: Run, config: TableConfig, options: Options, reader: TopicReader, decoder: Decoder) -> TableReport:
         now = time.time_ns() // 1000
         try:
             state: TableState = self._on_line(partial(self._destination.load_state, config.target))
@@ -282,7 +282,7 @@ class Reconciler:
             line.recount()
         return kept
 
-    def _subject(self, config: TableConfig, reader: Reader, decoder: Decoder) -> Subject:
+    def _subject(self, config: TableConfig, reader: TopicReader, decoder: Decoder) -> Subject:
         target, destination, o = config.target, self._destination, self._outside
         schemas = destination.schemas(target)
         schema = schemas[-1] if schemas else TableSchema(config.source, (), ())

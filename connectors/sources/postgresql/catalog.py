@@ -1,5 +1,5 @@
-# ruff: noqa: S608  (the dialect passes quoted names and the catalog's own type names; values are parameters)
-"""PostgreSQL's catalog: the queries that the dialect asks, what its types mean for the connector,
+# ruff: noqa: S608  (the source passes quoted names and the catalog's own type names; values are parameters)
+"""PostgreSQL's catalog: the queries that the source asks, what its types mean for the connector,
 and the text forms in which events carry values."""
 
 from __future__ import annotations

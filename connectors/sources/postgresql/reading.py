@@ -57,7 +57,7 @@ def told(types: Types, rows: pa.Table, found: pa.BooleanArray, position: int) ->
 
 
 def misread(connection: Connection, table: TableId, types: Types, key: Sequence[str], rows: pa.Table) -> pa.Int8Array:
-    """SourceDialect.misread, of rows that have dates. What the table has lost meanwhile is SAME: the change of its schema is on its way."""
+    """Source.misread, of rows that have dates. What the table has lost meanwhile is SAME: the change of its schema is on its way."""
     seen = np.zeros(rows.num_rows, np.int8)
     dates = [f.name for f in rows.schema if pa.types.is_date(f.type) and f.name in types and types[f.name]["base"] == "date"]
     if not set(key) <= set(types):

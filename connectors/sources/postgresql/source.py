@@ -26,7 +26,7 @@ from cdc_service.core.identity import Identities, Judgement
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId, TableSchema
 from cdc_service.core.wording import some
-from cdc_service.ports.capture import LogHold, Progress
+from cdc_service.ports.capture import ConnectorProgress, LogHold
 from cdc_service.ports.events import Positions
 from cdc_service.ports.reader import Scan
 from cdc_service.ports.source import (
@@ -41,8 +41,8 @@ from cdc_service.ports.source import (
     Reread,
     SignalRecord,
     SilentPart,
+    Source,
     SourceColumn,
-    SourceDialect,
     SourceTable,
     Statement,
 )
@@ -65,12 +65,12 @@ AWAITED_SECONDS = 60.0
 _TLS = {"sslmode": "database.sslmode", "sslrootcert": "database.sslrootcert", "sslcert": "database.sslcert", "sslkey": "database.sslkey"}
 
 
-def open_dialect(url: URL) -> SourceDialect:
-    return PostgresDialect(url)
+def open_source(url: URL) -> Source:
+    return PostgresSource(url)
 
 
-class PostgresDialect:
-    """SourceDialect of PostgreSQL 14 and later."""
+class PostgresSource:
+    """Source of PostgreSQL 14 and later."""
 
     name = "postgresql"
     connector_class = SETTINGS["connector.class"]
@@ -436,13 +436,13 @@ class PostgresDialect:
             connection.execute(insert, {"id": signal_id, "data": data})
         return None
 
-    def progress(self, offsets: Offsets) -> Progress:
+    def progress(self, offsets: Offsets) -> ConnectorProgress:
         offset = next((value for _, value in offsets if value), None)
         if offset is None:
-            return Progress(None, snapshot=True, incremental=False)
+            return ConnectorProgress(None, snapshot=True, incremental=False)
         position = offset.get("lsn_commit") or offset.get("lsn_proc") or offset.get("lsn")
         incremental = "incremental_snapshot_primary_key" in offset
-        return Progress(int(str(position)) if position is not None else None, _in_snapshot(offset), incremental)
+        return ConnectorProgress(int(str(position)) if position is not None else None, _in_snapshot(offset), incremental)
 
     def set_back(self, offsets: Offsets) -> Offsets:
         """To the last commit. Rows of one COPY share a log position, and the connector goes on behind the position that it stored."""

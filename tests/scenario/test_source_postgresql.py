@@ -1,4 +1,4 @@
-"""PostgreSQL's dialect against the real server and the real connector: values read again look as events carry them, fills are exact."""
+"""PostgreSQL's source against the real server and the real connector: values read again look as events carry them, fills are exact."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cdc_service.core.types import TableId
 from cdc_service.ports.source import UNKNOWN_FILL, Fill
 from connectors.debezium.notifications import parse
 from connectors.debezium.register import apply_registration, plan_registration, request_snapshots
-from connectors.sources import dialect_name, open_dialect
+from connectors.sources import open_source, source_name
 from connectors.sources.postgresql.catalog import qualified, quoted
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase
@@ -124,10 +124,10 @@ def test_values_read_again_are_as_events_carry_them(owner: Pipeline) -> None:
     order = sorted(ids, reverse=True)
     for found, sign in ((events, 1), (streamed, -1)):
         keys = pa.table({"id": pa.array([-1 - i for i in order] + [99], pa.int32())})
-        again = owner.dialect.reread(A, keys, [f"c{i}" for i in range(len(COLUMNS))])
+        again = owner.source.reread(A, keys, [f"c{i}" for i in range(len(COLUMNS))])
         assert again.found.to_pylist() == [True] * len(order) + [False]
         assert again.unreadable == ()
-        assert again.position <= owner.dialect.position()
+        assert again.position <= owner.source.position()
         for i, type_ in enumerate(COLUMNS):
             texts = again.rows.column(f"c{i}").to_pylist()
             assert texts[-1] is None
@@ -138,7 +138,7 @@ def test_values_read_again_are_as_events_carry_them(owner: Pipeline) -> None:
 
 def test_what_text_cannot_give_is_named_and_not_made_up(owner: Pipeline) -> None:
     owner.execute("CREATE TABLE a(id int PRIMARY KEY, p box, i bit(3), v text); INSERT INTO a VALUES (1, '(1,2),(0,0)', '101', 'x')")
-    again = owner.dialect.reread(A, pa.table({"id": pa.array([1], pa.int32())}), ["p", "i", "v"])
+    again = owner.source.reread(A, pa.table({"id": pa.array([1], pa.int32())}), ["p", "i", "v"])
     assert again.unreadable == ("p",)
     assert again.rows.to_pylist() == [{"p": None, "i": "101", "v": "x"}]
 
@@ -171,7 +171,7 @@ def test_rows_are_found_by_keys_of_every_type(owner: Pipeline, type_: str) -> No
     for n, key in enumerate(WRITTEN.get(type_) or KEYS[type_].to_pylist()):
         owner.owner.execute("INSERT INTO a VALUES (%s, %s, %s)", (key, n, f"v{n}"))
     keys = pa.table({"n": pa.array([1, 0, 7], pa.int32()), "k 1": pa.concat_arrays([KEYS[type_].take(pa.array([1, 0])), KEYS[type_][:1]])})
-    again = owner.dialect.reread(A, keys, ["v"])
+    again = owner.source.reread(A, keys, ["v"])
     assert again.rows.column("v").to_pylist() == ["v1", "v0", None]
     assert again.found.to_pylist() == [True, True, False]
 
@@ -198,13 +198,13 @@ def test_rows_are_found_by_keys_of_every_type(owner: Pipeline, type_: str) -> No
 def test_the_fill_of_an_added_column_is_what_old_rows_hold(owner: Pipeline, statements: str, fill: Fill) -> None:
     owner.execute("CREATE TABLE a(id int PRIMARY KEY); INSERT INTO a SELECT generate_series(1, 3)")
     owner.execute(statements)
-    found = owner.dialect.fill_of_added_column(A, "c")
+    found = owner.source.fill_of_added_column(A, "c")
     if fill.known and fill.text is not None and fill.text.startswith("["):
         assert (found.known, json.loads(found.text or "")) == (True, json.loads(fill.text))
     else:
         assert found == fill
     if found.known:
-        again = owner.dialect.reread(A, pa.table({"id": pa.array([1], pa.int32())}), ["c"])
+        again = owner.source.reread(A, pa.table({"id": pa.array([1], pa.int32())}), ["c"])
         assert again.rows.column("c").to_pylist() == [found.text]
 
 
@@ -213,8 +213,8 @@ def test_the_fill_of_a_partitioned_table_is_known_where_its_partitions_agree(own
         "CREATE TABLE a(id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE a1 PARTITION OF a FOR VALUES FROM (0) TO (10);"
         "CREATE TABLE a2 PARTITION OF a FOR VALUES FROM (10) TO (20); INSERT INTO a VALUES (1), (11); ALTER TABLE a ADD c int DEFAULT 7"
     )
-    assert owner.dialect.fill_of_added_column(A, "c") == Fill(True, "7")
-    assert owner.dialect.fill_of_added_column(A, "nothing") == UNKNOWN_FILL
+    assert owner.source.fill_of_added_column(A, "c") == Fill(True, "7")
+    assert owner.source.fill_of_added_column(A, "nothing") == UNKNOWN_FILL
 
 
 NAMES = [
@@ -249,7 +249,7 @@ def test_any_name_is_captured_and_no_other_with_it(owner: Pipeline) -> None:
     owner.register(*wanted)
     config = owner.connect.config(owner.names.connector)
     assert config is not None
-    assert owner.dialect.registered(config) == {TableId("public", name) for name in wanted}
+    assert owner.source.registered(config) == {TableId("public", name) for name in wanted}
     seen: set[str] = set()
 
     def all_seen() -> bool:
@@ -268,22 +268,22 @@ def test_notifications_name_each_table_exactly(owner: Pipeline) -> None:
         place = qualified(table)
         owner.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(table.schema)}; CREATE TABLE {place}(id int PRIMARY KEY)")
         owner.execute(f"INSERT INTO {place} VALUES (1)")
-    plan = plan_registration(owner.config, tables, owner.dialect, owner.connect, owner.kafka)
-    apply_registration(plan, owner.dialect, owner.connect, owner.kafka)
+    plan = plan_registration(owner.config, tables, owner.source, owner.connect, owner.kafka)
+    apply_registration(plan, owner.source, owner.connect, owner.kafka)
 
     def missing(aggregate: str) -> list[TableId]:
         """Tables without an end; a restarted connector tells some twice."""
         said = [parse(json.dumps(value).encode()) for _, value, _ in owner.events(owner.names.notification_topic)]
         found = [n for n in said if n is not None and n.scanned and n.aggregate == aggregate]
-        named = [[t for t in tables if owner.dialect.names_collection(n.tables[0], t)] for n in found]
+        named = [[t for t in tables if owner.source.names_collection(n.tables[0], t)] for n in found]
         assert all(len(matching) == 1 for matching in named), list(zip(found, named, strict=True))
         return sorted(set(tables) - {t for matching in named for t in matching})
 
     eventually("the end of the initial snapshot of each table", lambda: not missing("initial"), rest=lambda: missing("initial"))
-    refused = {t for t in tables if owner.dialect.snapshot_refusal(t)}
+    refused = {t for t in tables if owner.source.snapshot_refusal(t)}
     assert {t.name for t in refused} == {"sp ace", "tab\there\t"}
     wanted = dict.fromkeys(set(tables) - refused, "resync")
-    assert request_snapshots(owner.names, list(wanted), owner.dialect, owner.connect, owner.kafka, wanted) == wanted
+    assert request_snapshots(owner.names, list(wanted), owner.source, owner.connect, owner.kafka, wanted) == wanted
     left = lambda: set(missing("incremental")) - refused  # noqa: E731
     eventually("the end of the incremental snapshot of each table", lambda: not left(), rest=left)
 
@@ -300,37 +300,37 @@ def test_notifications_name_each_table_exactly(owner: Pipeline) -> None:
     ],
 )
 def test_offsets_tell_the_initial_snapshot_from_one_beside_the_stream(offset: dict[str, object], snapshot: bool, back: bool) -> None:
-    dialect = open_dialect("postgresql://cdc@localhost/shop")
-    assert dialect.progress([({}, offset)]).snapshot is snapshot
-    assert bool(dialect.set_back([({}, offset)])) is back
+    source = open_source("postgresql://cdc@localhost/shop")
+    assert source.progress([({}, offset)]).snapshot is snapshot
+    assert bool(source.set_back([({}, offset)])) is back
 
 
 def test_positions_are_lsns_and_grow(owner: Pipeline) -> None:
-    before = owner.dialect.position()
+    before = owner.source.position()
     owner.execute("CREATE TABLE a(id int PRIMARY KEY)")
-    after = owner.dialect.position()
+    after = owner.source.position()
     assert before < after
-    assert owner.dialect.parse_position(owner.dialect.format_position(after)) == after
-    assert owner.dialect.parse_position("16/B374D848") == 97500059720
-    assert owner.dialect.parse_position(" 42 ") == 42
+    assert owner.source.parse_position(owner.source.format_position(after)) == after
+    assert owner.source.parse_position("16/B374D848") == 97500059720
+    assert owner.source.parse_position(" 42 ") == 42
     for wrong in ("16/", "x/y", "-1", "", "1/2/3", str(2**64)):
         with pytest.raises(ConfigError, match="not a log position"):
-            owner.dialect.parse_position(wrong)
+            owner.source.parse_position(wrong)
 
 
 def test_the_hold_of_a_slot_tells_what_it_keeps(owner: Pipeline) -> None:
-    assert owner.dialect.hold(owner.names) is None
+    assert owner.source.hold(owner.names) is None
     owner.execute("CREATE TABLE a(id int PRIMARY KEY)")
     owner.register("a")
-    hold = owner.dialect.hold(owner.names)
+    hold = owner.source.hold(owner.names)
     assert hold is not None
     assert (hold.name, hold.status) == (owner.names.slot, "reserved")
     assert hold.retained_bytes is not None
-    assert eventually("the slot is read", lambda: (h := owner.dialect.hold(owner.names)) and h.active)
-    assert eventually("a confirmed position", lambda: owner.dialect.identities([], owner.names, None, {}).sent_from > 0)
+    assert eventually("the slot is read", lambda: (h := owner.source.hold(owner.names)) and h.active)
+    assert eventually("a confirmed position", lambda: owner.source.identities([], owner.names, None, {}).sent_from > 0)
 
 
 def test_a_url_of_an_unknown_source_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(ConfigError, match="no source dialect for oracle") as caught:
-        dialect_name("oracle://x")
+    with pytest.raises(ConfigError, match="no source for oracle") as caught:
+        source_name("oracle://x")
     assert "postgresql" in caught.value.hint
