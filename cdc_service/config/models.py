@@ -203,6 +203,15 @@ class Defaults(Section):
     reconcile: Reconcile = Field(default_factory=Reconcile, description="When and how tables are compared with their source.")
 
 
+class Columns(Section):
+    """What of a table's columns is kept."""
+
+    exclude: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description="Columns, by their names at the source, that the target never holds; the events of the connector still do.",
+    )
+
+
 class Table(Section):
     """Settings of one table or pattern; what is left out comes from ``defaults``."""
 
@@ -215,6 +224,7 @@ class Table(Section):
         default=None,
         description="What to do with a table that has no key: refuse it, or append its changes to a log (with REPLICA IDENTITY FULL).",
     )
+    columns: Columns = Field(default_factory=Columns, description="What of its columns is kept.")
     metadata: Metadata | None = Field(default=None, description="Metadata columns of each row: full, or minimal (what ordering needs).")
     flush: Flush | None = Field(default=None, description="When a batch is merged; a key left out comes from defaults.flush.")
     reconcile: Reconcile | None = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from cdc_service.core.order import BY_RECORD, Ordering
 from cdc_service.core.types import Mode, TableId, Target
 
 Part = TypeVar("Part", bound=Section)
+EXCLUDE = ("columns", "exclude")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class TableConfig:
     key: str
     keyed: bool = True
     reconcile: Reconcile = field(default_factory=Reconcile)
+    exclude: tuple[str, ...] = ()
+    """Columns of the source that the target never holds."""
 
     def without_key(self) -> TableConfig:
         """The same for a table that turned out to have no key."""
@@ -36,11 +39,40 @@ class TableConfig:
         return replace(self, target=replace(self.target, mode=mode), keyed=False)
 
 
+def settings_of(config: Config, table: TableId) -> Table:
+    """What the configuration says of ``table`` itself: under its name, else under the pattern that means it."""
+    matching = [p for p in map(parse_pattern, config.tables) if p.matches(table)]
+    return next((config.tables[p.text] for p in sorted(matching, key=lambda p: not p.exact)), Table())
+
+
 def taken_as_log(config: Config, table: TableId) -> bool:
     """Whether the configuration takes ``table`` without a key: as a log of changes."""
-    matching = [p for p in map(parse_pattern, config.tables) if p.matches(table)]
-    own = next((config.tables[p.text] for p in sorted(matching, key=lambda p: not p.exact)), Table())
+    own = settings_of(config, table)
     return (own.keyless or config.defaults.keyless) == "append" or (own.mode or config.defaults.mode) is Mode.APPEND
+
+
+def excluded_keys(config: Config, tables: Sequence[TableConfig], keys: Mapping[TableId, Collection[str]]) -> list[Problem]:
+    """Columns of keys that the configuration leaves out, by which a change finds its row."""
+    return [
+        _problem(config, t.key, f"{name} belongs to the key of {t.source}: a change finds its row by it", *EXCLUDE)
+        for t in tables
+        for name in t.exclude
+        if name in keys.get(t.source, ())
+    ]
+
+
+def excluded_unknown(config: Config, tables: Sequence[TableConfig], columns: Mapping[TableId, Collection[str]]) -> list[Problem]:
+    """Columns to be left out that no table has: a slip of the pen would let through what was not to be seen. ``columns`` are those of
+    each table at the source."""
+    meant: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for t in tables:
+        for name in t.exclude:
+            meant[t.key, name] |= set(columns.get(t.source, ()))
+    return [
+        _problem(config, key, f"the source has no column {name} there", *EXCLUDE, suggestion=nearest(name, sorted(there)))
+        for (key, name), there in meant.items()
+        if name not in there
+    ]
 
 
 def resolve(
@@ -91,7 +123,8 @@ def _choose(config: Config, patterns: Sequence[Pattern], known: Sequence[TableId
             by_table[table].append(pattern)
         if not matched:
             message = "the source has no such table" if pattern.exact else "the pattern matches no table of the source"
-            problems.append(_problem(config, pattern.text, message, nearest(pattern.text, [str(table) for table in known])))
+            suggestion = nearest(pattern.text, [str(table) for table in known])
+            problems.append(_problem(config, pattern.text, message, suggestion=suggestion))
     chosen: dict[TableId, Pattern] = {}
     for table, matching in by_table.items():
         best = [pattern for pattern in matching if pattern.exact] or matching
@@ -121,6 +154,7 @@ def _table(
         keyless=own.keyless or base.keyless,
         key=key,
         reconcile=_over(base.reconcile, own.reconcile),
+        exclude=tuple(own.columns.exclude),
     )
 
 
@@ -148,5 +182,6 @@ def _collisions(
     return problems
 
 
-def _problem(config: Config, key: str, message: str, suggestion: str | None = None) -> Problem:
-    return Problem(config.line("tables", key), dotted(("tables", key)), message, suggestion)
+def _problem(config: Config, key: str, message: str, *path: str, suggestion: str | None = None) -> Problem:
+    where = ("tables", key, *path)
+    return Problem(config.line(*where), dotted(where), message, suggestion)

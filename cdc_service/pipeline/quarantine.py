@@ -20,7 +20,7 @@ from cdc_service.core.clock import rfc3339
 from cdc_service.core.errors import CdcError, ConfigError
 from cdc_service.core.keys import key_text
 from cdc_service.core.types import META, ChangeBatch, Decision, Delta, LogId, Mode, Op, RawBatch, Rejected, Span, TableSchema
-from cdc_service.core.validate import nothing_parked, screen
+from cdc_service.core.validate import nothing_parked
 from cdc_service.pipeline.buffer import one_version
 from cdc_service.pipeline.reread import Unreadable, Why, completed
 from cdc_service.pipeline.table_task import TableTask
@@ -278,7 +278,7 @@ def _places(batch: ChangeBatch) -> Iterator[Place]:
 
 
 def _decoded(work: _Work, records: Sequence[Quarantined], refused: Mapping[Place, Why]) -> list[ChangeBatch]:
-    """The records through decoder and screen. Behind a key of which others wait that are not among them, they wait on."""
+    """The records on the way of any other. Behind a key of which others wait that are not among them, they wait on."""
     if not records:
         return []
     d, target = work.table.context.destination, work.table.target
@@ -286,11 +286,8 @@ def _decoded(work: _Work, records: Sequence[Quarantined], refused: Mapping[Place
     parked = d.parked_keys(target)
     parked = parked.filter(pc.invert(pc.is_in(parked, here)))
     raw = raw_batch(work.table, d.quarantined(target, state="parked", ids=[r.id for r in records], whole=True, most=RECORDS_MAX))
-    found = []
-    for batch in work.table.context.decoder.decode(raw):
-        screened, parked = screen(raw, batch, d.capabilities, parked, refused)
-        found.append(work.table.translated(screened))
-    return found
+    found, _ = work.table.prepare.fitting(raw, parked, refused)
+    return [work.table.translated(batch) for batch in found]
 
 
 def _delta(work: _Work, run: Sequence[ChangeBatch]) -> Delta:
@@ -303,7 +300,7 @@ def _delta(work: _Work, run: Sequence[ChangeBatch]) -> Delta:
     keys = {key for batch in run for key in _unsent_keys(batch, work.tainted)}
     rows = pc.and_(pc.is_in(delta.meta["key"], pa.array(keys, pa.string())), pc.not_equal(delta.meta["op"], int(Op.DELETE)))
     lost = delta.data.select(delta.schema.key).filter(rows)
-    return completed(delta, UnsentUnknown(lost, ()), m.source, m.decoder, table.config.topic) if lost.num_rows else delta
+    return completed(delta, UnsentUnknown(lost, ()), m.source, table.prepare) if lost.num_rows else delta
 
 
 def _unsent_keys(batch: ChangeBatch, tainted: Collection[str]) -> Iterator[str]:
@@ -328,14 +325,13 @@ def _nothing(work: _Work) -> Delta:
 
 def _judged(table: TableTask, record: Quarantined) -> tuple[str | None, str]:
     """The record's position in the source's log, and what would become of it now if it were replayed alone."""
-    m, raw = table.context, raw_batch(table, [record])
+    raw = raw_batch(table, [record])
     try:
-        batches = m.decoder.decode(raw)
+        records = [n for batch in table.prepare.changes(raw) for n in batch.meta["record"].to_pylist() if n > 0]
+        fitting, _ = table.prepare.fitting(raw, nothing_parked())
     except CdcError as error:
         return None, error.message
-    records = [n for batch in batches for n in batch.meta["record"].to_pylist() if n > 0]
-    screened = [screen(raw, batch, m.destination.capabilities, nothing_parked())[0] for batch in batches]
-    refused = [f"{r.code}: {r.message}" for batch in screened for r in batch.rejected]
+    refused = [f"{r.code}: {r.message}" for batch in fitting for r in batch.rejected]
     return (str(records[0]) if records else None), (refused[0] if refused else "it can be applied")
 
 

@@ -21,8 +21,9 @@ from cdc_service.core.keys import key_text
 from cdc_service.core.logical import Kind
 from cdc_service.core.order import INCREMENTAL, LAST_MINOR, Seen
 from cdc_service.core.types import Delta, Mode, Op, TableId
+from cdc_service.pipeline.prepare import Prepare
 from cdc_service.ports.destination import UnsentUnknown
-from cdc_service.ports.events import Decoder, InexactText
+from cdc_service.ports.events import InexactText
 from cdc_service.ports.source import Reread
 
 KEYS_MAX = 10_000
@@ -93,7 +94,7 @@ def _refuse(meta: pa.Table, rows: npt.NDArray[np.int64], why: Why) -> None:
         raise Unreadable(dict.fromkeys(zip(places["partition"].to_pylist(), places["offset"].to_pylist(), strict=True), why))
 
 
-def completed(delta: Delta, unknown: UnsentUnknown, source: Rereads, decoder: Decoder, topic: str) -> Delta:
+def completed(delta: Delta, unknown: UnsentUnknown, source: Rereads, prepare: Prepare) -> Delta:
     """``delta`` with the rows of ``unknown`` as they are now at the source. Raises Unreadable where a value is there that text cannot give
     back, and Unavailable while the source does not answer."""
     schema = delta.schema
@@ -108,7 +109,7 @@ def completed(delta: Delta, unknown: UnsentUnknown, source: Rereads, decoder: De
             code, message = ("array_dimensions", _MISSHAPEN) if shaped else (Unreadable.code, _UNREADABLE)
             _refuse(delta.meta, lost, (code, message.format(columns=column)))
         try:
-            rows = decoder.from_text(topic, again.rows, schema)
+            rows = prepare.from_text(again.rows, schema)
         except InexactText as inexact:
             bad = _rows(pa.array(inexact.rows, pa.bool_()).take(place))
             _refuse(delta.meta, bad, ("inexact_value", inexact.message))

@@ -16,16 +16,17 @@ from cdc_service.core.errors import CdcError
 from cdc_service.core.evolve import RenameColumn, evolve
 from cdc_service.core.types import UNTOLD, ChangeBatch, Column, Mode, TableSchema, Target
 from cdc_service.pipeline.context import Context
+from cdc_service.pipeline.prepare import Prepare
 
 
 class SchemaVersions:
     """``all`` are the versions as the destination has them, oldest first. ``reload`` says why the table has to be read anew, if it has."""
 
-    def __init__(self, target: Target, topic: str, context: Context) -> None:
+    def __init__(self, target: Target, context: Context, prepare: Prepare) -> None:
         self.all: tuple[TableSchema, ...] = ()
         self.reload = ""
         self._target = target
-        self._topic = topic
+        self._prepare = prepare
         self._context = context
         self._handled: set[str] = set()
         self._judged: dict[str, int] = {}
@@ -237,7 +238,7 @@ class SchemaVersions:
         if fill.known:
             try:
                 text = pa.table({column.name: pa.array([fill.text], pa.string())})
-                value = m.decoder.from_text(self._topic, text, version)
+                value = self._prepare.from_text(text, version)
                 return replace(column, default=value.column(0)[0].as_py())
             except (CdcError, OverflowError, ValueError):
                 return None

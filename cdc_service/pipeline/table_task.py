@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 import structlog
 
+from cdc_service import transforms
 from cdc_service.config.resolve import TableConfig
 from cdc_service.core.append import gather
 from cdc_service.core.clock import Backoff
@@ -24,13 +25,14 @@ from cdc_service.core.fold import fold
 from cdc_service.core.identity import HINDRANCES, Identities, Judgement, Outcome
 from cdc_service.core.order import generations
 from cdc_service.core.types import ChangeBatch, Delta, LogId, Mode, RawBatch, Receipt, TableId, Tail, Target
-from cdc_service.core.validate import nothing_parked, screen
+from cdc_service.core.validate import nothing_parked
 from cdc_service.failpoints import failpoint
 from cdc_service.pipeline.breaker import Breaker
 from cdc_service.pipeline.buffer import Buffer, one_version, stream_records
 from cdc_service.pipeline.context import Context
 from cdc_service.pipeline.failures import drifted, scattered, snapshotted_anew
 from cdc_service.pipeline.goals import Goal, Goals, passed
+from cdc_service.pipeline.prepare import Prepare
 from cdc_service.pipeline.reread import Unreadable, Why, completed, doubted
 from cdc_service.pipeline.resume import starts
 from cdc_service.pipeline.schema_versions import SchemaVersions
@@ -98,7 +100,8 @@ class TableTask:
         """Whether ``kept`` is what the destination said."""
         self._opened = False
         self._batches = 0
-        self._versions = SchemaVersions(config.target, config.topic, context)
+        self.prepare = Prepare(config.topic, context.decoder, transforms.of(config), context.destination.capabilities)
+        self._versions = SchemaVersions(config.target, context, self.prepare)
         self._applied_to = 0
         self._parked = nothing_parked()
         self._breaker = Breaker(config.source, context.limits)
@@ -254,16 +257,11 @@ class TableTask:
         self.clear_error()
 
     def _receive(self, raw: RawBatch) -> None:
-        m = self.context
         for span in raw.spans:
             part = self.parts.get(span.partition)
             if part is None or part.read != span.start:
                 raise Fenced(f"{self.source}: records do not follow what was read before; they are read again from the checkpoint")
-        arrived, parked = [], self._parked
-        for batch in m.decoder.decode(raw):
-            screened, parked = screen(raw, batch, m.destination.capabilities, parked, self._refused)
-            arrived.append(screened)
-        self._parked = parked
+        arrived, self._parked = self.prepare.fitting(raw, self._parked, self._refused)
         self._buffer.add(arrived, sum(span.records for span in raw.spans))
         for span in raw.spans:
             self.parts[span.partition].read = span.stop
@@ -367,7 +365,7 @@ class TableTask:
             return m.destination.merge(delta, epochs, log, own)
 
         def complete(unknown: UnsentUnknown) -> Delta:
-            done = completed(delta, unknown, m.source, m.decoder, self.config.topic)
+            done = completed(delta, unknown, m.source, self.prepare)
             # Rows that were read again are later than changes still to come: what these tell of a column that came meanwhile is late.
             why = "rows were read again at the source for events of before it got the column {}"
             self._versions.distrust_lacking(delta.schema.names, why)

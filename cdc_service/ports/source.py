@@ -7,7 +7,7 @@ One file per source, ``connectors/sources/<name>.py``, found by the URL's scheme
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
@@ -106,6 +106,10 @@ class SourceTable:
     @property
     def generated(self) -> tuple[str, ...]:
         return tuple(column.name for column in self.columns if column.generated)
+
+    def without(self, names: Collection[str]) -> SourceTable:
+        """The same as if it had no columns of these names."""
+        return replace(self, columns=tuple(c for c in self.columns if c.name not in names)) if names else self
 
 
 def without_columns(tables: Iterable[SourceTable], exclude: str) -> tuple[SourceTable, ...]:

@@ -18,10 +18,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from cdc_service import transforms
 from cdc_service.config import Config, TableConfig, resolve
 from cdc_service.config.patterns import parse_pattern
 from cdc_service.config.problems import InvalidConfig, Problem, dotted
-from cdc_service.config.resolve import resolution
+from cdc_service.config.resolve import excluded_keys, resolution
 from cdc_service.core.clock import RealClock
 from cdc_service.core.errors import AlreadyRunning, CdcError, ConfigError, Unavailable
 from cdc_service.core.identity import Identities
@@ -48,6 +49,7 @@ from cdc_service.runtime.monitor import Monitor, meaning
 from cdc_service.runtime.schedule import Schedule
 from cdc_service.runtime.service import Service, Works, alone, find_table, tables_of
 from cdc_service.runtime.status import document, waiting_for
+from cdc_service.transforms import transformed_schema
 from connectors.debezium import check as preflight
 from connectors.debezium import refusals
 from connectors.debezium.check import selectable
@@ -111,7 +113,10 @@ class Parts:
         exact = {TableId(*p.exact) for p in map(parse_pattern, self.config.tables) if p.exact is not None}
         gone = exact & set(known) - {t.table for t in catalog}
         keyless = {t.table for t in catalog if not t.key}
-        return resolve(self.config, [*selectable(self.config, catalog), *gone], fold, keyless, self.source.positions.ordering)
+        tables = resolve(self.config, [*selectable(self.config, catalog), *gone], fold, keyless, self.source.positions.ordering)
+        if problems := excluded_keys(self.config, tables, {t.table: t.key for t in catalog}):
+            raise InvalidConfig(self.config.file, problems, hint="leave the key's columns in")
+        return tables
 
 
 @contextmanager
@@ -183,6 +188,7 @@ def plan(config: Config) -> RegistrationPlan:
         catalog = p.source.tables()
         keyless = {t.table for t in catalog if not t.key}
         resolved, problems = resolution(config, selectable(config, catalog), warehouse.fold, keyless)
+        problems += refusals.excluded(config, resolved, catalog)
         targets = {t.source: t.target for t in resolved}
 
         def refuse(tables: Sequence[SourceTable]) -> Iterator[Finding]:
@@ -451,6 +457,7 @@ def _write(path: Path, text: str) -> None:
 def _tables(p: Parts, destination: Destination, connector: Mapping[str, str] | None) -> list[TableTask]:
     """The pipeline's tables."""
     configs, decoder = _resolved(p, destination, connector)
+    by_source = {c.source: c for c in configs}
 
     def told(table: TableId) -> TableSchema | None:
         return _told(p, connector or {}, [table]).get(table)
@@ -462,7 +469,15 @@ def _tables(p: Parts, destination: Destination, connector: Mapping[str, str] | N
         # Whatever form events give them: those that they leave out may be among these.
         return [c.name for one in _as_sent(p, connector or {}, only=table) for c in one.columns if not c.generated]
 
-    context = Context(destination, p.kafka, decoder(), p.source, told, columns, p.identities, RealClock(), p.config.limits)
+    def kept(table: TableId) -> TableSchema | None:
+        schema = told(table)
+        return None if schema is None else transformed_schema(transforms.of(by_source[table]), schema)
+
+    def kept_columns(table: TableId) -> Sequence[str]:
+        apart = by_source[table].exclude
+        return [name for name in columns(table) if name not in apart]
+
+    context = Context(destination, p.kafka, decoder(), p.source, kept, kept_columns, p.identities, RealClock(), p.config.limits)
     return [TableTask(c, context) for c in configs]
 
 
@@ -527,6 +542,7 @@ def _decoder(
 ) -> Decoder:
     known = {c.topic: found[-1] for c in configs if (found := destination.schemas(c.target))}
     logs = {c.topic for c in configs if c.target.mode is Mode.APPEND}
+    left_out = {c.topic: unread for c in configs if (unread := transforms.unread(transforms.of(c)))}
     new = {c.source: c.topic for c in configs if c.topic not in known}
     by_catalog: dict[TableId, TableSchema] = {}
     with contextlib.suppress(Unavailable):
@@ -540,10 +556,19 @@ def _decoder(
             raise ConfigError("the connector writes Avro", hint="add at the top:  schema_registry: {url: http://localhost:8081}")
         doubtful = writes_defaults_for_null(connector)
         return DebeziumAvroDecoder(
-            positions, schemas, unavailable=unavailable, known=known, whole=whole, logs=logs, defaults_for_null=doubtful
+            *(positions, schemas),
+            unavailable=unavailable,
+            known=known,
+            whole=whole,
+            logs=logs,
+            left_out=left_out,
+            defaults_for_null=doubtful,
         )
     if with_schemas:
-        return DebeziumJsonDecoder(positions, unavailable=unavailable, known=known, whole=whole, logs=logs)
+        return DebeziumJsonDecoder(positions, unavailable=unavailable, known=known, whole=whole, logs=logs, left_out=left_out)
+    # A record without schemas is read by all columns that it has, those that are left out too.
+    new |= {c.source: c.topic for c in configs if c.topic in left_out}
+    by_catalog = {table: schema for table, schema in by_catalog.items() if table in new}
     if new and not by_catalog:
         by_catalog = dict(told(new))
     missing = [str(table) for table in new if table not in by_catalog]
@@ -553,7 +578,7 @@ def _decoder(
             hint="set value.converter.schemas.enable=true in connect.options, at least until each table was loaded once",
         )
     known |= {new[table]: schema for table, schema in by_catalog.items()}
-    return SchemalessJsonDecoder(positions, known, connector, whole, logs)
+    return SchemalessJsonDecoder(positions, known, connector, whole, logs, left_out)
 
 
 @dataclass(frozen=True, slots=True)

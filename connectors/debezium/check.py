@@ -84,6 +84,7 @@ class _Source:
         yield Finding("source", True, f"{config.source.url} answers and has {len(self.catalog)} tables")
         keyless = {t.table for t in self.catalog if not t.key}
         resolved, problems = resolution(config, selectable(config, self.catalog), self._fold, keyless)
+        problems += refusals.excluded(config, resolved, self.catalog)
         self.targets = {t.source: t.target for t in resolved}
         self.tables = chosen(config, [*self.targets], self.catalog)
         yield from refusals.of_configuration(config, problems)

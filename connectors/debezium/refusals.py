@@ -10,6 +10,7 @@ from typing import Protocol
 
 from cdc_service.config.models import Config
 from cdc_service.config.problems import Problem
+from cdc_service.config.resolve import TableConfig, excluded_keys, excluded_unknown
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, TableId, TableSchema, Target
 from cdc_service.ports.source import Finding, Source, SourceTable
@@ -33,8 +34,15 @@ Fits = Callable[[Target, TableSchema], Misfit | None]
 def of_configuration(config: Config, problems: Sequence[Problem]) -> Iterator[Finding]:
     """Keys of ``tables`` that mean no table, or one too many."""
     for problem in problems:
-        near = f"write it as {problem.suggestion}, or take the key out" if problem.suggestion else "correct the key, or take it out"
+        near = f"write it as {problem.suggestion}, or take it out" if problem.suggestion else "correct it, or take it out"
         yield Finding("tables", False, problem.render(config.file), near)
+
+
+def excluded(config: Config, tables: Sequence[TableConfig], catalog: Sequence[SourceTable]) -> list[Problem]:
+    """Columns that the configuration leaves out and cannot: those of a key, and those that are not there."""
+    keys = {t.table: t.key for t in catalog}
+    columns = {t.table: [c.name for c in t.columns] for t in catalog}
+    return [*excluded_keys(config, tables, keys), *excluded_unknown(config, tables, columns)]
 
 
 def of_destination(tables: Sequence[SourceTable], targets: Mapping[TableId, Target], source: Source, fits: Fits) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from cdc_service.config.models import Config
-from cdc_service.config.resolve import taken_as_log
+from cdc_service.config.resolve import settings_of, taken_as_log
 from cdc_service.config.secret import SECRET_NAME, Secret
 from cdc_service.core.errors import CdcError, ConfigError, Unavailable
 from cdc_service.core.names import Names
@@ -196,10 +196,14 @@ def secret_options(config: Config) -> frozenset[str]:
 
 
 def chosen(config: Config, tables: Collection[TableId], catalog: Sequence[SourceTable]) -> tuple[SourceTable, ...]:
-    """``tables`` as the source's catalog has them, without the columns that connect.options leaves out, ordered by id. Raises ConfigError
+    """``tables`` as the source's catalog has them, without the columns that the configuration leaves out, ordered by id. Raises ConfigError
     where the source lacks one."""
     wanted = set(tables)
-    found = tuple(replace(t, log=taken_as_log(config, t.table)) for t in catalog if t.table in wanted)
+    found = tuple(
+        replace(t, log=taken_as_log(config, t.table)).without(settings_of(config, t.table).columns.exclude)
+        for t in catalog
+        if t.table in wanted
+    )
     lacking = sorted(str(t) for t in wanted - {t.table for t in found})
     if lacking:
         raise ConfigError(f"the source has no table {', '.join(lacking)}", hint="correct the keys of tables")

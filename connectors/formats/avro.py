@@ -204,10 +204,11 @@ class DebeziumAvroDecoder(EnvelopeDecoder):
         known: Mapping[str, TableSchema] | None = None,
         whole: Collection[str] = (),
         logs: Collection[str] = (),
+        left_out: Mapping[str, frozenset[str]] | None = None,
         defaults_for_null: bool = False,
     ) -> None:
         form = AvroForm(schemas, defaults_for_null=defaults_for_null)
-        super().__init__(positions, form, unavailable=unavailable, known=known, whole=whole, logs=logs)
+        super().__init__(positions, form, unavailable=unavailable, known=known, whole=whole, logs=logs, left_out=left_out)
 
 
 class Tail(Protocol):

@@ -66,8 +66,9 @@ class DebeziumJsonDecoder(EnvelopeDecoder):
         known: Mapping[str, TableSchema] | None = None,
         whole: Collection[str] = (),
         logs: Collection[str] = (),
+        left_out: Mapping[str, frozenset[str]] | None = None,
     ) -> None:
-        super().__init__(positions, JsonForm(), unavailable=unavailable, known=known, whole=whole, logs=logs)
+        super().__init__(positions, JsonForm(), unavailable=unavailable, known=known, whole=whole, logs=logs, left_out=left_out)
 
 
 def _payloads(records: pa.Array, places: npt.NDArray[np.int64], known: Recognised[Meaning]) -> pa.Array:

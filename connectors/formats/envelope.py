@@ -72,7 +72,7 @@ class EnvelopeDecoder:
     ``unavailable`` is the connector's ``unavailable.value.placeholder``. ``known`` holds, by topic, the last schema of its table where
     one is known: it tells the key before the first record with a key is seen. A batch without rows has the last schema seen, else the
     known one, else one without columns. ``whole`` are the topics of tables whose events hold every value (REPLICA IDENTITY FULL),
-    ``logs`` those of tables that are kept as logs of changes.
+    ``logs`` those of tables that are kept as logs of changes. ``left_out`` are, by topic, columns that nobody wants.
     """
 
     def __init__(
@@ -84,7 +84,9 @@ class EnvelopeDecoder:
         known: Mapping[str, TableSchema] | None = None,
         whole: Collection[str] = (),
         logs: Collection[str] = (),
+        left_out: Mapping[str, frozenset[str]] | None = None,
     ) -> None:
+        self._left_out = dict(left_out or {})
         self._form = form
         self._reader = GroupReader(positions, unavailable, whole=whole, logs=logs)
         self._known = dict(known or {})
@@ -163,9 +165,10 @@ class EnvelopeDecoder:
             return value
         if isinstance(key, Problem):
             return key
+        left_out = self._left_out.get(name, frozenset())
         if key is None:
-            return make_layout(value, self._key_of_topic(name, topic, value, keys))
-        layout = make_layout(value, key)
+            return make_layout(value, self._key_of_topic(name, topic, value, keys), left_out)
+        layout = make_layout(value, key, left_out)
         if isinstance(layout, Layout):  # A damaged key must not speak for the records that have none.
             topic.key = key
         return layout

@@ -60,6 +60,8 @@ class Layout:
     """Where flattened events keep what they say beside the row; None for envelopes."""
     in_json: tuple[Wire, ...] = ()
     """How the same values stand in JSON, where the wire is another: text that is read again at the source is in that form."""
+    left_out: frozenset[str] = frozenset()
+    """Columns that nobody wants: they stand in the record, and no value of them is read."""
 
     def __post_init__(self) -> None:
         if not self.spelled:
@@ -68,7 +70,7 @@ class Layout:
     @property
     def identity(self) -> tuple[object, ...]:
         """Equal for layouts whose rows may share a batch: defaults, nullability and names of source types may differ."""
-        return tuple(c.name for c in self.columns), self.wires, self.key, self.spelled, self.flat, repr(self.stand_ins)
+        return tuple(c.name for c in self.columns), self.wires, self.key, self.spelled, self.flat, repr(self.stand_ins), self.left_out
 
     @property
     def of_text(self) -> Layout:
@@ -76,7 +78,12 @@ class Layout:
         return replace(self, wires=self.in_json) if self.in_json else self
 
     def schema(self, table: TableId) -> TableSchema:
-        return TableSchema(table, self.columns, self.key)
+        return TableSchema(table, tuple(column for column, _ in self.wanted), self.key)
+
+    @property
+    def wanted(self) -> tuple[tuple[Column, Wire], ...]:
+        both = tuple(zip(self.columns, self.wires, strict=True))
+        return tuple((column, wire) for column, wire in both if column.name not in self.left_out) if self.left_out else both
 
     @property
     def key_wires(self) -> KeyWires:
@@ -88,11 +95,11 @@ class Layout:
     @property
     def ambiguous(self) -> tuple[str, ...]:
         """Columns of which NULL may mean that the value was not sent."""
-        return tuple(c.name for c, w in zip(self.columns, self.wires, strict=True) if w.unsent is Unsent.NULL)
+        return tuple(column.name for column, wire in self.wanted if wire.unsent is Unsent.NULL)
 
     @property
     def may_be_unsent(self) -> bool:
-        return any(wire.unsent is not Unsent.NEVER for wire in self.wires)
+        return any(wire.unsent is not Unsent.NEVER for _, wire in self.wanted)
 
 
 def schema_length(value: bytes) -> int:
@@ -251,15 +258,16 @@ def _as_type(wire: Wire, kind: LogicalType | None) -> Wire:
     return wire if codec is None or (alone == "plain" and not pa.types.is_string(wire.read)) else replace(wire, codec=codec, type=kind)
 
 
-def make_layout(value: ValueFields, key: tuple[KeyField, ...]) -> Layout | Problem:
-    """The layout of records with this value and this key."""
+def make_layout(value: ValueFields, key: tuple[KeyField, ...], left_out: frozenset[str] = frozenset()) -> Layout | Problem:
+    """The layout of records with this value and this key; ``left_out`` is as in Layout."""
     columns = tuple(field.column for field in value.fields)
     named = {one.name: column.name for one, column in zip(value.as_key, columns, strict=True)}
     names = tuple(named.get(field.name, field.name) for field in key)
     if not set(key) <= set(value.as_key) or len(set(names)) != len(names):
         return Problem("key_schema", "the Kafka key's fields are not columns of the row, or of another type: check message.key.columns")
     spelled = tuple(field.name for field in key)
-    layout = Layout(columns, tuple(field.wire for field in value.fields), names, spelled, value.stand_ins, value.flat, value.in_json)
+    wires = tuple(field.wire for field in value.fields)
+    layout = Layout(columns, wires, names, spelled, value.stand_ins, value.flat, value.in_json, left_out - set(names))
     if len({column.name for column in layout.columns}) != len(layout.columns):
         return Problem("bad_schema", "the record's schema part names a column twice")
     if not all(_compares(layout.wire(name)) for name in names):

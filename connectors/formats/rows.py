@@ -232,6 +232,8 @@ class GroupReader:
         missing: dict[str, Mask] = {}
         doubtful = np.zeros(len(after), np.bool_)
         for column, wire, values in zip(layout.columns, layout.wires, after.flatten(), strict=True):
+            if column.name in layout.left_out:
+                continue
             if column.name in layout.stand_ins:
                 _mark_stand_ins(column.name, values, layout.stand_ins[column.name], problems)
             mask = unsent(wire, values, self._unavailable)
@@ -270,6 +272,8 @@ class GroupReader:
         whole = there & ~deletes | (there if topic in self._whole else np.zeros(len(ops), np.bool_))
         texts: dict[str, pa.Array] = {}
         for column, wire, values in zip(layout.columns, layout.wires, image.flatten(), strict=True):
+            if column.name in layout.left_out:
+                continue
             sent = whole | (there if column.name in layout.key else False)
             mask = unsent(wire, values, self._unavailable)
             if mask is not None:

@@ -79,6 +79,7 @@ class SchemalessJsonDecoder:
         connector: Mapping[str, str],
         whole: Collection[str] = (),
         logs: Collection[str] = (),
+        left_out: Mapping[str, frozenset[str]] | None = None,
     ) -> None:
         if connector.get(_REPLACE_NULL, "true") != "false":
             raise ConfigError(
@@ -88,7 +89,8 @@ class SchemalessJsonDecoder:
         unavailable = connector.get("unavailable.value.placeholder", "__debezium_unavailable_value")
         self._reader = GroupReader(positions, unavailable, whole=whole, logs=logs)
         self._tables = dict(tables)
-        self._layouts = {topic: _layout(table, connector) for topic, table in tables.items()}
+        apart = left_out or {}
+        self._layouts = {t: replace(_layout(table, connector), left_out=apart.get(t, frozenset())) for t, table in tables.items()}
 
     def decode(self, raw: RawBatch) -> Sequence[ChangeBatch]:
         raw = raw.whole()
@@ -103,7 +105,7 @@ class SchemalessJsonDecoder:
             of_values, of_keys = partial(read_envelopes, envelopes, row="after"), partial(read_block, _closed(keys), row="")
             done, rejected = self._reader.read(raw, layout, places, of_values, of_keys, table.table)
             decoded.append(done)
-        return batches(raw, decoded, tombstones, rejected, table)
+        return batches(raw, decoded, tombstones, rejected, layout.schema(table.table))
 
     def from_text(self, topic: str, rows: pa.Table, version: TableSchema) -> pa.Table:
         return columns_from_text(self._layouts[topic], rows)

@@ -238,7 +238,7 @@ def test_the_schema_describes_every_key() -> None:
     schema = json_schema()
     assert schema["required"] == ["pipeline", "source", "kafka", "connect", "destination", "tables"]
     sections = {"Config": schema, **{name: part for name, part in schema["$defs"].items() if "properties" in part}}
-    assert len(sections) == 12
+    assert len(sections) == 13
     for name, section in sections.items():
         assert section["additionalProperties"] is False, name
         for key, field in section["properties"].items():

@@ -23,15 +23,16 @@ MAY = {
     "cdc_service.metrics": ("cdc_service.metrics",),
     "cdc_service.results": (),
     "cdc_service.kafka": (*BELOW, "cdc_service.kafka"),
-    "cdc_service.pipeline": (*BELOW, "cdc_service.pipeline"),
+    "cdc_service.transforms": (*BELOW, "cdc_service.transforms"),
+    "cdc_service.pipeline": (*BELOW, "cdc_service.transforms", "cdc_service.pipeline"),
     "connectors": (*BELOW, "connectors"),
     "mergers": (*BELOW, "mergers"),
     "reconcile": (*BELOW, "reconcile"),
     "cdc_service.testing": (*BELOW, "mergers", "cdc_service.testing"),
     "cdc_service.api": (*BELOW, "cdc_service.metrics", "cdc_service.results", "cdc_service.api"),
     "cdc_service.runtime": (
-        *(*BELOW, "cdc_service.metrics", "cdc_service.results", "cdc_service.api", "cdc_service.kafka", "cdc_service.pipeline"),
-        *("cdc_service.runtime", "connectors", "mergers", "reconcile"),
+        *(*BELOW, "cdc_service.metrics", "cdc_service.results", "cdc_service.api", "cdc_service.kafka", "cdc_service.transforms"),
+        *("cdc_service.pipeline", "cdc_service.runtime", "connectors", "mergers", "reconcile"),
     ),
 }
 """What the modules below a name may import of this project. The command line may import everything; nothing imports it, and nothing but it

@@ -17,6 +17,7 @@ from cdc_service.core.errors import TableStopped
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import META, ChangeBatch, Column, LogId, Mode, Op, RawBatch, Span, TableId, TableSchema, Target
 from cdc_service.pipeline.context import Context
+from cdc_service.pipeline.prepare import Prepare
 from cdc_service.pipeline.schema_versions import SchemaVersions
 from cdc_service.pipeline.table_task import TableTask
 from cdc_service.ports.feed import TopicFacts
@@ -169,7 +170,7 @@ def test_i9_rows_of_a_snapshot_judge_no_column(outside: Outside, warehouse: Memo
 def test_a_column_that_events_do_not_know_has_the_table_read_anew_once(outside: Outside, warehouse: MemoryDestination) -> None:
     now = ["id", "a"]
     context = Context(warehouse, outside, outside, outside, lambda table: None, lambda table: tuple(now), outside, RealClock(), Limits())
-    versions = SchemaVersions(Target(TABLE, "public", "t"), TOPIC, context)
+    versions = SchemaVersions(Target(TABLE, "public", "t"), context, Prepare(TOPIC, context.decoder, (), context.destination.capabilities))
     versions.evolve(schema("a"), (10, 10))
 
     def why(*names: str) -> str:
@@ -200,7 +201,7 @@ def versions(outside: Outside, warehouse: MemoryDestination, catalog: list[Table
         return () if catalog[-1] is None else catalog[-1].names
 
     context = Context(warehouse, outside, outside, outside, lambda table: catalog[-1], columns, outside, RealClock(), Limits())
-    return SchemaVersions(Target(TABLE, "public", "t"), TOPIC, context)
+    return SchemaVersions(Target(TABLE, "public", "t"), context, Prepare(TOPIC, context.decoder, (), context.destination.capabilities))
 
 
 def live(versions: SchemaVersions) -> list[str]:
@@ -281,7 +282,7 @@ def test_columns_come_and_go_with_the_catalog(versions: SchemaVersions, catalog:
 def test_a_new_column_whose_form_only_events_tell_is_waited_for(outside: Outside, warehouse: MemoryDestination, table: TableTask) -> None:
     now = ["id", "a"]
     context = Context(warehouse, outside, outside, outside, lambda table: None, lambda table: tuple(now), outside, RealClock(), Limits())
-    versions = SchemaVersions(Target(TABLE, "public", "t"), TOPIC, context)
+    versions = SchemaVersions(Target(TABLE, "public", "t"), context, Prepare(TOPIC, context.decoder, (), context.destination.capabilities))
     versions.evolve(schema("a"), (10, 10))
     now.append("b")
     assert versions.follow({}, 20) == "b"

@@ -21,7 +21,7 @@ from cdc_service.core.rowtext import value_text
 from cdc_service.core.types import ChangeBatch, LogId, Op, TableId, TableSchema
 from cdc_service.kafka.admin import Admin
 from cdc_service.kafka.reader import TopicReader
-from cdc_service.ports.events import Decoder
+from cdc_service.pipeline.prepare import Prepare
 from cdc_service.ports.reader import Scan
 from cdc_service.ports.source import Source
 from connectors.debezium.connect import KafkaConnect
@@ -69,7 +69,7 @@ class TopicLog:
 
     def __init__(
         self, id_: LogId, schema: TableSchema, source: Source, connect: KafkaConnect, names: Names, kafka: Admin, reader: TopicReader,
-        decoder: Decoder, placeholder: str,
+        prepare: Prepare, placeholder: str,
     ) -> None:  # fmt: skip
         self.id = id_
         self.placeholder = placeholder
@@ -79,7 +79,7 @@ class TopicLog:
         self._names = names
         self._kafka = kafka
         self._reader = reader
-        self._decoder = decoder
+        self._prepare = prepare
 
     def ends_after(self, position: int, seconds: float) -> Mapping[int, int] | None:
         deadline = time.monotonic() + seconds
@@ -135,7 +135,7 @@ class TopicLog:
 
     def _batches(self, start: Mapping[int, int], stop: Mapping[int, int]) -> Iterator[ChangeBatch]:
         for raw in self._reader.read(self.id.topic, start, stop):
-            yield from self._decoder.decode(raw)
+            yield from self._prepare.changes(raw)
 
 
 def _events(batch: ChangeBatch, wanted: pa.Array) -> Iterator[tuple[str, LogEvent]]:

@@ -5,7 +5,7 @@ Promises: a column is called left out only for what the catalog or the configura
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from cdc_service.core.types import TableSchema
 from cdc_service.ports.source import SourceTable, without_columns
@@ -14,10 +14,14 @@ EXCLUDE, INCLUDE = "column.exclude.list", "column.include.list"
 
 
 def uncovered(
-    table: SourceTable, schema: TableSchema, asked: Mapping[str, str], running: Callable[[], Mapping[str, str]]
+    table: SourceTable,
+    schema: TableSchema,
+    excluded: Collection[str],
+    asked: Mapping[str, str],
+    running: Callable[[], Mapping[str, str]],
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Those that events never carry, and those that the target lacks, each with the reason. ``asked`` are the connector's options in the
-    configuration; ``running`` gives those that it runs with."""
+    """Those that events never carry, and those that the target lacks, each with the reason. ``excluded`` are left out by the configuration,
+    ``asked`` are the connector's options in it; ``running`` gives those that the connector runs with."""
     there = {c.name for c in schema.columns if not c.dropped}
     apart, lacking = dict[str, str](), dict[str, str]()
     for column in table.columns:
@@ -25,6 +29,8 @@ def uncovered(
             continue
         if column.generated:
             apart[column.name] = "a generated column, which the log does not carry"
+        elif column.name in excluded:
+            apart[column.name] = "the configuration leaves it out (columns.exclude)"
         elif not column.carried:
             apart[column.name] = f"the connector's events never carry {column.type}"
         elif column.name in _excluded(table, asked.get(EXCLUDE, "")):
@@ -35,8 +41,8 @@ def uncovered(
             apart[column.name] = "connect.options drop fields from events (ReplaceField)"
         else:
             lacking[column.name] = ""
-    excluded = _excluded(table, running().get(EXCLUDE, "")) if lacking else frozenset[str]()
-    return apart, {name: _why(table, registered=name in excluded) for name in lacking}
+    registered = _excluded(table, running().get(EXCLUDE, "")) if lacking else frozenset[str]()
+    return apart, {name: _why(table, registered=name in registered) for name in lacking}
 
 
 def _why(table: SourceTable, *, registered: bool) -> str:

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import structlog
 
+from cdc_service import transforms
 from cdc_service.config.problems import unknown_table
 from cdc_service.config.resolve import TableConfig
 from cdc_service.core.errors import CdcError, ConfigError, Fenced, Unavailable
@@ -30,6 +31,7 @@ from cdc_service.core.names import Names
 from cdc_service.core.types import Delta, LogId, Mode, TableId, TableSchema, Target
 from cdc_service.kafka.admin import Admin
 from cdc_service.kafka.reader import TopicReader
+from cdc_service.pipeline.prepare import Prepare
 from cdc_service.ports.destination import Destination, TableState
 from cdc_service.ports.events import Decoder
 from cdc_service.ports.reader import View
@@ -286,10 +288,11 @@ class Reconciler:
         target, destination, o = config.target, self._destination, self._outside
         schemas = destination.schemas(target)
         schema = schemas[-1] if schemas else TableSchema(config.source, (), ())
+        prepare = Prepare(config.topic, decoder, transforms.of(config), destination.capabilities)
         facts = o.kafka.describe([config.topic]).get(config.topic)
         if facts is None:
             raise Unavailable(f"topic {config.topic} does not exist", hint="cdc register creates it")
-        log = TopicLog(facts.log, schema, o.sources.primary, o.connect, o.names, o.kafka, reader, decoder, o.placeholder)
+        log = TopicLog(facts.log, schema, o.sources.primary, o.connect, o.names, o.kafka, reader, prepare, o.placeholder)
 
         def view() -> AbstractContextManager[View]:
             return destination.view(target, schema)
@@ -303,7 +306,7 @@ class Reconciler:
             versions: Sequence[TableSchema] = self._on_line(partial(destination.schemas, target))
             if not found or not versions:
                 return {}, {}
-            return uncovered(found[0], versions[-1], o.options, lambda: o.connect.config(o.names.connector) or {})
+            return uncovered(found[0], versions[-1], config.exclude, o.options, lambda: o.connect.config(o.names.connector) or {})
 
         rows = destination.table_rows(target) or 0
         steady = steady_columns(schemas)
