@@ -16,7 +16,7 @@ from cdc_service.core.errors import CdcError, ConfigError
 from cdc_service.core.identity import HINDRANCES, Outcome
 from cdc_service.core.types import Mode, TableId
 from cdc_service.pipeline.context import Context
-from cdc_service.pipeline.table_task import TableTask, flowing
+from cdc_service.pipeline.table_task import TableTask
 from cdc_service.ports.destination import TableState
 from cdc_service.ports.feed import TopicFacts
 
@@ -66,26 +66,27 @@ class Commands:
         # Another process of the group may have acted on the table since it was opened here.
         table.follow(self._context.destination.load_state(table.target))
         message = deeds[action]()
-        structlog.get_logger().info("asked by a person", action=action, table=str(table.source), state=table.state)
-        return {"table": str(table.source), "state": table.state, "message": message}
+        structlog.get_logger().info("asked by a person", action=action, table=str(table.source), state=table.state.name)
+        return {"table": str(table.source), "state": table.state.name, "message": message}
 
     def pause(self, table: TableTask) -> str:
-        if table.stopped and table.state != "paused":
-            raise CdcError(f"{table.source} stands still already: {table.state}", code="not_running")
+        if table.state.stopped and table.state.name != "paused":
+            raise CdcError(f"{table.source} stands still already: {table.state.name}", code="not_running")
         table.drop()
-        table.keep(state="paused")
+        table.state.keep(state="paused")
         return "its events wait in Kafka; lag grows, and the source keeps no more log for it"
 
     def resume(self, table: TableTask) -> str:
-        if table.state in ("needs_resync", "needs_decision"):
-            raise CdcError(f"it cannot simply go on: {table.kept.error_message}", hint=table.kept.error_hint, code=table.state)
-        if not table.stopped:
+        if table.state.name in ("needs_resync", "needs_decision"):
+            now = table.state.now
+            raise CdcError(f"it cannot simply go on: {now.error_message}", hint=now.error_hint, code=now.state)
+        if not table.state.stopped:
             return "it was not stopped"
-        if table.kept.error_code in HINDRANCES:
+        if table.state.now.error_code in HINDRANCES:
             return self.resync(table)  # Nobody knows what did not arrive meanwhile.
-        if table.state == "quarantine_stopped":
+        if table.state.name == "quarantine_stopped":
             table.allow_more_parked()
-        table.keep(state=flowing(table.kept), error_code="", error_message="", error_hint="", error_at=None)
+        table.state.go_on()
         table.trouble = None
         table.backoff.succeeded()
         return "it goes on at its checkpoint"
@@ -96,31 +97,31 @@ class Commands:
         done: list[dict[str, Any]] = []
         for table in self._tables:
             table.follow(self._context.destination.load_state(table.target))
-            if not table.stopped:
+            if not table.state.stopped:
                 continue
             try:
                 done.append(self.act("resume", table, {}))
             except CdcError as error:
                 told = {"code": error.code, "message": error.message, "hint": error.hint}
-                done.append({"table": str(table.source), "state": table.state, "message": error.message, "error": told})
+                done.append({"table": str(table.source), "state": table.state.name, "message": error.message, "error": told})
         return {"tables": done}
 
     def retry(self) -> None:
         """Lets tables try again that stopped for a right that the destination's role lacked, with growing pauses: whoever gives it has done
         all that there is to do."""
         for table in self._tables:
-            if table.lacks_right and table.leads and not table.backoff.waiting:
+            if table.state.lacks_right and table.leads and not table.backoff.waiting:
                 try:
                     table.follow(self._context.destination.load_state(table.target))
-                    if not table.lacks_right:
+                    if not table.state.lacks_right:
                         continue  # Somebody else was first.
-                    table.keep(state=flowing(table.kept), error_code="", error_message="", error_hint="", error_at=None)
+                    table.state.go_on()
                 except CdcError:
                     table.backoff.failed()
 
     def resync(self, table: TableTask) -> str:
         """Reads the table anew beside the stream: a new generation, whose end removes the rows that were not seen in it."""
-        kept = table.kept
+        kept = table.state.now
         # In this order: what the table is, where the log is held, where it ends in Kafka, and only then the snapshot. All that lies in
         # Kafka before these ends was committed before the snapshot reads, so it is skipped.
         identity, identity_at = self._identity(table)
@@ -138,12 +139,12 @@ class Commands:
             identity_at=identity_at,
             version=kept.version,
         )
-        anew = table.state in ("schema_stopped", "drift")
+        anew = table.state.name in ("schema_stopped", "drift")
         table.drop()
         if not anew:
             table.take_columns(identity_at)
         begin, forget = (ends, True) if anew else self._begin(table, facts, ends)
-        table.kept = self._context.destination.begin_anew(table.target, facts.log, begin, state, forget=forget, retire=anew)
+        table.state.now = self._context.destination.begin_anew(table.target, facts.log, begin, state, forget=forget, retire=anew)
         table.trouble = None
         table.reload = ""
         table.backoff.succeeded()
@@ -151,7 +152,7 @@ class Commands:
         if table.target.mode is not Mode.APPEND:
             return "its rows are read anew while changes go on; rows that are gone at the source are removed at the end"
         read = "its rows are read anew, as" if table.config.keyed else "it has no key to be read anew by: its next changes are"
-        return f"{read} rows of generation {table.kept.generation}; the log that it has stays"
+        return f"{read} rows of generation {table.state.now.generation}; the log that it has stays"
 
     def _identity(self, table: TableTask) -> tuple[str, int]:
         """The table's identity at the source, under which its rows will be read. Raises CdcError where they cannot be read, or their
@@ -178,8 +179,8 @@ class Commands:
     def adopt(self, table: TableTask, how: object) -> str:
         if how not in ("at_offsets", "empty"):
             raise ConfigError("adopt says how: at_offsets or empty")
-        if table.state != "needs_decision":
-            raise CdcError(f"{table.source} waits for no decision: {table.state}", code="not_waiting")
+        if table.state.name != "needs_decision":
+            raise CdcError(f"{table.source} waits for no decision: {table.state.name}", code="not_waiting")
         if how == "empty":
             return self.resync(table)
         facts = self._facts(table)
@@ -193,22 +194,22 @@ class Commands:
                 code="no_offsets",
             )
         self._context.destination.claim(table.target, facts.log, known)
-        table.keep(state="streaming", error_code="", error_message="", error_hint="", error_at=None)
+        table.state.keep(state="streaming", error_code="", error_message="", error_hint="", error_at=None)
         table.trouble = None
         return f"it goes on at the consumer group's offsets: {', '.join(f'{p}: {o}' for p, o in sorted(known.items()))}"
 
     def look(self) -> None:
         """Begins the resyncs that tables found necessary by themselves."""
         for table in self._tables:
-            if table.reload and not table.backoff.waiting and (not table.stopped or table.kept.error_code in HINDRANCES):
+            if table.reload and not table.backoff.waiting and (not table.state.stopped or table.state.now.error_code in HINDRANCES):
                 why, table.reload = table.reload, ""
                 try:
                     state = self._context.destination.load_state(table.target)
-                    if state.generation > table.kept.generation:
+                    if state.generation > table.state.now.generation:
                         table.follow(state)  # Another process found the same, and has begun.
                         continue
                     structlog.get_logger().info("table is read anew", table=str(table.source), why=why)
-                    table.kept = state
+                    table.state.now = state
                     self.resync(table)
                 except CdcError as error:
                     table.reload = why
@@ -217,9 +218,9 @@ class Commands:
                     with contextlib.suppress(CdcError):
                         if error.code == "table_refused":  # By the connector, until somebody changes the table.
                             table.stop(error)
-                            table.save()
-                        elif table.state == "streaming":
-                            table.keep(state="snapshotting")  # What it holds is not complete any more, and has to say so.
+                            table.state.save()
+                        elif table.state.name == "streaming":
+                            table.state.keep(state="snapshotting")  # What it holds is not complete any more, and has to say so.
 
     def _facts(self, table: TableTask) -> TopicFacts:
         facts = self._context.topics.describe([table.config.topic]).get(table.config.topic)

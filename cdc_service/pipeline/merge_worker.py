@@ -152,7 +152,7 @@ class MergeWorker:
         return answer
 
     def _merge_one(self, table: TableTask, topic_id: str | None, asked: Asked) -> Outcome:
-        began, before, moved = self._clock.monotonic(), table.merges, dict[int, int]()
+        began, before, moved = self._clock.monotonic(), table.tally.merges, dict[int, int]()
         error: Exception | None = None
         try:
             if table.log is None or table.log.topic_id != topic_id:
@@ -161,4 +161,4 @@ class MergeWorker:
             moved.update(table.flush(asked))
         except Exception as failed:
             error = failed
-        return Outcome(table, moved, table.merges - before, self._clock.monotonic() - began, error)
+        return Outcome(table, moved, table.tally.merges - before, self._clock.monotonic() - began, error)

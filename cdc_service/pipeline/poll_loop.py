@@ -230,7 +230,7 @@ class PollLoop:
 
     @staticmethod
     def _ready(table: TableTask) -> bool:
-        return table.has_buffer and not table.stopped and not table.backoff.waiting
+        return table.has_buffer and not table.state.stopped and not table.backoff.waiting
 
     def _settle(self) -> None:
         """Waits for the merges under way: afterwards this thread may use the destination."""
@@ -298,7 +298,7 @@ class PollLoop:
     def stop(self, table: TableTask, error: CdcError) -> None:
         self._settle()
         table.stop(error)
-        self.log.error("table stopped", table=str(table.source), state=table.state, why=error.message, cure=error.hint)
+        self.log.error("table stopped", table=str(table.source), state=table.state.name, why=error.message, cure=error.hint)
         try:
             self._save_stopped(table, error)
             self.touched()
@@ -307,17 +307,17 @@ class PollLoop:
 
     def _save_stopped(self, table: TableTask, error: CdcError) -> None:
         try:
-            table.save()
+            table.state.save()
         except Fenced:
-            generation = table.kept.generation
+            generation = table.state.now.generation
             table.follow(self._context.destination.load_state(table.target))
-            if not table.stopped and table.kept.generation == generation:
+            if not table.state.stopped and table.state.now.generation == generation:
                 table.stop(error)
-                table.save()
+                table.state.save()
 
     def _cannot_read(self, error: PartitionError) -> None:
         table = self._by_topic.get(error.topic)
-        if table is None or table.stopped:
+        if table is None or table.state.stopped:
             return
         if error.code == "topic_gone":
             self._wait(table, Unavailable(f"topic {error.topic} does not exist", hint="cdc register creates it"))
@@ -349,7 +349,7 @@ class PollLoop:
             for number in partitions:
                 table.own(number)
             begin: dict[int, int] = {}
-            if not table.stopped:
+            if not table.state.stopped:
                 self._guarded(table, lambda table=table, begin=begin: begin.update(table.open()))  # type: ignore[misc]
             for number, offset in begin.items():
                 if number in others:
@@ -380,7 +380,7 @@ class PollLoop:
         if idle and self.resting and not self._released and now - self._moved_at > IDLE_SECONDS and not self.buffered_bytes:
             for table in self.tables:
                 if table.flows:
-                    table.refresh()
+                    table.tally.refresh()
             self._context.destination.release()
             self._released = True
 

@@ -85,7 +85,7 @@ def do(action: str, tables: Sequence[TableTask], body: Mapping[str, Any]) -> dic
     asked = Asked.of(body)
     for table in tables:
         # Another process of the group may have acted on the table since it was opened here.
-        table.kept = table.context.destination.load_state(table.target)
+        table.state.load()
     if action == "list":
         return listed(tables, asked, body.get("state", "parked"), body.get("most", LISTED))
     if action == "show":
@@ -181,14 +181,14 @@ def _decide(table: TableTask, asked: Asked, wanted: Sequence[Quarantined], disca
                 _settle(work, chunk)
             finally:
                 total, still = total + work.done, still + work.still
-    table.recount()
-    left = table.waiting.total()
+    table.tally.recount()
+    left = table.tally.waiting.total()
     structlog.get_logger().info(
         "quarantine decided", table=str(table.source), by=asked.by, replayed=total["replayed"], discarded=total["discarded"], parked=left
     )
     return {
         "table": str(table.source),
-        "state": table.state,
+        "state": table.state.name,
         "replayed": total["replayed"],
         "discarded": total["discarded"],
         "still": [{"code": code, "message": message, "records": n} for (code, message), n in sorted(still.items())],
@@ -203,8 +203,8 @@ def _refuse_replay(table: TableTask) -> None:
             hint=f"cdc resync {table.source} begins a new generation of its log; cdc quarantine discard leaves the record out",
             code="keyless_replay",
         )
-    if table.state in NOT_NOW:
-        raise CdcError(f"{table.source} is {table.state}: {table.kept.error_message}", hint=table.kept.error_hint, code=table.state)
+    if (now := table.state.now).state in NOT_NOW:
+        raise CdcError(f"{table.source} is {now.state}: {now.error_message}", hint=now.error_hint, code=now.state)
 
 
 def _by_topic(records: Sequence[Quarantined]) -> Mapping[str, list[Quarantined]]:

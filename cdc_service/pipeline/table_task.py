@@ -7,13 +7,11 @@ the cure and leaves the others alone. Called from the line's thread only.
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 import structlog
 
 from cdc_service import transforms
@@ -22,7 +20,7 @@ from cdc_service.core.append import gather
 from cdc_service.core.clock import Backoff
 from cdc_service.core.errors import CdcError, Fenced, TableStopped, Unavailable
 from cdc_service.core.fold import fold
-from cdc_service.core.identity import HINDRANCES, Identities, Judgement, Outcome
+from cdc_service.core.identity import Identities, Judgement, Outcome
 from cdc_service.core.order import generations
 from cdc_service.core.types import ChangeBatch, Delta, LogId, Mode, RawBatch, Receipt, TableId, Tail, Target
 from cdc_service.core.validate import nothing_parked
@@ -36,14 +34,12 @@ from cdc_service.pipeline.prepare import Prepare
 from cdc_service.pipeline.reread import Unreadable, Why, completed, doubted
 from cdc_service.pipeline.resume import starts
 from cdc_service.pipeline.schema_versions import SchemaVersions
-from cdc_service.ports.destination import RightsLacking, TableState, Totals, UnsentUnknown
+from cdc_service.pipeline.table_state import State
+from cdc_service.pipeline.tally import Tally
+from cdc_service.ports.destination import RightsLacking, TableState, UnsentUnknown
 
 Asked = Callable[[], Identities | None]
 """Waits for the answer to a question that was put to the source."""
-HELD = frozenset({"paused", "quarantine_stopped", "needs_resync"})
-"""States that outlive a restart: a person put the table there, or has to take it out. So do those of core.identity.HINDRANCES."""
-STOPPED = HELD | {"schema_stopped", "drift", "needs_decision", "error"}
-OUTCOMES = ("applied", "folded", "duplicate", "parked", "filtered")
 COMPLETIONS_MAX = 3
 COLUMN_SECONDS = 10.0
 """How long an event is awaited that tells the form of a new column, where the catalog does not."""
@@ -65,39 +61,24 @@ class Part:
 
 
 class TableTask:
-    """``kept`` is the state as the destination has it (or shall have it at the next ``save``), ``others`` the checkpoints of partitions
-    that other processes own, as last seen."""
+    """``others`` are the checkpoints of partitions that other processes own, as last seen."""
 
     def __init__(self, config: TableConfig, context: Context) -> None:
         self.config = config
-        self.kept = TableState()
+        self.state = State(context.destination, config.target, context.clock)
+        self.tally = Tally(context.destination, config.target, context.clock)
         self.log: LogId | None = None
         self.parts: dict[int, Part] = {}
         self.others: Mapping[int, int] = {}
         self.ends: Mapping[int, int] = {}
-        self.counts: dict[str, int] = dict.fromkeys(OUTCOMES, 0)
-        self.waiting: Counter[str] = Counter()
-        """Parked records that nobody has decided on, by code; ``decided`` are the others, by their state."""
-        self.decided: Mapping[str, int] = {}
-        self.rows: int | None = None
-        self.counted = False
-        """Whether ``rows`` is still so: nothing was merged or swept since."""
-        self.high_commit: int | None = None
-        self.source_us: int | None = None
-        self.synced_us: int | None = None
-        self.verified: tuple[int | None, int | None] = (None, None)
-        """When (microseconds since 1970) and at which source position the target was last found equal to its source."""
         self.trouble: CdcError | None = None
         self.backoff = Backoff(context.clock)
         self.held: list[RawBatch] = []
         self.decoding = Backoff(context.clock)
         """The wait of records that cannot be decoded yet (``held``)."""
-        self.merges = 0
         self.opened_at = float("-inf")
         self.context = context
         self._unknown_since: float | None = None
-        self.known = False
-        """Whether ``kept`` is what the destination said."""
         self._opened = False
         self._batches = 0
         self.prepare = Prepare(config.topic, context.decoder, transforms.of(config), context.destination.capabilities)
@@ -132,19 +113,6 @@ class TableTask:
         self._versions.reload = why
 
     @property
-    def state(self) -> str:
-        return self.kept.state
-
-    @property
-    def stopped(self) -> bool:
-        return self.kept.state in STOPPED
-
-    @property
-    def lacks_right(self) -> bool:
-        """Whether it stopped for a right that the destination's role lacks."""
-        return self.state == "error" and self.kept.error_code == RightsLacking.code
-
-    @property
     def flows(self) -> bool:
         """Whether records of the table are wanted now."""
         return self.takes and not self.backoff.waiting and not self.held
@@ -152,7 +120,7 @@ class TableTask:
     @property
     def takes(self) -> bool:
         """Whether records that are here already can be buffered: nothing else would ever bring them again."""
-        return self._opened and not self.stopped
+        return self._opened and not self.state.stopped
 
     @property
     def leads(self) -> bool:
@@ -161,7 +129,7 @@ class TableTask:
 
     @property
     def must_open(self) -> bool:
-        return bool(self.parts) and not self._opened and not self.stopped and not self.backoff.waiting
+        return bool(self.parts) and not self._opened and not self.state.stopped and not self.backoff.waiting
 
     # Opening
 
@@ -185,22 +153,22 @@ class TableTask:
             raise Unavailable(f"{self.source}: topic {self.config.topic} does not exist", hint="cdc register creates it")
         if not self.config.keyed and target.mode is Mode.APPEND and len(facts.ends) > 1:
             raise scattered(self.config, len(facts.ends))
-        self.kept, self.known = self._continued(kept), True
+        self.state.begin(kept)
         self.recall()
-        self.refresh()
-        if self.stopped:
+        self.tally.refresh()
+        if self.state.stopped:
             self.parts |= {c.partition: Part(c.next_offset, 0, -1) for c in checkpoints if c.log == facts.log and c.partition in self.parts}
             return {}
         rows = None if checkpoints else m.destination.table_rows(target)
         begin = starts(self.source, facts.log, facts.ends, sorted(self.parts), checkpoints, rows)
-        taken = m.destination.claim(target, facts.log, begin, self.kept.generation)
+        taken = m.destination.claim(target, facts.log, begin, self.state.now.generation)
         if self.log != facts.log:
             self._goals.clear()  # Their ends are another log's.
         self.log = facts.log
         self.ends = {p: high for p, (_, high) in facts.ends.items()}
         tails = m.destination.tails(target, facts.log) if target.mode is Mode.APPEND else {}
         self.parts = {c.partition: Part(c.next_offset, c.epoch, c.next_offset, tails.get(c.partition)) for c in taken}
-        self._versions.load(self.applied_to, self.kept.generation)
+        self._versions.load(self.applied_to, self.state.now.generation)
         if self._versions.all and (found := m.destination.drift(target, self._versions.all[-1])):
             raise drifted(self.config, found)
         self._parked = m.destination.parked_keys(target)
@@ -209,12 +177,6 @@ class TableTask:
         self.opened_at = m.clock.monotonic()
         self.clear_error()
         return {p: part.checkpoint for p, part in self.parts.items()}
-
-    def _continued(self, kept: TableState) -> TableState:
-        """A state that only a restart or reopening clears is looked at anew."""
-        if kept.state not in STOPPED or kept.state in HELD or kept.error_code in HINDRANCES:
-            return kept
-        return replace(kept, state=flowing(kept), error_code="", error_message="", error_hint="", error_at=None)
 
     def close(self, partitions: Iterable[int] | None = None) -> None:
         """Gives partitions back (all where None); what is buffered is dropped, since a batch spans all of them."""
@@ -279,7 +241,7 @@ class TableTask:
     def due_in(self) -> float:
         """The seconds until it is; infinity where nothing waits, or may not be merged."""
         wait = self._buffer.due_in(self.config.flush)
-        if wait == float("inf") or self.backoff.waiting or self.stopped:
+        if wait == float("inf") or self.backoff.waiting or self.state.stopped:
             return float("inf")
         return 0.0 if self.full else wait
 
@@ -304,8 +266,8 @@ class TableTask:
     @property
     def is_ahead(self) -> bool:
         """Whether what was set aside tells of changes that the source made after it last said what the table is."""
-        records = stream_records(self._buffer.aside) if self.kept.identity and self.state == "streaming" else None
-        return records is not None and records[1] > self.kept.identity_at
+        records = stream_records(self._buffer.aside) if self.state.now.identity and self.state.name == "streaming" else None
+        return records is not None and records[1] > self.state.now.identity_at
 
     def flush(self, asked: Asked = not_asked) -> Mapping[int, int]:
         """Merges what was set aside, one transaction for each run of one schema version; the checkpoints that moved.
@@ -318,36 +280,33 @@ class TableTask:
         while aside := self._buffer.aside:
             aside[:] = [self.translated(batch) for batch in aside]
             count, run = one_version(aside)
-            receipt, tails = self._merge(run, asked)
+            delta, receipt = self._merge(run, asked)
             self._buffer.merged(count)
-            self.waiting = self.waiting + Counter(r.code for batch in run for r in batch.rejected)
-            self._applied(receipt)
-            for partition, tail in tails.items():
+            self.tally.merged(run, delta, receipt)
+            for counts in receipt.partitions:
+                self.parts[counts.partition].checkpoint = counts.stop
+            for partition, tail in delta.tails.items():
                 self.parts[partition].tail = tail
             self._refused = {w: why for w, why in self._refused.items() if w[1] >= self.parts[w[0]].checkpoint}
             moved.update({c.partition: c.stop for c in receipt.partitions})
             failpoint("line.merged")
         return moved
 
-    def _merge(self, run: Sequence[ChangeBatch], asked: Asked) -> tuple[Receipt, Mapping[int, Tail]]:
+    def _merge(self, run: Sequence[ChangeBatch], asked: Asked) -> tuple[Delta, Receipt]:
         assert self.log is not None
         self._batches += 1
         batch_id = f"{max(p.epoch for p in self.parts.values())}.{self._batches}"
         delta = self.folded(run, batch_id)
         failpoint("line.folded")
         self._refuse_second_snapshot(delta)
-        self._breaker.check(delta, self.waiting.total())
+        self._breaker.check(delta, self.tally.waiting.total())
         epochs = {span.partition: self.parts[span.partition].epoch for span in delta.spans}
         try:
-            receipt = self.apply(run, delta, epochs, self.log, asked)
+            return delta, self.apply(run, delta, epochs, self.log, asked)
         except Unreadable as lost:
             # Its raw bytes are gone by now: the log is read again from the checkpoint, and the record parked on its way.
             self._refused |= lost.records
             raise Fenced(f"{self.source}: {len(lost.records)} records are read again and parked") from lost
-        if delta.meta.num_rows:
-            latest = pc.max(delta.meta["source_us"]).as_py()
-            self.source_us = max(self.source_us or 0, latest or 0) or None
-        return receipt, delta.tails
 
     def apply(self, run: Sequence[ChangeBatch], delta: Delta, epochs: Mapping[int, int], log: LogId, asked: Asked = not_asked) -> Receipt:
         """Makes the target hold rows as ``run`` has them, and merges ``delta``, which was folded of it. ``asked`` is as in ``flush``.
@@ -386,8 +345,8 @@ class TableTask:
         value that it leaves out was written anew, or that it lacks a column; ``others`` are rows with other columns than the target.
         Where rows would show what never was, the table says first that it is not complete. Raises TableStopped, and what the source
         raises where there are ``others``."""
-        kept = self.kept
-        if not kept.identity or not (others or self.state == "streaming"):
+        kept = self.state.now
+        if not kept.identity or not (others or self.state.name == "streaming"):
             return
         records = stream_records(run)
         latest = records[1] if records else 0
@@ -399,7 +358,7 @@ class TableTask:
         now = found.tables.get(self.source) if found else None
         if found is None or now is None or found.position < latest or self.source in found.busy:
             if kept.columns_at < latest:
-                self.keep(columns_at=latest)  # Until it is known.
+                self.state.keep(columns_at=latest)  # Until it is known.
             return
         judged = self.context.source.judge(self.source, kept.identity, now)
         if judged.outcome is Outcome.CARRIED:
@@ -408,28 +367,28 @@ class TableTask:
             raise TableStopped(judged.why, state=judged.state, hint=judged.hint, code=judged.code)
         elif judged.outcome is Outcome.ANEW:
             self.reload = judged.why
-            if self.state == "streaming":
-                self.keep(state="snapshotting")
+            if self.state.name == "streaming":
+                self.state.keep(state="snapshotting")
 
     def carry(self, judged: Judgement, identity: str, position: int) -> None:
         """Makes the target follow a change of the source that no row tells of, and keeps the ``identity`` that the source has since, as
         of ``position``. ``reload`` says why where it cannot follow. Raises what the destination raises."""
         if judged.renamed:
-            self.keep(columns_at=position)  # Before a reader sees the new names, under which the rows are older still.
+            self.state.keep(columns_at=position)  # Before a reader sees the new names, under which the rows are older still.
         unknown = self._versions.follow(judged.renamed, position) if judged.columns else ""
         if unknown:
             self._await_column(unknown, position)
             return
         self._unknown_since = None
         if not self.reload:
-            self.keep(identity=identity, identity_at=position, columns_at=position if judged.renamed else self.kept.columns_at)
+            self.state.keep(identity=identity, identity_at=position, columns_at=position if judged.renamed else self.state.now.columns_at)
 
     def _await_column(self, name: str, position: int) -> None:
         """Only an event tells the form of the new column. Until one comes the table is not complete; where none comes it is read anew."""
         now = self.context.clock.monotonic()
         if self._unknown_since is None:
             self._unknown_since = now
-            self.keep(columns_at=position)
+            self.state.keep(columns_at=position)
         elif now - self._unknown_since >= COLUMN_SECONDS:
             self._unknown_since = None
             self.reload = f"only events tell the form of the new column {name}, and none came"
@@ -447,7 +406,7 @@ class TableTask:
     @property
     def applied_to(self) -> int:
         """Up to here no row has news of columns: the highest position of rows that were applied, or of the catalog that was followed."""
-        return max(self._applied_to, self.kept.identity_at)
+        return max(self._applied_to, self.state.now.identity_at)
 
     def translated(self, batch: ChangeBatch) -> ChangeBatch:
         """The batch with the names that its columns have now at the source."""
@@ -465,76 +424,58 @@ class TableTask:
                 hint="give it a primary key, or keep it as a log of changes (mode: append); then register it and load it anew: "
                 f"cdc resync {self.source}",
             )
-        loading = self.kept.complete_through is None and not self.kept.resync
+        loading = self.state.now.complete_through is None and not self.state.now.resync
         return fold(run, batch_id=batch_id, target=self.target, generations=self._generations, loading=loading)
 
     def _generations(
         self, partition: npt.NDArray[np.int32], offset: npt.NDArray[np.int64], record: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int32]:
-        kept = self.kept
+        kept = self.state.now
         return generations(partition, offset, record, kept.generation, dict(kept.opened_at or {}), kept.opened_record)
 
     def _refuse_second_snapshot(self, delta: Delta) -> None:
         """Rows of an initial snapshot later than what the table holds already, be they folded away by later changes: the connector began
         anew. A resync under way goes on to its end: changes of its generation may have come before those that are missing."""
-        through, newest = self.kept.complete_through, delta.snapshot_record
+        through, newest = self.state.now.complete_through, delta.snapshot_record
         if newest is None:
             return
-        if self.kept.resync and newest + 2**63 > self.kept.opened_record:
+        if self.state.now.resync and newest + 2**63 > self.state.now.opened_record:
             self._versions.doubt(())
-        elif not self.kept.resync and through is not None and newest + 2**63 > through:
+        elif not self.state.now.resync and through is not None and newest + 2**63 > through:
             raise snapshotted_anew(self.config)
 
     def allow_more_parked(self) -> None:
         """A person has looked at the quarantine: as many again may be parked."""
-        self._breaker.allow_more(self.waiting.total())
+        self._breaker.allow_more(self.tally.waiting.total())
 
     def look_up(self) -> None:
         """Reads anew what the destination tells of work done and of the target's schema."""
         self.recall()
-        self._versions.load(self.applied_to, self.kept.generation)
+        self._versions.load(self.applied_to, self.state.now.generation)
 
     def make(self, position: int) -> None:
         """At the end of a load: makes the target of a table of which no event ever came, empty; none where it is not certain how its events
         will look. Columns of the source, as of ``position``, that no row brought are added; ``reload`` says so where a column was called
         otherwise while rows came."""
-        self._versions.load(self.applied_to, self.kept.generation)
+        self._versions.load(self.applied_to, self.state.now.generation)
         if not self._versions.all:
             if (schema := self.context.schema_of(self.source)) is not None:
                 self._versions.evolve(schema, None)
             return
         there, live = set(self.context.columns_of(self.source)), {c.name for c in self._versions.all[-1].columns if not c.dropped}
-        if there == live or self.context.identities([self.source]).tables.get(self.source) != self.kept.identity:
+        if there == live or self.context.identities([self.source]).tables.get(self.source) != self.state.now.identity:
             return  # What it became since is for the next look to judge.
         if live <= there or (there - live and not self.context.destination.table_rows(self.target)):
             self._versions.follow({}, position)
         elif len(self._versions.all) > 1:
             self.reload = f"its column {min(live - there)} was called otherwise, or dropped, while its rows came"
 
-    def _applied(self, receipt: Receipt) -> None:
-        self.merges += 1
-        self.counted = False
-        self.synced_us = self.context.clock.wall_us()
-        if receipt.high_commit is not None:
-            self.high_commit = max(self.high_commit or 0, receipt.high_commit)
-        for counts in receipt.partitions:
-            self.parts[counts.partition].checkpoint = counts.stop
-            for name in OUTCOMES:
-                self.counts[name] += getattr(counts, name)
-
     # State
 
     def recall(self) -> None:
         """What the destination tells of the work done so far."""
-        totals = self.recount()
+        totals = self.tally.recount()
         self._applied_to = max(0, totals.high_record or 0)
-
-    def recount(self) -> Totals:
-        totals = self.context.destination.totals(self.target)
-        self.counts, self.waiting, self.decided = dict(totals.counts), Counter(totals.waiting), dict(totals.decided)
-        self.high_commit, self.synced_us, self.counted = totals.high_commit, totals.synced_us, False
-        self.verified = totals.verified_us, totals.verified_position
-        return totals
 
     def see_others(self) -> None:
         """Reads how far other processes are in the partitions that are theirs."""
@@ -545,35 +486,22 @@ class TableTask:
 
     def follow(self, state: TableState) -> None:
         """Takes over what another process wrote of the table; the partitions that are read here stay with it."""
-        if state.version <= self.kept.version:
+        before = self.state.now
+        if state.version <= before.version:
             return
-        before, self.kept, self.known = self.kept, state, True
         if before.generation == state.generation and not state.resync and before.complete_through is not None:
-            self.kept = replace(state, complete_through=max(before.complete_through, state.complete_through or 0))
-        if self.stopped or before.generation != state.generation:
+            state = replace(state, complete_through=max(before.complete_through, state.complete_through or 0))
+        self.state.now, self.state.known = state, True
+        if self.state.stopped or before.generation != state.generation:
             self.drop()
         elif before.state == "quarantine_stopped":
             self.allow_more_parked()
-
-    def refresh(self) -> None:
-        """Counts the target's rows, where anything was merged since."""
-        if not self.counted:
-            self.rows, self.counted = self.context.destination.table_rows(self.target), True
-
-    def keep(self, **changes: object) -> None:
-        """Changes the kept state and saves it."""
-        self.kept = replace(self.kept, **changes)  # type: ignore[arg-type]
-        self.save()
-
-    def save(self) -> None:
-        """Raises Fenced where another process changed the state meanwhile: ``follow`` it."""
-        self.kept = self.context.destination.save_state(self.target, self.kept)
 
     def clear_error(self) -> None:
         """What it waited for is there again."""
         if self.held:
             return
-        if self.trouble is not None and not self.stopped:
+        if self.trouble is not None and not self.state.stopped:
             structlog.get_logger().info("goes on", table=str(self.source), after=self.trouble.message)
         self.trouble = None
 
@@ -583,14 +511,7 @@ class TableTask:
         self.trouble = error
         if error.code == RightsLacking.code:
             self.backoff.failed()
-        self.kept = replace(
-            self.kept,
-            state=error.state if isinstance(error, TableStopped) else "error",
-            error_code=error.code,
-            error_message=error.message,
-            error_hint=error.hint,
-            error_at=self.context.clock.wall_us(),
-        )
+        self.state.stop(error)
 
     # Progress
 
@@ -598,7 +519,7 @@ class TableTask:
         self._goals.aim(goal)
 
     def advance(self, goal: Goal) -> None:
-        self.kept = replace(self.kept, complete_through=goal.position, complete_at=goal.at_us or self.kept.complete_at)
+        self.state.change(complete_through=goal.position, complete_at=goal.at_us or self.state.now.complete_at)
 
     def reached(self) -> Goal | None:
         """The latest goal that the checkpoints have passed since the last call."""
@@ -625,8 +546,3 @@ class TableTask:
 
     def _between(self, checkpoints: Mapping[int, int]) -> int:
         return sum(max(0, end - checkpoints[p]) for p, end in self.ends.items() if p in checkpoints)
-
-
-def flowing(kept: TableState) -> str:
-    """The state of a table that nothing stops."""
-    return "streaming" if kept.complete_through is not None and not kept.resync else "snapshotting"

@@ -63,8 +63,8 @@ class Judges(Protocol):
 def signal_id(table: TableTask) -> str:
     """The id of the incremental snapshot that fills the table's generation: the same after a restart, another one for a generation of the
     same number in a warehouse that was restored from a backup: what an earlier snapshot sent stands before the offsets of this one."""
-    offsets = sum((table.kept.opened_at or {}).values())
-    return f"resync-{table.kept.generation}-{table.kept.opened_record}-{offsets}-{table.source}"
+    offsets = sum((table.state.now.opened_at or {}).values())
+    return f"resync-{table.state.now.generation}-{table.state.now.opened_record}-{offsets}-{table.source}"
 
 
 class Watermarks:
@@ -113,7 +113,7 @@ class Watermarks:
                 if news is not None:
                     self._compare(table, news)
                 goal = table.reached()
-                if goal is not None and not table.stopped and not table.reload:
+                if goal is not None and not table.state.stopped and not table.reload:
                     self._through(table, goal)
             except TableStopped as error:
                 self._line.stop(table, error)
@@ -129,14 +129,14 @@ class Watermarks:
         if not self._moving:
             return
         try:
-            kept = self._destination.save_progress({target: table.kept for target, table in self._moving.items()})
+            kept = self._destination.save_progress({target: table.state.now for target, table in self._moving.items()})
         except CdcError as error:
             self._log.warning("states not saved", why=error.message)
             return
         now = self._clock.monotonic()
         for target, table in self._moving.items():
             if target in kept:
-                table.kept, self._saved[table.source] = kept[target], now
+                table.state.now, self._saved[table.source] = kept[target], now
             else:
                 self._catch_up(table)
         self._line.touched()
@@ -160,14 +160,14 @@ class Watermarks:
                 shared = topic is not None and not set(topic.ends) <= set(table.parts)
                 if shared and (table.leads or now - self._recounted.get(table.source, float("-inf")) >= RECOUNT_SECONDS):
                     table.see_others()
-                    table.recount()
+                    table.tally.recount()
                     self._recounted[table.source] = now
         except CdcError as error:
             self._log.warning("what other processes did is not known", why=error.message)
 
     @property
     def snapshotting(self) -> bool:
-        return any(t.state in ("waiting", "snapshotting") for t in self._line.tables)
+        return any(t.state.name in ("waiting", "snapshotting") for t in self._line.tables)
 
     def begun(self, table: TableTask) -> None:
         """A new snapshot of the table begins: what was known of an earlier one counts no more."""
@@ -175,7 +175,7 @@ class Watermarks:
         self._ask(table)
 
     def _forget(self, table: TableTask) -> None:
-        self._ends.pop((table.source, table.kept.generation), None)
+        self._ends.pop((table.source, table.state.now.generation), None)
         self._quiet.pop(table.source, None)
 
     def _compare(self, table: TableTask, facts: Facts) -> None:
@@ -184,10 +184,10 @@ class Watermarks:
             return
         ends = {p: high for p, (_, high) in topic.ends.items()}
         table.ends = ends
-        if table.stopped and table.known and table.leads and table.kept.error_code in HINDRANCES:
+        if table.state.stopped and table.state.known and table.leads and table.state.now.error_code in HINDRANCES:
             self._identify(table, facts)
         # What was seen before the table was opened says nothing of it now: its topic may be another one since.
-        if table.log is None or table.stopped or facts.at < table.opened_at:
+        if table.log is None or table.state.stopped or facts.at < table.opened_at:
             return
         if topic.log != table.log:
             if table.takes:  # One that is still to be opened, after a resync perhaps, finds out by itself.
@@ -202,11 +202,11 @@ class Watermarks:
             return
         if self._identify(table, facts) and facts.position is not None and not facts.snapshot:
             table.aim(Goal(facts.position, ends, facts.reached_us))
-        if table.stopped:
+        if table.state.stopped:
             return
-        if table.state in ("waiting", "snapshotting"):
+        if table.state.name in ("waiting", "snapshotting"):
             self._attempts.pop(table.source, None)
-            self._emptied_before.setdefault((table.source, table.kept.generation), self._emptied_at(table, facts))
+            self._emptied_before.setdefault((table.source, table.state.now.generation), self._emptied_at(table, facts))
             self._snapshot(table, facts)
         elif self._returned(table, facts):
             error = TableStopped(
@@ -222,45 +222,45 @@ class Watermarks:
     def _identify(self, table: TableTask, facts: Facts) -> bool:
         """Whether all that the table's rows hold is known to be so up to ``facts.position``: the source's identity of the table, read after
         it, is the one under which the rows were read, or the target follows it now. Else the table stops, or is read anew."""
-        found, kept = facts.identities, table.kept
-        if found is not None and found.position < (facts.position or 0) and not table.stopped:
+        found, kept = facts.identities, table.state.now
+        if found is not None and found.position < (facts.position or 0) and not table.state.stopped:
             raise source_went_back(table.config)
         if found is None or found.position < max(kept.identity_at, facts.position or 0) or table.source in found.busy:
             return False
         now = found.tables.get(table.source)
         judged = self._source.judge(table.source, kept.identity or self._registered(table, facts), now)
         if judged.outcome is Outcome.STOPS:
-            told = table.stopped and kept.error_message == judged.why  # What comes to light behind a cause that is gone is told too.
-            if not told and not (table.state == "waiting" and judged.code in NOT_YET):
+            told = table.state.stopped and kept.error_message == judged.why  # What comes to light behind a cause that is gone is told too.
+            if not told and not (table.state.name == "waiting" and judged.code in NOT_YET):
                 self._line.stop(table, TableStopped(judged.why, state=judged.state, hint=judged.hint, code=judged.code))
             return False
-        if table.stopped or judged.outcome is Outcome.ANEW:
+        if table.state.stopped or judged.outcome is Outcome.ANEW:
             if self._is_read(table, facts):
-                if table.stopped and kept.error_hint != OVER:
-                    table.keep(error_hint=OVER)
+                if table.state.stopped and kept.error_hint != OVER:
+                    table.state.keep(error_hint=OVER)
                     self._line.touched()
                 return False
             over = f"{kept.error_message}: this is over, and what was committed meanwhile did not arrive"
-            table.reload = over if table.stopped else judged.why
+            table.reload = over if table.state.stopped else judged.why
         elif judged.outcome is not Outcome.SAME or not kept.identity:
             assert now is not None
             table.carry(judged, now, found.position)
             self._line.touched()
-            return table.kept.identity == now
+            return table.state.now.identity == now
         else:
-            table.kept = replace(kept, identity_at=found.position)
+            table.state.now = replace(kept, identity_at=found.position)
         return not table.reload
 
     def _is_read(self, table: TableTask, facts: Facts) -> bool:
         """Whether rows that were asked for may still be on their way. Another reading waits for them: in its generation they would be taken
         for its own, and what went from the source without an event would stay."""
-        kept, place = table.kept, (table.source, table.kept.generation)
+        kept, place = table.state.now, (table.source, table.state.now.generation)
         if (kept.complete_through is not None and not kept.resync) or (kept.resync and signal_id(table) in facts.scans.lost):
             return False
         if self._scanned(table, facts) and facts.identities is not None:
             return facts.position is None or facts.position <= self._ends.setdefault(place, facts.identities.position)
         # Of a table that stands still nobody asks for them again.
-        return not table.stopped or not self._is_quiet(table, facts)
+        return not table.state.stopped or not self._is_quiet(table, facts)
 
     def _is_quiet(self, table: TableTask, facts: Facts) -> bool:
         """Whether nothing was heard of a snapshot for a while."""
@@ -272,7 +272,7 @@ class Watermarks:
 
     def _registered(self, table: TableTask, facts: Facts) -> str | None:
         """The identity that registration saw before the connector began to read the table's first rows."""
-        if table.kept.complete_through is not None:
+        if table.state.now.complete_through is not None:
             return None
         told = facts.scans.identities.items()
         return next((text for name, text in told if self._snapshots.names(name, table.source)), None)
@@ -298,30 +298,30 @@ class Watermarks:
             self._line.rejoin_group()
 
     def _snapshot(self, table: TableTask, facts: Facts) -> None:
-        if table.state == "waiting":
-            table.keep(state="snapshotting")
+        if table.state.name == "waiting":
+            table.state.keep(state="snapshotting")
             self._line.touched()
-        if table.kept.resync and signal_id(table) in facts.scans.lost:
+        if table.state.now.resync and signal_id(table) in facts.scans.lost:
             self._forget(table)
             table.reload = "the connector began anew after it had read the rows; what happened between the two was not sent"
             return
-        place = table.source, table.kept.generation
+        place = table.source, table.state.now.generation
         if place in self._ends:
             return
-        if table.kept.resync and facts.scans.skipped > max(table.kept.opened_record, self._unheard.get(place, 0)):
+        if table.state.now.resync and facts.scans.skipped > max(table.state.now.opened_record, self._unheard.get(place, 0)):
             self._unheard[place] = facts.scans.skipped  # The signal was written where the log is not read any more.
             self._ask(table)
             return
         if self._scanned(table, facts):
             # Notifications overtake rows: whatever the snapshot wrote lies before what the source commits from now on.
             if facts.identities is not None:
-                self._ends[table.source, table.kept.generation] = facts.identities.position
+                self._ends[table.source, table.state.now.generation] = facts.identities.position
             return
         failures = self._failures(table, facts)
         if len(failures) >= SCANS_MAX:
             raise snapshot_failed(table.config, failures[-1])
-        if len(failures) > self._answered.get((table.source, table.kept.generation), 0):
-            self._answered[table.source, table.kept.generation] = len(failures)
+        if len(failures) > self._answered.get((table.source, table.state.now.generation), 0):
+            self._answered[table.source, table.state.now.generation] = len(failures)
             self._quiet.pop(table.source, None)
             self._ask(table, afresh=True)
             return
@@ -346,23 +346,23 @@ class Watermarks:
 
         if not table.config.keyed and self._failures(table, facts):
             return True  # By parts of its key is how the connector would read it: its log goes on without the rows.
-        if table.kept.resync:
+        if table.state.now.resync:
             return holds(facts.scans.asked.get(signal_id(table), frozenset()))
         return holds(facts.scans.initial) or holds(facts.scans.incremental)
 
     def _failures(self, table: TableTask, facts: Facts) -> list[str]:
         """How each scan of the table ended that the connector gave up, of those that were asked for the generation under way."""
-        ids = {signal_id(table)} if table.kept.resync else None
+        ids = {signal_id(table)} if table.state.now.resync else None
         return [s for asked, text, s in facts.scans.failed if (ids is None or ids & asked) and self._snapshots.names(text, table.source)]
 
     def _skipped(self, table: TableTask, facts: Facts) -> bool:
         """Whether the connector left out what the table lacks. A first load may have read its rows before that."""
-        if table.state in ("waiting", "snapshotting"):
-            return bool(facts.scans.skipped and not table.kept.resync)
-        return facts.scans.skipped > (table.kept.complete_through or 0)
+        if table.state.name in ("waiting", "snapshotting"):
+            return bool(facts.scans.skipped and not table.state.now.resync)
+        return facts.scans.skipped > (table.state.now.complete_through or 0)
 
     def _returned(self, table: TableTask, facts: Facts) -> bool:
-        since_ms = (table.kept.complete_at or 0) // 1000
+        since_ms = (table.state.now.complete_at or 0) // 1000
         return any(at > since_ms and self._snapshots.names(text, table.source) for text, at in facts.scans.returned.items()) and bool(
             since_ms
         )
@@ -370,10 +370,10 @@ class Watermarks:
     def _emptied(self, table: TableTask, facts: Facts) -> bool:
         """Whether the connector began anew with a snapshot after the table was complete, and no row may come that would tell so: it had
         none, or they wait in the quarantine. What was deleted at the source would stay."""
-        since_ms, scans = (table.kept.complete_at or 0) // 1000, facts.scans
+        since_ms, scans = (table.state.now.complete_at or 0) // 1000, facts.scans
         # By the attempts that this process saw, whatever its clock says; by the time what came while no process ran.
         anew = scans.attempts > self._attempts.setdefault(table.source, scans.attempts)
-        at_ms, before_ms = self._emptied_at(table, facts), self._emptied_before.get((table.source, table.kept.generation), 0)
+        at_ms, before_ms = self._emptied_at(table, facts), self._emptied_before.get((table.source, table.state.now.generation), 0)
         found = anew or at_ms > max(since_ms, before_ms)
         return bool(since_ms and scans.repeated and found and table.target.mode is not Mode.APPEND)
 
@@ -382,22 +382,23 @@ class Watermarks:
 
     def _through(self, table: TableTask, goal: Goal) -> None:
         now = self._clock.monotonic()
-        if table.state == "snapshotting":
-            end = self._ends.get((table.source, table.kept.generation))
+        if table.state.name == "snapshotting":
+            end = self._ends.get((table.source, table.state.now.generation))
             if end is None or goal.position <= end:
                 return  # At the very same position the connector may have been before it wrote the rows; a heartbeat moves it on.
             if table.doubtful or self._outdated(table):
                 table.reload = "the connector began its snapshot anew after it had sent changes; what happened between the two was not sent"
                 return
-            swept, table.counted = self._sweep(table), False
+            swept = self._sweep(table)
+            table.tally.swept()
             table.make(goal.position)
             if table.reload:
                 return
             self._forget(table)
-            table.keep(state="streaming", resync=False, complete_through=goal.position, complete_at=goal.at_us)
+            table.state.keep(state="streaming", resync=False, complete_through=goal.position, complete_at=goal.at_us)
             self._attempts[table.source] = self._seen.scans.attempts if self._seen else 0
             self._log.info("snapshot complete", table=str(table.source), swept=swept)
-        elif goal.position >= (table.kept.complete_through or 0):
+        elif goal.position >= (table.state.now.complete_through or 0):
             table.advance(goal)
             if now - self._saved.get(table.source, float("-inf")) >= max(SAVE_SECONDS, SAVE_SECONDS_EACH * len(self._line.tables)):
                 self._moving[table.target] = table
@@ -408,7 +409,7 @@ class Watermarks:
     def _sweep(self, table: TableTask) -> int:
         """Removes what the snapshot did not see: of a resync all older generations; of an initial snapshot what only an earlier attempt
         saw, which the connector dropped when it was killed within it (all tables of one attempt are read at one position)."""
-        d, kept = self._destination, table.kept
+        d, kept = self._destination, table.state.now
         if not d.schemas(table.target):
             return 0
         if kept.resync:
@@ -434,18 +435,18 @@ class Watermarks:
         facts, d = self._seen, self._destination
         if facts is None or facts.scans.attempts < 2 or not d.schemas(table.target):
             return False
-        if not table.kept.resync:
+        if not table.state.now.resync:
             empty = any(self._snapshots.names(text, table.source) for text in facts.scans.empty)
             return facts.scans.repeated or (empty and bool(d.table_rows(table.target)))
         newest = self._newest_snapshot()
-        return newest is not None and d.holds_before(table.target, table.kept.generation, newest - LOWEST)
+        return newest is not None and d.holds_before(table.target, table.state.now.generation, newest - LOWEST)
 
 
 def lag_seconds(table: TableTask, now_us: int) -> float | None:
     """Where more is waiting: seconds since the target was last known to be complete, or since the source committed what was applied last,
     whichever is later. 0 where nothing waits and the connector keeps up; None before anything came."""
-    complete_us = table.kept.complete_at
+    complete_us = table.state.now.complete_at
     if table.lag == 0 and table.ends and complete_us is not None and now_us - complete_us < KEEPS_UP_US:
         return 0.0
-    known = [us for us in (table.source_us, table.kept.complete_at) if us is not None]
+    known = [us for us in (table.tally.source_us, table.state.now.complete_at) if us is not None]
     return max(0.0, (now_us - max(known)) / 1e6) if known else None

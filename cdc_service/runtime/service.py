@@ -141,7 +141,7 @@ class Service:
         tables = works.line.tables
         if until is not None:
             position = works.parse_position(until)
-            return lambda: "until" if all(t.stopped or (t.kept.complete_through or 0) >= position for t in tables) else None
+            return lambda: "until" if all(t.state.stopped or (t.state.now.complete_through or 0) >= position for t in tables) else None
         if until_caught_up or once:
             works.watch.look()
             facts = works.watch.facts
@@ -152,7 +152,9 @@ class Service:
 
             def there() -> str | None:
                 done = all(
-                    t.stopped or (once and t.merges) or t.passed(ends.get(t.config.topic, {})) for t in tables if t.config.topic in ends
+                    t.state.stopped or (once and t.tally.merges) or t.passed(ends.get(t.config.topic, {}))
+                    for t in tables
+                    if t.config.topic in ends
                 )
                 return word if done else None
 
@@ -171,7 +173,7 @@ class Service:
         for table in works.line.tables:
             try:
                 if table.log is not None and table.leads:
-                    table.save()
+                    table.state.save()
             except CdcError as error:
                 self._log.warning("state not saved", table=str(table.source), why=error.message)
         saved = self._clock.monotonic()
@@ -262,7 +264,7 @@ class Service:
         works = self._works
         if works is None:
             return False, self._trouble.message if self._trouble else "starting"
-        waiting = [t.trouble.message for t in works.line.tables if t.trouble is not None and not t.stopped]
+        waiting = [t.trouble.message for t in works.line.tables if t.trouble is not None and not t.state.stopped]
         facts = works.watch.facts
         if facts is not None and facts.trouble is not None:
             waiting.append(facts.trouble.message)

@@ -9,7 +9,8 @@ from typing import Any
 from cdc_service.config import Config
 from cdc_service.core.clock import rfc3339
 from cdc_service.core.errors import CdcError
-from cdc_service.pipeline.table_task import OUTCOMES, TableTask
+from cdc_service.pipeline.table_task import TableTask
+from cdc_service.pipeline.tally import OUTCOMES
 from cdc_service.pipeline.watermarks import lag_seconds
 from cdc_service.ports.capture import Facts
 
@@ -49,27 +50,27 @@ def _connector(config: Config, facts: Facts | None) -> dict[str, Any]:
 
 
 def _table(table: TableTask, now_us: int) -> dict[str, Any]:
-    kept = table.kept
+    kept = table.state.now
     claims = kept.complete_through is not None and not kept.resync
     parts = sorted(table.checkpoints.items())
     return {
         "source": str(table.source),
         "target": str(table.target),
         "mode": str(table.target.mode),
-        "state": table.state,
-        "rows": table.rows,
-        **{name: table.counts[name] for name in OUTCOMES},
-        "parked_waiting": table.waiting.total(),
-        "quarantine": {"waiting": dict(table.waiting), "decided": dict(table.decided)},
+        "state": table.state.name,
+        "rows": table.tally.rows,
+        **{name: table.tally.counts[name] for name in OUTCOMES},
+        "parked_waiting": table.tally.waiting.total(),
+        "quarantine": {"waiting": dict(table.tally.waiting), "decided": dict(table.tally.decided)},
         "lag_events": table.lag if parts else None,
         "lag_seconds": lag_seconds(table, now_us) if parts else None,
-        "position": _text(table.high_commit),
-        "source_commit_at": rfc3339(table.source_us),
+        "position": _text(table.tally.high_commit),
+        "source_commit_at": rfc3339(table.tally.source_us),
         "complete_through": _text(kept.complete_through) if claims else None,
         "complete_at": rfc3339(kept.complete_at) if claims else None,
-        "synced_at": rfc3339(table.synced_us),
-        "verified_at": rfc3339(table.verified[0]),
-        "verified_position": _text(table.verified[1]),
+        "synced_at": rfc3339(table.tally.synced_us),
+        "verified_at": rfc3339(table.tally.verified[0]),
+        "verified_position": _text(table.tally.verified[1]),
         "partitions": [
             {"partition": p, "next_offset": offset, "end_offset": table.ends.get(p), "owned": p in table.parts} for p, offset in parts
         ],
@@ -78,8 +79,8 @@ def _table(table: TableTask, now_us: int) -> dict[str, Any]:
 
 
 def _error(table: TableTask) -> dict[str, Any] | None:
-    kept = table.kept
-    if table.stopped and kept.error_code:
+    kept = table.state.now
+    if table.state.stopped and kept.error_code:
         return {"code": kept.error_code, "message": kept.error_message, "hint": kept.error_hint, "at": rfc3339(kept.error_at)}
     if table.trouble is not None:
         return {"code": table.trouble.code, "message": table.trouble.message, "hint": table.trouble.hint, "at": None}

@@ -297,14 +297,14 @@ def _facts_now(p: Parts, topics: Sequence[str], at_us: int) -> Facts:
 
 def _fill(table: TableTask, destination: Destination, facts: Facts) -> None:
     """What a table shows without being opened."""
-    table.kept = destination.load_state(table.target)
+    table.state.now = destination.load_state(table.target)
     topic = facts.topics.get(table.config.topic)
     for c in destination.checkpoints(table.target):
         if topic is None or c.log == topic.log:
             table.parts[c.partition] = Part(c.next_offset, c.epoch, c.next_offset)
     table.ends = {} if topic is None else {p: high for p, (_, high) in topic.ends.items()}
     table.recall()
-    table.rows = destination.table_rows(table.target)
+    table.tally.rows = destination.table_rows(table.target)
 
 
 # The running service

@@ -456,7 +456,7 @@ def mend_and_replay(world: World, worker: Worker) -> None:
     """A person mends what ails some records and replays all; some of it fails."""
     world.poisoned = {w for w in world.poisoned if world.random.random() < 0.5} if world.faults else set()
     with contextlib.suppress(Unavailable, CommitUnknown, Fenced):
-        worker.table.kept = worker.destination.load_state(worker.table.target)
+        worker.table.state.load()
         try:
             done = quarantine.replay(worker.table, quarantine.Asked(by="a person"))
         except CdcError as error:
@@ -529,13 +529,13 @@ def _run(seed: int) -> None:
             for key, version in seen.items() if kept.state.generation == generation else ():
                 assert version <= max(now.get(key, mark), mark), f"the version of {key} went back"
             seen, generation = now, kept.state.generation
-        claimed = worker.table.kept
+        claimed = worker.table.state.now
         equal = target.mode is not Mode.APPEND and claimed.state == "streaming" and not claimed.resync
         equal = equal and kept is not None and not kept.parked
         if equal and claimed.complete_through == world.source.record:
             assert live(world, target) == world.source.rows, "I13: what is complete is not equal"
         # After the look at versions: a resync forgets the truncation that removed rows in this very turn.
-        if turn % 100 == 50 and rand.random() < 0.5 and worker.table.state == "streaming":
+        if turn % 100 == 50 and rand.random() < 0.5 and worker.table.state.name == "streaming":
             with contextlib.suppress(Unavailable, CommitUnknown, Fenced):
                 worker.control.resync(worker.table)
                 happened("resync")
@@ -577,16 +577,16 @@ def heal(world: World, group: Group, *, alone: bool = True) -> None:
             group.workers = group.workers[:1]
             group.share()
         worker = group.owner[0]
-        kept = worker.table.kept
+        kept = worker.table.state.now
         ends = {p: len(log) for p, log in enumerate(world.partitions)}
         if world.warehouse[worker.table.target].parked:
             mend_and_replay(world, worker)
             continue
         if kept.state == "streaming" and kept.complete_through == world.source.record and worker.table.passed(ends):
             with contextlib.suppress(Fenced):
-                worker.table.save()
+                worker.table.state.save()
                 return
-    states = [(w.table.state, w.table.trouble, w.table.parts, w.log.positions, w.log.paused) for w in group.workers]
+    states = [(w.table.state.name, w.table.trouble, w.table.parts, w.log.positions, w.log.paused) for w in group.workers]
     pytest.fail(f"not caught up: {states}, ends {[len(log) for log in world.partitions]}")
 
 
@@ -640,7 +640,7 @@ def test_i18_a_resync_into_a_topic_made_again_goes_on_while_no_partition_is_here
     for _ in range(3):
         world.at += 1.0
         worker.turn()
-    assert worker.table.state == "snapshotting"
+    assert worker.table.state.name == "snapshotting"
     worker.log.given = set(range(PARTITIONS))
     heal(world, group)
     assert live(world, target) == world.source.rows

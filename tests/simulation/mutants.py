@@ -22,13 +22,15 @@ from cdc_service.core.errors import CommitUnknown, TableStopped
 from cdc_service.core.identity import HINDRANCES, Judgement, Outcome
 from cdc_service.core.order import Ordering
 from cdc_service.core.types import Checkpoint, Delta, Op, PartitionCounts, RawBatch, Receipt
+from cdc_service.core.validate import nothing_parked
 from cdc_service.pipeline import commands as control_module
 from cdc_service.pipeline import goals
 from cdc_service.pipeline import merge_worker as merging_module
+from cdc_service.pipeline import prepare as prepare_module
 from cdc_service.pipeline import schema_versions as versions_module
 from cdc_service.pipeline import table_task as table_module
 from cdc_service.pipeline import watermarks as progress_module
-from cdc_service.pipeline.table_task import flowing
+from cdc_service.pipeline.table_state import State, flowing, going_on
 from cdc_service.testing import memory
 from connectors.formats import envelope
 from connectors.sources.postgresql import positions
@@ -336,7 +338,7 @@ def _() -> Sequence[Patch]:
 
     def compare(self: Any, table: Any, facts: Any) -> None:
         topic = facts.topics.get(table.config.topic)
-        if topic is not None and table.log is not None and topic.log != table.log and not table.stopped:
+        if topic is not None and table.log is not None and topic.log != table.log and not table.state.stopped:
             table.drop()
             return
         real_compare(self, table, facts)
@@ -443,8 +445,8 @@ def _() -> Sequence[Patch]:
     real = progress_module.Watermarks._through
 
     def through(self: Any, table: Any, goal: Any) -> None:
-        if (table.source, table.kept.generation) in self._ends:
-            self._ends[table.source, table.kept.generation] = -1
+        if (table.source, table.state.now.generation) in self._ends:
+            self._ends[table.source, table.state.now.generation] = -1
         real(self, table, goal)
 
     return [(progress_module.Watermarks, "_through", through)]
@@ -473,14 +475,14 @@ def _() -> Sequence[Patch]:
 
 @mutant("parked keys go on", "later records of a key are applied though an earlier one is parked")
 def _() -> Sequence[Patch]:
-    real = table_module.screen
+    real = prepare_module.screen
 
     def screen(raw: Any, batch: Any, bounds: Any, parked: Any, refused: Any = None) -> Any:
         hidden = replace(batch, rejected=())
-        kept, _ = real(raw, hidden, bounds, table_module.nothing_parked(), refused)
-        return replace(kept, rejected=(*batch.rejected, *kept.rejected)), table_module.nothing_parked()
+        kept, _ = real(raw, hidden, bounds, nothing_parked(), refused)
+        return replace(kept, rejected=(*batch.rejected, *kept.rejected)), nothing_parked()
 
-    return [(table_module, "screen", screen)]
+    return [(prepare_module, "screen", screen)]
 
 
 @mutant("poison is dropped", "a record that cannot be decoded is skipped and stands nowhere")
@@ -555,12 +557,12 @@ def _() -> Sequence[Patch]:
     real = progress_module.Watermarks._identify
 
     def identify(self: Any, table: Any, facts: Any) -> bool:
-        stopped, good = table.stopped, real(self, table, facts)
+        stopped, good = table.state.stopped, real(self, table, facts)
         if stopped and table.reload:
             table.reload = ""
             now = facts.identities
             gone = dict.fromkeys(("error_code", "error_message", "error_hint"), "")
-            table.keep(state=flowing(table.kept), identity=now.tables[table.source], identity_at=now.position, **gone)
+            table.state.keep(state=flowing(table.state.now), identity=now.tables[table.source], identity_at=now.position, **gone)
         return good
 
     return [(progress_module.Watermarks, "_identify", identify)]
@@ -571,8 +573,8 @@ def _() -> Sequence[Patch]:
     real = progress_module.Watermarks._identify
 
     def identify(self: Any, table: Any, facts: Any) -> bool:
-        if table.kept.resync and table.state == "snapshotting":
-            table.kept = replace(table.kept, identity=facts.identities.tables[table.source])
+        if table.state.now.resync and table.state.name == "snapshotting":
+            table.state.change(identity=facts.identities.tables[table.source])
         return real(self, table, facts)
 
     return [(progress_module.Watermarks, "_identify", identify)]
@@ -580,17 +582,17 @@ def _() -> Sequence[Patch]:
 
 @mutant("a stop is forgotten over a restart", "who opens a table takes the source as it is then, also where it had stopped the table")
 def _() -> Sequence[Patch]:
-    real = table_module.TableTask._continued
+    real = State.begin
 
-    def continued(self: Any, kept: Any) -> Any:
-        known = real(self, kept)
+    def begin(self: Any, kept: Any) -> None:
+        real(self, kept)
         if kept.complete_through is None or kept.resync:
-            return known
-        gone = dict.fromkeys(("error_code", "error_message", "error_hint"), "")
-        known = replace(known, state=flowing(kept), error_at=None, **gone) if kept.error_code in HINDRANCES else known
-        return replace(known, identity="")
+            return
+        if kept.error_code in HINDRANCES:
+            self.now = going_on(kept)
+        self.change(identity="")
 
-    return [(table_module.TableTask, "_continued", continued)]
+    return [(State, "begin", begin)]
 
 
 @mutant("a resync begins where the log is held", "changes of before the source became what it is win over the rows that are read")

@@ -374,7 +374,7 @@ class Simulation:
 
     def _operate(self, step: Step) -> bool | Step:
         worker = self.group.named(step.words[0])
-        if worker is None or worker.busy or not any(t.stopped for t in worker.tables):
+        if worker is None or worker.busy or not any(t.state.stopped for t in worker.tables):
             return False
         self._run(worker, worker.operate, step)
         return replace(step, faults=tuple(worker.running.hit))
@@ -431,7 +431,7 @@ class Simulation:
                 self.invariants.check_end()
                 return
         states = [
-            (w.name, [(str(t.source), t.state, t.trouble and t.trouble.message, dict(t.checkpoints), dict(t.ends)) for t in w.tables])
+            (w.name, [(str(t.source), t.state.name, t.trouble and t.trouble.message, dict(t.checkpoints), dict(t.ends)) for t in w.tables])
             for w in group.workers
         ]
         raise Violation(f"I24: not caught up after {HEALING_TURNS} turns: {states}")
@@ -458,7 +458,7 @@ class Simulation:
                 worker.go(partial(worker.operate, patient=True), {})
                 for table in worker.tables:
                     # The documented way out of the quarantine.
-                    if table.leads and table.state == "streaming" and self.invariants.seen[table.target].parked:
+                    if table.leads and table.state.name == "streaming" and self.invariants.seen[table.target].parked:
                         worker.go(lambda worker=worker, table=table: worker.act("resync", table.source.name), {})
 
     def _healed(self) -> bool:
@@ -470,11 +470,11 @@ class Simulation:
                 return False
             (table,) = leads
             highs = {p: high for p, (_, high) in ends[topic].ends.items()}
-            through = table.state == "streaming" and table.kept.complete_through == self.world.source.lsn
+            through = table.state.name == "streaming" and table.state.now.complete_through == self.world.source.lsn
             if not (through and table.passed(highs)) or self.invariants.seen[target].parked:
                 return False
             try:
-                table.save()
+                table.state.save()
             except CdcError:
                 return False
         return True

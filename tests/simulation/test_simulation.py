@@ -130,7 +130,7 @@ def test_i18_a_resync_into_a_topic_made_again_goes_on_while_no_partition_is_here
             simulation.world.at += 1.0
             worker.facts = simulation.world.look()
             worker.turn()
-        assert worker.tables[0].state == "snapshotting"
+        assert worker.tables[0].state.name == "snapshotting"
         simulation.heal()
 
 

@@ -134,7 +134,7 @@ def turns_to_the_end(line: PollLoop, table: TableTask) -> int:
         line.merge()
         if table.checkpoints.get(0) == table.ends.get(0):
             return turn
-    raise AssertionError(f"{table.source} is at {table.checkpoints} of {table.ends}: {table.state}, {table.trouble}")
+    raise AssertionError(f"{table.source} is at {table.checkpoints} of {table.ends}: {table.state.name}, {table.trouble}")
 
 
 WAYS: dict[str, Callable[[], Exception]] = {
@@ -163,17 +163,17 @@ def test_a_table_whose_merges_fail_for_ever_holds_nobody_back(way: str, memory: 
     good.ends = {0: world.records[GOOD]}
     assert turns_to_the_end(line, good) <= alone + 2 + 20 * (memory == LITTLE), "however long the other has failed"
     assert destination.table_rows(good.target) == 2 * RECORDS
-    assert not good.stopped
+    assert not good.state.stopped
     if way in ("unavailable", "fenced", "unknown"):
-        assert not bad.stopped, "nobody has to act"
+        assert not bad.state.stopped, "nobody has to act"
         assert 8 <= destination.tried <= 40, "in five minutes, with pauses of up to half a minute"
         destination.error = None
         turns_to_the_end(line, bad)
         assert destination.table_rows(bad.target) == RECORDS
     else:
-        assert bad.stopped
+        assert bad.state.stopped
         assert destination.tried == 1, "repeating it heals nothing"
-        assert bad.kept.error_message
+        assert bad.state.now.error_message
 
 
 @pytest.mark.parametrize(
@@ -189,11 +189,11 @@ def test_a_table_that_parks_too_much_stops_alone_and_goes_on_when_asked(limits: 
     for _ in range(100):
         line.read(0)
         line.merge()
-    assert (bad.state, bad.kept.error_code) == ("quarantine_stopped", "quarantine_stopped")
+    assert (bad.state.name, bad.state.now.error_code) == ("quarantine_stopped", "quarantine_stopped")
     assert destination.totals(bad.target).waiting == {"bad_json": first}, "it stops before it parks more"
-    assert bad.waiting == {"bad_json": first}
+    assert bad.tally.waiting == {"bad_json": first}
     assert bad.checkpoints[0] <= 2000
-    assert not good.stopped
+    assert not good.state.stopped
     assert control.act("resume", bad, {})["state"] != "quarantine_stopped"
     turns_to_the_end(line, bad)
     assert destination.totals(bad.target).waiting == {"bad_json": first + more}

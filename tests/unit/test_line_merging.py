@@ -27,7 +27,7 @@ class Ahead:
     merges = 0
 
     def __init__(self) -> None:
-        self.config = self.log = self
+        self.config = self.log = self.tally = self
         self.topic = self.topic_id = "t"
         self.told: list[Identities | None] = []
 

@@ -32,6 +32,8 @@ from cdc_service.core.types import Delta, LogId, Mode, TableId, TableSchema, Tar
 from cdc_service.kafka.admin import Admin
 from cdc_service.kafka.reader import TopicReader
 from cdc_service.pipeline.prepare import Prepare
+from cdc_service.pipeline.table_state import State
+from cdc_service.pipeline.tally import Tally
 from cdc_service.ports.destination import Destination, TableState
 from cdc_service.ports.events import Decoder
 from cdc_service.ports.reader import View
@@ -114,10 +116,9 @@ class Line(Protocol):
     """What a running service tells of a table (pipeline.table_task.TableTask)."""
 
     @property
-    def kept(self) -> TableState: ...
-    def recount(self) -> object:
-        """Reads its totals again."""
-        ...
+    def state(self) -> State: ...
+    @property
+    def tally(self) -> Tally: ...
 
 
 class Reconciler:
@@ -258,7 +259,7 @@ class Reconciler:
                 raise Fenced(f"{target}: its schema was changed meanwhile", hint="compare and repair it again")
             d.merge(delta, {}, NO_LOG, schema)
             if line is not None:
-                line.recount()
+                line.tally.recount()
 
         return lambda delta, schema: self._on_line(partial(merge, delta, schema))
 
@@ -281,7 +282,7 @@ class Reconciler:
     def _keep(self, config: TableConfig, run_id: str, report: TableReport) -> TableReport:
         kept = keep(self._destination, config.target, run_id, report)
         if (line := self._lines.get(config.source)) is not None:
-            line.recount()
+            line.tally.recount()
         return kept
 
     def _subject(self, config: TableConfig, reader: TopicReader, decoder: Decoder) -> Subject:
@@ -316,8 +317,8 @@ class Reconciler:
         """Waits until the table is complete at the destination through ``position``; false where nobody merges, or it takes too long."""
         line = self._lines.get(table)
         deadline = time.monotonic() + FENCE_SECONDS
-        while line is not None and line.kept.state == "streaming" and time.monotonic() < deadline:
-            if (line.kept.complete_through or 0) >= position:
+        while line is not None and line.state.name == "streaming" and time.monotonic() < deadline:
+            if (line.state.now.complete_through or 0) >= position:
                 return True
             time.sleep(0.05)
         return False
