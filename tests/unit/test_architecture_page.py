@@ -30,6 +30,17 @@ def test_every_file_and_function_that_the_page_names_exists() -> None:
     assert [pair for pair in pairs if pair[1] not in symbols(ROOT / pair[0])] == []
 
 
+def test_the_glossary_says_where_its_words_live() -> None:
+    page = (ROOT / "docs/glossary.md").read_text()
+    named = [one for one in re.findall(r"`([^`\n]+)`", page) if one.startswith(PATHS)]
+    assert len(named) > 30
+    assert [one for one in named if not (ROOT / one).exists()] == []
+    pairs = re.findall(r"`([\w/]+\.py)`\s+`([\w.]+)`", page)
+    assert [pair for pair in pairs if pair[1] not in symbols(ROOT / pair[0])] == []
+    words = [one for one in re.findall(r"^\| ([a-z][\w ,-]+) \|", page, re.MULTILINE) if one != "word"]
+    assert len(words) == len(set(words)), "one name is one thing"
+
+
 def test_each_step_is_called_in_a_file_of_the_walk() -> None:
     walk = PAGE.split("## The path of one event")[1].split("\n## ")[0]
     pairs = re.findall(r"`([\w/]+\.py)`\s+`([\w.]+)`", walk)
