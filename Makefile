@@ -20,8 +20,8 @@ install: .venv/.installed ## Make .venv from the locked packages; afterwards the
 test: install ## All tests, those on the real stack included, in two processes (ARGS="-n 0 -k word" chooses)
 	.venv/bin/python -m pytest -n 2 $(ARGS)
 
-unit: install ## The tests that need no server, in two processes (ARGS="-k word" chooses)
-	.venv/bin/python -m pytest -n 2 tests/unit $(ARGS)
+unit: install ## The tests that need no server (ARGS="-k word" chooses)
+	.venv/bin/python -m pytest -n 4 tests/unit $(ARGS)  # More than cores: much of them is waiting.
 
 lint: install ## ruff, mypy --strict and the import rules
 	.venv/bin/ruff format --check --quiet

@@ -66,7 +66,7 @@ class CommitUnknown(CdcError):
 
 
 class TableStopped(CdcError):
-    """One table cannot go on until a person acts; the others go on. ``state`` is the table's state as contract names it."""
+    """One table cannot go on until a person acts; the others go on. ``state`` is what the table is put into (docs/operations.md)."""
 
     code = "table_stopped"
 

