@@ -296,10 +296,10 @@ def test_a_connection_that_the_server_closed_is_not_asked(source: Source, table:
 
 @pytest.mark.parametrize("between", [True, False], ids=["before it is asked", "while it is asked"])
 def test_a_server_that_hangs_is_waited_for_no_longer_than_the_limit(
-    source: Source, table: str, between: bool, monkeypatch: pytest.MonkeyPatch
+    stack_home: Stack, source: Source, table: str, between: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = source.identity(table)
-    hung = kept_connections(source)
+    hung = [stack_home.backend(pid) for pid in kept_connections(source)]
     monkeypatch.setattr(kept, "LIMIT_SECONDS", 0.5)
     found: list[object] = []
 
