@@ -50,13 +50,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.stack)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Iterator[None]:
+    """What this kind of stack cannot do is skipped, with the reason that the stack gives."""
+    yield from _refusals_skip()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    yield from _refusals_skip()
+
+
+def _refusals_skip() -> Iterator[None]:
+    from deploy.local.process import Refused
+
+    try:
+        yield
+    except Refused as refused:
+        pytest.skip(str(refused))
+
+
 @pytest.fixture(scope="session")
 def stack_home() -> Iterator[Stack]:
     """The stack of this session, of which nothing needs to run yet; what was not running before ends with the session."""
-    from deploy.local.stack import ORDER, Stack
+    from deploy.local.stack import ORDER, open_stack
 
     given = os.environ.get("CDC_STACK_DIR")
-    found = Stack(Path(given) / os.environ.get("PYTEST_XDIST_WORKER", "") if given else Path(tempfile.mkdtemp(prefix="cdc-tests-")))
+    found = open_stack(Path(given) / os.environ.get("PYTEST_XDIST_WORKER", "") if given else Path(tempfile.mkdtemp(prefix="cdc-tests-")))
     before = {name for name, pid in found.running().items() if pid is not None} if (found.dir / "stack.json").exists() else set()
     with found.guarded([name for name in ORDER if name not in before], remove=not given):
         yield found

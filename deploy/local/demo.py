@@ -29,7 +29,7 @@ from deploy.local import shop
 from deploy.local.compare import Comparison, compare
 from deploy.local.process import Daemon, StackError, tail
 from deploy.local.service import SAMPLE_SECONDS, Cdc, Watch
-from deploy.local.stack import HOST, Stack, private
+from deploy.local.stack import HOST, chosen_kind, open_stack, private
 from deploy.local.steps import Steps, results, show
 
 DIR = Path(".demo")
@@ -50,7 +50,7 @@ class Demo:
         self.operations = operations
         self.scale = shop.Scale().times(factor)
         self.steps = Steps(console)
-        self.stack = Stack(self.dir / "stack")
+        self.stack = open_stack(self.dir / "stack", there=True)
         self.service = Daemon("service", self.dir / "run" / "service.json", self.dir / "service.log")
         self.cdc = Cdc(self.dir / "cdc.yaml", {})
         self.warehouse = self.dir / "warehouse.duckdb"
@@ -277,7 +277,7 @@ tables:
             ("cdc reconcile --html report.html", "the proof that both sides are equal, while both move"),
             ("psql", "the source, as its owner"),
             ("python -m deploy.local.shop load", "more changes"),
-            (f"tail -f {here}/service.log {here}/stack/logs/*.log", "logs"),
+            *((follow, "logs") for follow in self.stack.follow(f"{here}/service.log")),
             (f"python -m deploy.local.demo stop{elsewhere}", "end all of it"),
         ):
             console.print(f"  [bold]{escape(line)}[/]" + (f"    # {what}" if what else ""), soft_wrap=True, highlight=False)
@@ -294,6 +294,7 @@ tables:
             for path in self.dir.iterdir():
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.stack = open_stack(self.dir / "stack")
         self.dir.mkdir(exist_ok=True)
         (self.dir / ".gitignore").write_text("*\n")
 
@@ -347,8 +348,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     settings = {"keep": options.keep, "operations": options.operations, "factor": options.factor, "destination": options.destination}
-    demo = Demo(options.dir, console, **settings)
     try:
+        if options.verb == "run":
+            chosen_kind()  # A kind of stack that there is not is refused before anything is ended.
+        demo = Demo(options.dir, console, **settings)
         with alone(demo.dir), signals():
             return _guarded(demo, options.verb)
     except StackError as error:

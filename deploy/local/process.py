@@ -15,12 +15,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+from typing import Protocol
 
 POLL_SECONDS = 0.05
 
 
 class StackError(Exception):
     """Something of the local stack is missing or does not work; the message says what to do."""
+
+
+class Refused(StackError):
+    """This kind of stack cannot do that, another one can; the message is the reason that a test is skipped with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,37 @@ def tail(path: Path, lines: int = 25) -> str:
         return "(there is no log yet)"
 
 
+class Part(Protocol):
+    """What a stack needs of one of its parts, be it a process or a container."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def log(self) -> Path: ...
+    def pid(self) -> int | None: ...
+    def wait_ready(self, probe: Callable[[], str | None], limit_seconds: float, given_up: Event) -> None: ...
+    def send(self, number: signal.Signals) -> None: ...
+    def end(self, steps: Sequence[tuple[signal.Signals, float]]) -> bool: ...
+
+
+def await_ready(part: Part, probe: Callable[[], str | None], limit_seconds: float, given_up: Event) -> None:
+    """Return once the probe finds nothing wrong. Raises StackError with the log's tail when the part ends, or the limit passes."""
+    deadline = time.monotonic() + limit_seconds
+    while True:
+        if part.pid() is None:
+            log = part.log
+            raise StackError(f"{part.name} ended while starting. The end of its log, {log}:\n{tail(log)}")
+        wrong = probe()
+        if wrong is None:
+            return
+        if given_up.is_set():
+            raise StackError(f"{part.name}: given up because another part failed")
+        if time.monotonic() > deadline:
+            log = part.log
+            raise StackError(f"{part.name} was not ready within {limit_seconds:.0f} s ({wrong}). The end of its log, {log}:\n{tail(log)}")
+        time.sleep(POLL_SECONDS)
+
+
 @dataclass(frozen=True, slots=True)
 class Daemon:
     """One process that outlives us, its pid file and its log."""
@@ -116,20 +152,13 @@ class Daemon:
 
     def wait_ready(self, probe: Callable[[], str | None], limit_seconds: float, given_up: Event) -> None:
         """Return once the probe finds nothing wrong. Raises StackError with the log's tail when the process ends, or the limit passes."""
-        deadline = time.monotonic() + limit_seconds
-        while True:
-            if self.pid() is None:
-                raise StackError(f"{self.name} ended while starting. The end of its log, {self.log}:\n{tail(self.log)}")
-            wrong = probe()
-            if wrong is None:
-                return
-            if given_up.is_set():
-                raise StackError(f"{self.name}: given up because another part failed")
-            if time.monotonic() > deadline:
-                raise StackError(
-                    f"{self.name} was not ready within {limit_seconds:.0f} s ({wrong}). The end of its log, {self.log}:\n{tail(self.log)}"
-                )
-            time.sleep(POLL_SECONDS)
+        await_ready(self, probe, limit_seconds, given_up)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal, where it runs."""
+        pid = self.pid()
+        if pid is not None:
+            os.kill(pid, number)
 
     def end(self, steps: Sequence[tuple[signal.Signals, float]]) -> bool:
         """Send each signal and wait so many seconds for the process and its children to go; returns when all have gone.

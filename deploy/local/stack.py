@@ -34,13 +34,17 @@ import psycopg
 from psycopg import sql
 
 from deploy.local import artifacts
-from deploy.local.process import Account, Daemon, Guard, StackError, birth, keep_guard, tail
+from deploy.local.process import Account, Daemon, Guard, Part, Refused, StackError, birth, keep_guard, tail
 
 COMPONENTS = ("postgres", "kafka", "connect")
 ORDER = ("postgres", "kafka", "registry", "connect")
 """All that there is, in the order of need; they end in the reverse order. The registry is started only where it is asked for."""
 HOST = "127.0.0.1"
+KINDS = ("processes", "containers")
+KIND = "CDC_TEST_STACK"
+"""The variable that says which of these a stack consists of; the first where nothing is said."""
 LIMIT_SECONDS = 120.0
+INITDB = ("-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions")
 JVM_FLAGS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-Djava.awt.headless=true", "-Djava.net.preferIPv4Stack=true")
 HEAP = {"kafka": "512m", "connect": "512m", "registry": "256m"}
 STOP: Mapping[str, tuple[tuple[signal.Signals, float], ...]] = {
@@ -60,6 +64,7 @@ class State:
     cluster_id: str
     postgres_data: str = ""
     postgres_bin: str = ""
+    kind: str = KINDS[0]
 
     @classmethod
     def read(cls, path: Path) -> State:
@@ -70,6 +75,8 @@ class State:
 
 class Stack:
     """One stack in one folder. Every method may be called from any process that may read the folder; calls exclude each other."""
+
+    kind = KINDS[0]
 
     def __init__(self, folder: Path | str, *, say: Callable[[str], None] | None = None) -> None:
         self.dir = Path(folder).absolute()
@@ -84,10 +91,16 @@ class Stack:
         """What the first start chose. Raises StackError before it."""
         if self._state is None:
             try:
-                self._state = State.read(self.dir / "stack.json")
+                self._state = self._read()
             except FileNotFoundError as error:
                 raise StackError(f"no stack was ever started in {self.dir}: python -m deploy.local.stack start --dir {self.dir}") from error
         return self._state
+
+    def _read(self) -> State:
+        found = State.read(self.dir / "stack.json")
+        if found.kind != self.kind:
+            raise Refused(f"the stack in {self.dir} consists of {found.kind}, and {self.kind} are needed")
+        return found
 
     def port(self, name: str) -> int:
         """The port of postgres, kafka or connect."""
@@ -131,9 +144,30 @@ class Stack:
         """A properties file for ${file:PATH:cdc_password} references in a connector's configuration."""
         return self.dir / "secrets.properties"
 
-    def daemon(self, component: str) -> Daemon:
-        """The process of one component."""
+    @property
+    def postgres_data(self) -> Path:
+        """The folder with PostgreSQL's data, for a test that takes it back to what it was."""
+        return Path(self.state.postgres_data)
+
+    @property
+    def postgres_bin(self) -> Path:
+        """The folder of the programs that PostgreSQL's data were made with."""
+        return Path(self.state.postgres_bin)
+
+    def backend(self, pid: int) -> int:
+        """The process on this machine that PostgreSQL calls by this number."""
+        return pid
+
+    def daemon(self, component: str) -> Part:
+        """The process, or the container, of one component."""
+        return self._process(component)
+
+    def _process(self, component: str) -> Daemon:
         return Daemon(component, self.dir / "run" / f"{component}.json", self.dir / "logs" / f"{component}.log")
+
+    def follow(self, *more: str) -> list[str]:
+        """The commands that show these files and the logs of all parts while they are written."""
+        return [f"tail -f {' '.join((*more, f'{os.path.relpath(self.dir)}/logs/*.log'))}"]
 
     # ---- life -------------------------------------------------------------
 
@@ -152,7 +186,7 @@ class Stack:
         with artifacts.locked(self.dir / "lock"):
             self._choose()
             if "registry" in wanted and "registry" not in self.state.ports:
-                self.state.ports |= free_ports(["registry"])
+                self.state.ports |= self._free_ports(["registry"])
                 self._save()
                 if self.daemon("connect").pid() is not None:
                     self._end(["connect"])
@@ -198,12 +232,16 @@ class Stack:
         with artifacts.locked(self.dir / "lock"):
             self._end(ORDER if remove else components, hurry=remove)
             if remove:
-                with contextlib.suppress(StackError):
-                    outside = Path(self.state.postgres_data)
-                    if outside.name and not outside.is_relative_to(self.dir):
-                        shutil.rmtree(outside.parent, ignore_errors=True)
+                if (self.dir / "stack.json").exists():
+                    self._discard()
                 self._state = None
                 shutil.rmtree(self.dir, ignore_errors=True)
+
+    def _discard(self) -> None:
+        """Take away what lies outside the folder."""
+        outside = self.postgres_data
+        if outside.name and not outside.is_relative_to(self.dir):
+            shutil.rmtree(outside.parent, ignore_errors=True)
 
     @contextlib.contextmanager
     def guarded(self, components: Iterable[str] = ORDER, *, remove: bool = False) -> Iterator[None]:
@@ -235,13 +273,12 @@ class Stack:
     def kill(self, component: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to the component's main process; after SIGKILL, return when it and its children are gone."""
         daemon = self.daemon(component)
-        pid = daemon.pid()
-        if pid is None:
+        if daemon.pid() is None:
             raise StackError(f"{component} does not run, so it cannot be sent {number.name}")
         if number == signal.SIGKILL:
             daemon.end(((signal.SIGKILL, 5.0),))
         else:
-            os.kill(pid, number)
+            daemon.send(number)
 
     def restart(self, component: str) -> None:
         """End the component if it runs, and start it with the same port and data."""
@@ -279,12 +316,17 @@ class Stack:
         """Read what the first start chose, or choose it now."""
         path = self.dir / "stack.json"
         if path.exists():
-            self._state = State.read(path)
+            self._state = self._read()
         else:
-            ports = free_ports([*COMPONENTS, "controller"])
+            ports = self._free_ports([*COMPONENTS, "controller"])
             passwords = {user: secrets.token_hex(12) for user in ("postgres", "cdc")}
-            self._state = State(ports, passwords, base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode())
+            cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+            self._state = State(ports, passwords, cluster_id, kind=self.kind)
             self._save()
+
+    def _free_ports(self, names: Sequence[str]) -> dict[str, int]:
+        """Where these parts will listen."""
+        return free_ports(names)
 
     def _starters(self, wanted: Sequence[str], connect_env: Mapping[str, str]) -> dict[str, Callable[[], None]]:
         """Find or fetch what the parts need; the result starts one part each. Raises StackError naming what is missing."""
@@ -320,7 +362,7 @@ class Stack:
         options = ["-D", str(data), "-p", str(state.ports["postgres"]), "-c", f"listen_addresses={HOST}", "-c", "unix_socket_directories="]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         drop_stale_lock(data)
-        self.daemon("postgres").spawn([str(binaries / "postgres"), *options], cwd=data, env=environment, account=postgres.account)
+        self._process("postgres").spawn([str(binaries / "postgres"), *options], cwd=data, env=environment, account=postgres.account)
 
     def _make_cluster(self, postgres: artifacts.Postgres) -> None:
         """initdb, in our folder, or beside the system's temporary files when PostgreSQL's user cannot enter our folder."""
@@ -340,8 +382,7 @@ class Stack:
         password = home / "superuser"
         private(password, self.state.passwords["postgres"])
         _give(password, account)
-        command = [str(binaries / "initdb"), "-D", str(data), "-U", "postgres", "-A", "scram-sha-256", "--pwfile", str(password)]
-        command += ["-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions"]
+        command = [str(binaries / "initdb"), "-D", str(data), "-U", "postgres", "--pwfile", str(password), *INITDB]
         try:
             done = subprocess.run(
                 command,
@@ -373,39 +414,56 @@ class Stack:
             directory = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
             lines = ["version=1", f"cluster.id={self.state.cluster_id}", "node.id=1", f"directory.id={directory}"]
             (data / "meta.properties").write_text("\n".join(lines) + "\n")
-        broker, controller = f"{HOST}:{self.port('kafka')}", f"{HOST}:{self.port('controller')}"
+        self._java("kafka", java, jars, "kafka.Kafka", self._kafka_properties(HOST, str(data)), {})
+
+    def _kafka_properties(self, listen: str, data: str) -> Path:
+        """The file for a broker that listens at that address, and is reached on loopback."""
+        controller = f"{HOST}:{self.port('controller')}"
         settings = {
             "controller.quorum.voters": f"1@{controller}",
-            "listeners": f"PLAINTEXT://{broker},CONTROLLER://{controller}",
-            "advertised.listeners": f"PLAINTEXT://{broker}",
-            "log.dirs": str(data),
+            "listeners": f"PLAINTEXT://{listen}:{self.port('kafka')},CONTROLLER://{controller}",
+            "advertised.listeners": f"PLAINTEXT://{self.kafka}",
+            "log.dirs": data,
         }
-        self._java("kafka", java, jars, "kafka.Kafka", write_properties(home / "server.properties", "kafka", settings), {})
+        return write_properties(self.dir / "kafka" / "server.properties", "kafka", settings)
 
     def _start_connect(self, java: artifacts.Java, jars: artifacts.Jars, extra_env: Mapping[str, str]) -> None:
-        home = self.dir / "connect"
-        home.mkdir(parents=True, exist_ok=True)
         plugins = [str(jars.plugins)]
         if "registry" in self.state.ports:
             plugins.append(str(artifacts.fetch_registry(java, self._say).plugins))
-        settings = {"bootstrap.servers": self.kafka, "plugin.path": ",".join(plugins), "listeners": self.connect_url}
+        properties = self._connect_properties(HOST, plugins)
+        self._java("connect", java, jars, "org.apache.kafka.connect.cli.ConnectDistributed", properties, self._connect_env(extra_env))
+
+    def _connect_properties(self, listen: str, plugins: Sequence[str]) -> Path:
+        """The file for a worker that listens at that address, and is reached on loopback."""
+        settings = {
+            "bootstrap.servers": self.kafka,
+            "plugin.path": ",".join(plugins),
+            "listeners": f"http://{listen}:{self.port('connect')}",
+        }
         settings |= {"rest.advertised.host.name": HOST, "rest.advertised.port": str(self.port("connect"))}
-        properties = write_properties(home / "worker.properties", "connect", settings)
-        environment = {"CDC_PASSWORD": self.password("cdc"), **extra_env}
-        self._java("connect", java, jars, "org.apache.kafka.connect.cli.ConnectDistributed", properties, environment)
+        return write_properties(self.dir / "connect" / "worker.properties", "connect", settings)
+
+    def _connect_env(self, extra_env: Mapping[str, str]) -> dict[str, str]:
+        return {"CDC_PASSWORD": self.password("cdc"), **extra_env}
 
     def _start_registry(self, java: artifacts.Java, registry: artifacts.Registry) -> None:
         home = self.dir / "registry"
         home.mkdir(parents=True, exist_ok=True)
-        settings = {
-            "QUARKUS_HTTP_HOST": HOST,
+        environment = {key: value for key, value in os.environ.items() if key not in ("CLASSPATH", "JAVA_TOOL_OPTIONS")}
+        argv = self._registry_argv(java.executable, str(registry.program))
+        self._process("registry").spawn(argv, cwd=home, env=environment | self._registry_env(HOST, str(home / "schemas")))
+
+    def _registry_argv(self, java: str, program: str) -> list[str]:
+        return [java, *JVM_FLAGS, f"-Xmx{HEAP['registry']}", "-jar", program]
+
+    def _registry_env(self, listen: str, schemas: str) -> dict[str, str]:
+        return {
+            "QUARKUS_HTTP_HOST": listen,
             "QUARKUS_HTTP_PORT": str(self.port("registry")),
             # In a file: a registry that forgot its schemas would give their numbers to others.
-            "APICURIO_DATASOURCE_URL": f"jdbc:h2:file:{home / 'schemas'}",
+            "APICURIO_DATASOURCE_URL": f"jdbc:h2:file:{schemas}",
         }
-        environment = {key: value for key, value in os.environ.items() if key not in ("CLASSPATH", "JAVA_TOOL_OPTIONS")}
-        argv = [java.executable, *JVM_FLAGS, f"-Xmx{HEAP['registry']}", "-jar", str(registry.program)]
-        self.daemon("registry").spawn(argv, cwd=home, env=environment | settings)
 
     def _java(
         self, name: str, java: artifacts.Java, jars: artifacts.Jars, main: str, properties: Path, extra_env: Mapping[str, str]
@@ -419,7 +477,7 @@ class Stack:
         fresh.with_suffix(".target").write_text(str(classes))
         environment = {key: value for key, value in os.environ.items() if key not in ("CLASSPATH", "JAVA_TOOL_OPTIONS")}
         argv = [java.executable, *flags, "-cp", jars.classpath, main, str(properties)]
-        self.daemon(name).spawn(argv, cwd=properties.parent, env=environment | dict(extra_env))
+        self._process(name).spawn(argv, cwd=properties.parent, env=environment | dict(extra_env))
 
     # ---- readiness -------------------------------------------------------------
 
@@ -501,6 +559,33 @@ class Stack:
         return {"dir": str(self.dir), "kafka": self.kafka, "connect": self.connect_url, "components": parts}
 
 
+def chosen_kind() -> str:
+    """What a new stack consists of. Raises StackError where the variable asks for what there is not."""
+    kind = os.environ.get(KIND) or KINDS[0]
+    if kind not in KINDS:
+        raise StackError(f"{KIND}={kind}: there is no such stack; there are {' and '.join(KINDS)}")
+    return kind
+
+
+def open_stack(folder: Path | str, *, say: Callable[[str], None] | None = None, there: bool = False) -> Stack:
+    """The stack in a folder: what was started there, else one of the kind that CDC_TEST_STACK asks for. Where the two differ, StackError
+    is raised, but not where only what is ``there`` is wanted, for instance to end it."""
+    path = Path(folder).absolute() / "stack.json"
+    found = State.read(path).kind if path.exists() else None
+    if not (there and found):
+        kind = chosen_kind()
+        if found and found != kind and os.environ.get(KIND):
+            raise StackError(
+                f"{KIND}={kind}, and the stack in {path.parent} consists of {found}: remove that one, or choose another folder"
+            )
+        found = found or kind
+    if found == KINDS[0]:
+        return Stack(folder, say=say)
+    from deploy.local.containers import ContainerStack  # It needs more packages.
+
+    return ContainerStack(folder, say=say)
+
+
 def free_ports(names: Sequence[str]) -> dict[str, int]:
     """A free loopback port for each name, below the range of outgoing connections: a retrying client can then never take one."""
     try:
@@ -568,8 +653,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := set(options.component) - set(ORDER):
         parser.error(f"unknown component {', '.join(sorted(unknown))}; there are {', '.join(ORDER)}")
-    stack = Stack(options.dir, say=lambda text: print(text, file=sys.stderr))
     try:
+        stack = open_stack(options.dir, say=lambda text: print(text, file=sys.stderr), there=options.verb != "start")
         if options.verb == "start":
             stack.start(options.component or COMPONENTS)
         elif options.verb == "guard":  # The other end of Stack.guard.

@@ -456,13 +456,15 @@ def test_a_server_that_restarts_is_away_and_then_there_again(postgres: Stack, ha
 
 
 @pytest.mark.parametrize("where", ["statement", "commit"])
-def test_i15_a_server_that_freezes_is_given_up(harness: PostgreSqlHarness, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_i15_a_server_that_freezes_is_given_up(
+    postgres: Stack, harness: PostgreSqlHarness, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     """In a statement nothing was applied; in COMMIT the outcome is unknown until it is read."""
     monkeypatch.setattr("mergers.destinations.postgresql.GRACE_SECONDS", 0.5)
     feed = Feed(harness.open(statement_timeout="1s"), ITEMS).start()
     delta = feed.delta(row(Op.CREATE, 1, 10, "a"))
     connection = feed.destination.connection()
-    backend = connection.raw.info.backend_pid
+    backend = postgres.backend(connection.raw.info.backend_pid)
     method = "commit" if where == "commit" else "begin"
     real = getattr(connection, method)
 

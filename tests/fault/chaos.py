@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from deploy.local.stack import ORDER, Stack
+from deploy.local.stack import ORDER, Stack, open_stack
 from tests.support import hostile
 from tests.support.line import Line, Versions, database
 from tests.support.proxy import FaultyLink
@@ -274,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, began = Console(stderr=True), time.monotonic()
     result = Console()
     given = os.environ.get("CDC_STACK_DIR")
-    stack = Stack(Path(given or tempfile.mkdtemp(prefix="cdc-chaos-stack-")), say=lambda text: console.print(text, style="dim"))
+    stack = open_stack(Path(given or tempfile.mkdtemp(prefix="cdc-chaos-stack-")), say=lambda text: console.print(text, style="dim"))
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeElapsedColumn())
     try:
         with stack.guarded([] if given else ORDER, remove=not given), Progress(*columns, console=console) as bar:

@@ -189,7 +189,7 @@ def test_a_source_that_went_back_in_its_log_stops_the_tables_and_the_cure_heals(
     stack: Stack, pg_database: PgDatabase, tmp_path: Path
 ) -> None:
     """Restored with its slot, it would go on where nobody listens: what it commits up to the connector's position is never sent."""
-    data, kept = Path(stack.state.postgres_data), tmp_path / "kept"
+    data, kept = stack.postgres_data, tmp_path / "kept"
     with running(stack, pg_database, tmp_path) as pipeline:
         stack.stop(["postgres"])
         subprocess.run(["cp", "-a", str(data), str(kept)], check=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deploy.local.stack import ORDER, Stack
+from deploy.local.stack import ORDER, Stack, open_stack
 from tests.identity.rounds import Result, Round
 from tests.identity.sequence import Sequence, Step, generate, weather_of
 from tests.identity.shrink import smallest
@@ -131,7 +131,7 @@ def main(arguments: Many[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console, result, began = Console(stderr=True), Console(), time.monotonic()
     given = os.environ.get("CDC_STACK_DIR")
-    stack = Stack(Path(given or tempfile.mkdtemp(prefix="cdc-identity-stack-")), say=lambda text: console.print(text, style="dim"))
+    stack = open_stack(Path(given or tempfile.mkdtemp(prefix="cdc-identity-stack-")), say=lambda text: console.print(text, style="dim"))
 
     def told(totals: Totals, results: Many[Result]) -> None:
         for one in results:

@@ -299,10 +299,10 @@ def test_a_connection_that_the_server_closed_is_not_asked(observed: Observed, ta
 
 @pytest.mark.parametrize("between", [True, False], ids=["before it is asked", "while it is asked"])
 def test_a_server_that_hangs_is_waited_for_no_longer_than_the_limit(
-    observed: Observed, table: str, between: bool, monkeypatch: pytest.MonkeyPatch
+    stack_home: Stack, observed: Observed, table: str, between: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = observed.identity(table)
-    hung = kept_connections(observed)
+    hung = [stack_home.backend(pid) for pid in kept_connections(observed)]
     monkeypatch.setattr(kept, "LIMIT_SECONDS", 0.5)
     found: list[object] = []
 

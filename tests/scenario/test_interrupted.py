@@ -32,8 +32,8 @@ def test_that_waits(postgres):
 
 @contextmanager
 def running(folder: Path, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A run in a session of its own (a terminal's Ctrl-C is sent to its group)."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CDC_STACK", "PYTEST"))}
+    """A run in a session of its own (a terminal's Ctrl-C is sent to its group), with a stack of processes: they are looked for."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CDC_STACK", "CDC_TEST_STACK", "PYTEST"))}
     environment["PYTHONPATH"] = str(ROOT)
     with (folder / "out").open("wb") as out:
         process = subprocess.Popen([sys.executable, *argv], cwd=folder, env=environment, stdout=out, stderr=out, start_new_session=True)

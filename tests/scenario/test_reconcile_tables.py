@@ -164,7 +164,7 @@ def test_the_source_is_read_no_faster_than_allowed(two: Two) -> None:
 @pytest.fixture
 def replica(postgres: Stack, source: tuple[str, Source], tmp_path: Path) -> Iterator[str]:
     """A standby of the stack's server, which replays what the server writes; the URL of the database on it."""
-    account, binaries, port = find_postgres().account, Path(postgres.state.postgres_bin), free_ports(["replica"])["replica"]
+    account, binaries, port = find_postgres().account, postgres.postgres_bin, free_ports(["replica"])["replica"]
     if not (binaries / "pg_basebackup").exists():
         pytest.skip("this PostgreSQL has no pg_basebackup")
     home = Path(tempfile.mkdtemp(prefix="cdc-replica-"))

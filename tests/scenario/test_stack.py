@@ -23,7 +23,7 @@ from confluent_kafka import Consumer, TopicPartition
 from deploy.local import shop
 from deploy.local.compare import compare
 from deploy.local.process import Daemon, StackError, birth
-from deploy.local.stack import HOST, Stack, free_ports
+from deploy.local.stack import HOST, Stack, free_ports, open_stack
 from tests.conftest import PgDatabase
 
 WAIT_SECONDS = 60.0
@@ -201,7 +201,7 @@ def test_postgres_that_another_process_started_comes_back_after_kill_9(tmp_path:
     """Its parent is gone, so nobody may reap it: the killed server can stay a zombie whose pid still answers."""
     folder = tmp_path / "stack"
     command = [sys.executable, "-m", "deploy.local.stack", "start", "postgres", "--dir", str(folder)]
-    made = Stack(folder)
+    made = open_stack(folder)
     try:
         started = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=100)
         assert made.running()["postgres"] is not None, started.stderr

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.local.stack import ORDER, Stack
+from deploy.local.stack import ORDER, open_stack
 from tests.conformance.harness import PostgreSqlHarness
 from tests.simulation.catalog import STATEMENTS
 from tests.simulation.generate import run
@@ -81,7 +81,7 @@ def warehouses_of(destination: str) -> Iterator[Warehouses]:
             made.close()
         return
     given = os.environ.get("CDC_STACK_DIR")
-    stack = Stack(Path(given or tempfile.mkdtemp(prefix="cdc-simulation-")))
+    stack = open_stack(Path(given or tempfile.mkdtemp(prefix="cdc-simulation-")))
     with stack.guarded([] if given else ORDER, remove=not given):
         stack.start(["postgres"])
         PostgreSqlHarness.server = stack
