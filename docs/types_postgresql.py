@@ -17,8 +17,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from connectors.formats.codecs import Unsent  # noqa: E402
 from connectors.formats.connect_schema import Unsupported, field_of, struct_field  # noqa: E402
-from connectors.formats.wire import Unsent  # noqa: E402
 from mergers.destinations.duckdb import SPELLING  # noqa: E402
 
 PAGE = ROOT / "docs" / "types-postgresql.md"
@@ -134,9 +134,9 @@ def line(kind: str, schema: dict[str, Any] | None) -> str:
         field = field_of(schema)
     except Unsupported as problem:
         return f"| {kind} | {form} | | | | to quarantine: {problem} |"
-    toast = {Unsent.NEVER: "-", Unsent.NULL: "full"}.get(field.wire.unsent, "kept")
-    if field.wire.codec == "refused":
-        return f"| {kind} | {form} | | | {toast} | values go to quarantine: {field.wire.reason} |"
+    toast = {Unsent.NEVER: "-", Unsent.NULL: "full"}.get(field.codec.unsent, "kept")
+    if field.codec.name == "refused":
+        return f"| {kind} | {form} | | | {toast} | values go to quarantine: {field.codec.reason} |"
     return f"| {kind} | {form} | {field.column.type} | {SPELLING.column_type(field.column.type)} | {toast} | {NOTES.get(kind, '')} |"
 
 

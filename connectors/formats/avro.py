@@ -24,13 +24,13 @@ from connectors.formats.avro_columns import read_block
 from connectors.formats.avro_exact import reader
 from connectors.formats.avro_schema import Node, connect_schema, parse, value_of
 from connectors.formats.blocks import Block, Problem, chosen
+from connectors.formats.codecs import Codec
 from connectors.formats.connect_schema import Field, Unsupported, columns_of
 from connectors.formats.debezium_json import JsonForm
 from connectors.formats.envelope import EnvelopeDecoder
 from connectors.formats.exact import Inexact, exact
 from connectors.formats.flat import row_of
 from connectors.formats.layout import KeyField, Prefix, Recognised, ValueFields, read_key_schema
-from connectors.formats.wire import Wire
 
 HEAD = 5
 """Bytes before the datum."""
@@ -157,7 +157,7 @@ class AvroForm:
         schemas = [field for field in row["fields"] if any(field["field"] == one.column.name for one in fields)]
         spelled = [one.spelled for one in inner.fields[: len(fields)]]
         as_key = tuple(replace(one, name=name) for one, name in zip(read_key_schema(row), spelled, strict=True))
-        own = tuple(Field(one.column, avro_wire(one.wire, schema)) for one, schema in zip(fields, schemas, strict=True))
+        own = tuple(Field(one.column, avro_codec(one.codec, schema)) for one, schema in zip(fields, schemas, strict=True))
         stand_ins = {}
         if self._defaults_for_null:
             stand_ins = {
@@ -165,7 +165,7 @@ class AvroForm:
                 for one, schema in zip(own, schemas, strict=True)
                 if one.column.nullable and schema.get("default") is not None
             }
-        return ValueFields(own, as_key, flat, tuple(one.wire for one in fields), stand_ins)
+        return ValueFields(own, as_key, flat, tuple(one.codec for one in fields), stand_ins)
 
     def read(self, records: pa.Array, places: npt.NDArray[np.int64], known: Recognised[Any], schema: pa.Schema) -> Block:
         number = known.number[places]
@@ -261,30 +261,30 @@ def _key(node: Node) -> tuple[KeyField, ...]:
     """Raises Unsupported."""
     schema = connect_schema(node)
     fields = zip(read_key_schema(schema), node.fields, schema["fields"], strict=True)
-    return tuple(replace(one, name=own.spelled, wire=one.wire and avro_wire(one.wire, told)) for one, own, told in fields)
+    return tuple(replace(one, name=own.spelled, codec=one.codec and avro_codec(one.codec, told)) for one, own, told in fields)
 
 
 _READ = {"bytes": pa.binary(), "float": pa.float32()}
-_CODECS = {"base64": "plain", "base64_text": "bytes_text", "bits": "bytes_bits", "float32": "plain"}
+_CONVERSIONS = {"base64": "plain", "base64_text": "bytes_text", "bits": "bytes_bits", "float32": "plain"}
 """Avro has bytes and single floats of its own; all else stands in it as in JSON."""
 
 
-def avro_wire(wire: Wire, schema: Mapping[str, Any]) -> Wire:
-    """The form in Avro of what stands as ``wire`` in JSON; ``schema`` is Connect's of the same field."""
+def avro_codec(codec: Codec, schema: Mapping[str, Any]) -> Codec:
+    """The form in Avro of what stands as ``codec`` in JSON; ``schema`` is Connect's of the same field."""
     if schema["type"] == "array":
-        if wire.element is not None:
-            element = avro_wire(wire.element, schema["items"])
-            return replace(wire, element=element, read=pa.list_(element.read))
-        return replace(wire, read=pa.list_(_READ.get(schema["items"]["type"], wire.read.value_type)))
-    return replace(wire, codec=_CODECS.get(wire.codec, wire.codec), read=_READ.get(schema["type"], wire.read))
+        if codec.element is not None:
+            element = avro_codec(codec.element, schema["items"])
+            return replace(codec, element=element, read=pa.list_(element.read))
+        return replace(codec, read=pa.list_(_READ.get(schema["items"]["type"], codec.read.value_type)))
+    return replace(codec, name=_CONVERSIONS.get(codec.name, codec.name), read=_READ.get(schema["type"], codec.read))
 
 
 def _stand_in(one: Field, schema: Mapping[str, Any]) -> Any:
     """A default as it stands on the wire."""
     default = schema["default"]
     try:
-        if pa.types.is_binary(one.wire.read):
+        if pa.types.is_binary(one.codec.read):
             return base64.b64decode(default)
-        return exact(one.wire.read, default)
+        return exact(one.codec.read, default)
     except (Inexact, ValueError, TypeError):
         raise Unsupported(f"column {one.column.name!r}: its default, which the converter writes for NULL, cannot be told") from None

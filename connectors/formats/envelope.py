@@ -19,7 +19,7 @@ from cdc_service.core.types import ChangeBatch, RawBatch, Rejected, TableId, Tab
 from cdc_service.ports.events import Positions
 from connectors.formats.blocks import Block, Problem
 from connectors.formats.flat import as_envelope
-from connectors.formats.layout import KeyField, KeyWires, Layout, Recognised, ValueFields, make_layout, wires_of_key
+from connectors.formats.layout import KeyCodecs, KeyField, Layout, Recognised, ValueFields, codecs_of_key, make_layout
 from connectors.formats.rows import GroupReader, Reads, converted_key, key_schema, rejection
 from connectors.formats.segments import batches
 from connectors.formats.texts import columns_from_text
@@ -192,16 +192,16 @@ class EnvelopeDecoder:
         texts: dict[int, str | None] = {}
         for number, prefix in enumerate(keys.prefixes):
             mine = places[keys.number[places] == number]
-            wires = self._key_wires(raw.topic, topic, prefix.meaning) if len(mine) else ()
-            if wires:
-                block = self._form.read(raw.keys, mine, keys, key_schema(wires))
-                columns, bad = converted_key(wires, block.rows)
-                whole = key_text(pa.table(columns, names=[spelled for spelled, _ in wires])).to_pylist()
+            codecs = self._key_codecs(raw.topic, topic, prefix.meaning) if len(mine) else ()
+            if codecs:
+                block = self._form.read(raw.keys, mine, keys, key_schema(codecs))
+                columns, bad = converted_key(codecs, block.rows)
+                whole = key_text(pa.table(columns, names=[spelled for spelled, _ in codecs])).to_pylist()
                 texts |= {int(p): None if bad[i] or i in block.problems else whole[i] for i, p in enumerate(mine)}
         return {place: rejection(raw, place, texts.get(place), problem) for place, problem in problems.items()}
 
-    def _key_wires(self, name: str, topic: _Topic, key: tuple[KeyField, ...] | Problem) -> KeyWires:
+    def _key_codecs(self, name: str, topic: _Topic, key: tuple[KeyField, ...] | Problem) -> KeyCodecs:
         if isinstance(key, Problem):
             return ()
         same = topic.layout is not None and key == topic.key
-        return topic.layout.key_wires if topic.layout is not None and same else wires_of_key(key, self._known.get(name))
+        return topic.layout.key_codecs if topic.layout is not None and same else codecs_of_key(key, self._known.get(name))

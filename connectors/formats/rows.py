@@ -17,10 +17,10 @@ from cdc_service.core.rowtext import row_text
 from cdc_service.core.types import META, Op, RawBatch, Rejected, TableId
 from cdc_service.ports.events import Positions
 from connectors.formats.blocks import Block, Problem
+from connectors.formats.codecs import Codec, convert, unsent
 from connectors.formats.exact import Inexact, exact, parse
-from connectors.formats.layout import KeyWires, Layout
+from connectors.formats.layout import KeyCodecs, Layout
 from connectors.formats.segments import Decoded
-from connectors.formats.wire import Wire, convert, unsent
 
 Mask = npt.NDArray[np.bool_]
 Reads = Callable[[pa.Schema], Block]
@@ -91,25 +91,25 @@ def rejection(raw: RawBatch, place: int, text: str | None, problem: Problem) -> 
     )
 
 
-def key_schema(wires: KeyWires) -> pa.Schema:
+def key_schema(codecs: KeyCodecs) -> pa.Schema:
     """What a reader takes from a key's payload, under the names that the key has."""
-    return pa.schema([pa.field(spelled, wire.read) for spelled, wire in wires])
+    return pa.schema([pa.field(spelled, codec.read) for spelled, codec in codecs])
 
 
-def converted_key(wires: KeyWires, rows: pa.Table) -> tuple[list[pa.Array], Mask]:
+def converted_key(codecs: KeyCodecs, rows: pa.Table) -> tuple[list[pa.Array], Mask]:
     """The key's columns from what was read with ``key_schema``, and where one of them is not exact."""
     columns, bad = [], np.zeros(rows.num_rows, np.bool_)
-    for place, (_, wire) in enumerate(wires):
-        done = convert(wire, _one(rows.column(place)))
-        columns.append(_normal(wire, done.values))
+    for place, (_, codec) in enumerate(codecs):
+        done = convert(codec, _one(rows.column(place)))
+        columns.append(_normal(codec, done.values))
         if done.bad is not None:
             bad |= done.bad
     return columns, bad
 
 
-def _normal(wire: Wire, values: pa.Array) -> pa.Array:
+def _normal(codec: Codec, values: pa.Array) -> pa.Array:
     """Numbers without a fixed scale as keys: 1.50 and 1.5 are one key in the source, so that they must be one text here."""
-    if wire.codec != "numeric":
+    if codec.name != "numeric":
         return values
     shortened = pc.replace_substring_regex(values, r"^(-?[0-9]+\.[0-9]*?)0+$", r"\1")
     return pc.replace_substring_regex(shortened, r"\.$", "")
@@ -143,7 +143,7 @@ class GroupReader:
     ) -> tuple[Decoded, dict[int, Rejected]]:
         """The rows, and by place in ``raw`` what is rejected. ``table`` is the topic's, when it is known."""
         log = raw.topic in self._logs
-        block, key_block = values(self._schema(layout, log=log)), keys(key_schema(layout.key_wires))
+        block, key_block = values(self._schema(layout, log=log)), keys(key_schema(layout.key_codecs))
         problems = _Problems(len(places), block.problems, key_block.problems)
         rows = block.rows
         op = pc.index_in(_one(rows.column("op")), _OPS)
@@ -160,7 +160,7 @@ class GroupReader:
         columns, missing, doubtful = self._columns(layout, after, problems)
         if log:
             problems.mark(doubtful, _DOUBTFUL)  # Each change stays as it came: the source tells no more what it held then.
-        key_columns, bad_key = converted_key(layout.key_wires, key_block.rows)
+        key_columns, bad_key = converted_key(layout.key_codecs, key_block.rows)
         key = dict(zip(layout.key, key_columns, strict=True))
         problems.mark(bad_key, _BAD_KEY)
         _check_key(layout, key, columns, ops, problems)
@@ -192,7 +192,7 @@ class GroupReader:
         return decoded, _rejections(raw, layout, places, key, bad_key, key_block.problems, problems)
 
     def _schema(self, layout: Layout, *, log: bool) -> pa.Schema:
-        after = pa.struct([pa.field(c.name, w.read) for c, w in zip(layout.columns, layout.wires, strict=True)])
+        after = pa.struct([pa.field(column.name, codec.read) for column, codec in zip(layout.columns, layout.codecs, strict=True)])
         fields = [pa.field("after", after), pa.field("source", self._source), pa.field("op", pa.string())]
         if log:
             return pa.schema([*fields, pa.field("before", after), _TRANSACTION])
@@ -231,20 +231,20 @@ class GroupReader:
         columns: dict[str, pa.Array] = {}
         missing: dict[str, Mask] = {}
         doubtful = np.zeros(len(after), np.bool_)
-        for column, wire, values in zip(layout.columns, layout.wires, after.flatten(), strict=True):
+        for column, codec, values in zip(layout.columns, layout.codecs, after.flatten(), strict=True):
             if column.name in layout.stand_ins:
                 _mark_stand_ins(column.name, values, layout.stand_ins[column.name], problems)
-            mask = unsent(wire, values, self._unavailable)
+            mask = unsent(codec, values, self._unavailable)
             if mask is not None:
                 missing[column.name] = mask
                 values = pc.if_else(pa.array(mask), pa.scalar(None, values.type), values)
-            done = convert(wire, values)
+            done = convert(codec, values)
             columns[column.name] = done.values
             if done.doubtful is not None:
                 doubtful |= done.doubtful
             if done.bad is not None:
                 message = (
-                    f"column {column.name!r}: {wire.reason}" if wire.reason else f"column {column.name!r} holds no exact {column.type}"
+                    f"column {column.name!r}: {codec.reason}" if codec.reason else f"column {column.name!r} holds no exact {column.type}"
                 )
                 problems.mark(done.bad, Problem("inexact_value", message))
         return columns, missing, doubtful
@@ -269,7 +269,7 @@ class GroupReader:
         deletes = ops == Op.DELETE
         whole = there & ~deletes | (there if topic in self._whole else np.zeros(len(ops), np.bool_))
         texts: dict[str, pa.Array] = {}
-        for column, wire, values in zip(layout.columns, layout.wires, image.flatten(), strict=True):
+        for column, wire, values in zip(layout.columns, layout.codecs, image.flatten(), strict=True):
             sent = whole | (there if column.name in layout.key else False)
             mask = unsent(wire, values, self._unavailable)
             if mask is not None:
@@ -331,7 +331,7 @@ class GroupReader:
             moved[place] = _header(raw, int(places[place]), _NEW_KEY) is not None
         anything = np.logical_or.reduce([np.zeros(len(places), np.bool_), *missing.values()])
         old: dict[int, Any] = {}
-        kind = pa.struct(list(key_schema(layout.key_wires)))
+        kind = pa.struct(list(key_schema(layout.key_codecs)))
         for place in np.flatnonzero((ops == Op.CREATE) & anything & problems.good):
             header = _header(raw, int(places[place]), _OLD_KEY)
             if header is not None:
@@ -344,8 +344,8 @@ class GroupReader:
     def _old_key(self, layout: Layout, old: Mapping[int, Any], size: int, problems: _Problems) -> pa.Table | None:
         if not old:
             return None
-        rows = pa.Table.from_pylist([row or {} for row in old.values()], key_schema(layout.key_wires))
-        columns, bad = converted_key(layout.key_wires, rows.combine_chunks())
+        rows = pa.Table.from_pylist([row or {} for row in old.values()], key_schema(layout.key_codecs))
+        columns, bad = converted_key(layout.key_codecs, rows.combine_chunks())
         for number, place in enumerate(old):
             if bad[number] or any(column[number].as_py() is None for column in columns):
                 problems.mark_one(place, _BAD_OLD_KEY)
@@ -379,7 +379,7 @@ def _check_key(
 ) -> None:
     for name, values in key.items():
         problems.mark((ops != Op.TRUNCATE) & _mask(values.is_null()), _NULL_KEY)
-        own = _normal(layout.wire(name), columns[name])
+        own = _normal(layout.codec(name), columns[name])
         equal = _mask(pc.equal(_comparable(values), _comparable(own)))
         problems.mark((ops <= Op.UPDATE) & ~equal, _KEY_DIFFERS)
 

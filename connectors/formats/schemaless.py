@@ -19,13 +19,13 @@ from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import ChangeBatch, Column, RawBatch, Rejected, TableSchema
 from cdc_service.ports.events import Positions
 from connectors.formats.blocks import chosen, read_block
+from connectors.formats.codecs import Codec, Unsent, list_of
 from connectors.formats.connect_schema import LIST_FORMS, LISTS_REFUSED, PRIMITIVE, SEMANTIC, TEXT, TEXT_AS_BYTES
 from connectors.formats.frames import Envelopes, read_envelopes
 from connectors.formats.layout import Layout
 from connectors.formats.rows import GroupReader
 from connectors.formats.segments import Decoded, batches
 from connectors.formats.texts import columns_from_text
-from connectors.formats.wire import Unsent, Wire, list_of
 
 _PLAIN = {
     Kind.BOOL: "boolean",
@@ -128,10 +128,10 @@ def _layout(table: TableSchema, connector: Mapping[str, str]) -> Layout:
                 f"{table.table}: without schemas, column {name!r} cannot be told from the event's own field of that name",
                 hint="let the connector write schemas (value.converter.schemas.enable=true)",
             )
-    return Layout(table.columns, tuple(_wire(table, column, connector) for column in table.columns), table.key)
+    return Layout(table.columns, tuple(_codec(table, column, connector) for column in table.columns), table.key)
 
 
-def _wire(table: TableSchema, column: Column, connector: Mapping[str, str]) -> Wire:
+def _codec(table: TableSchema, column: Column, connector: Mapping[str, str]) -> Codec:
     source = column.source_type.upper()
     problem = f"{table.table}: without schemas, the values of column {column.name!r} ({column.source_type or column.type}) are ambiguous"
     if source in ("BIT", "VARBIT", *LISTS_REFUSED) or not source:
@@ -157,7 +157,7 @@ def _setting(kind: LogicalType, source: str) -> tuple[str, str, set[str]]:
     return _SETTINGS.get((kind.element or kind).kind, ("", "", set()))
 
 
-def _scalar(kind: LogicalType, source: str, times: Mapping[Kind, tuple[str, str]]) -> Wire:
+def _scalar(kind: LogicalType, source: str, times: Mapping[Kind, tuple[str, str]]) -> Codec:
     if kind.kind in _PLAIN:
         return PRIMITIVE[_PLAIN[kind.kind]]
     if kind.kind in times:
@@ -165,9 +165,9 @@ def _scalar(kind: LogicalType, source: str, times: Mapping[Kind, tuple[str, str]
     if kind.kind is Kind.TIMESTAMPTZ:
         return SEMANTIC["string", "io.debezium.time.ZonedTimestamp"]
     if kind.kind is Kind.DECIMAL:
-        return Wire("decimal", kind, pa.string(), unsent=Unsent.TEXT)
+        return Codec("decimal", kind, pa.string(), unsent=Unsent.TEXT)
     if kind.kind is Kind.NUMERIC:
-        return Wire("numeric", kind, pa.string(), unsent=Unsent.TEXT)
+        return Codec("numeric", kind, pa.string(), unsent=Unsent.TEXT)
     if source in TEXT_AS_BYTES:
-        return Wire("base64_text", kind, pa.string(), unsent=Unsent.BASE64)
-    return Wire("plain", kind, pa.string(), unsent=Unsent.HSTORE if source == "HSTORE" else TEXT.unsent)
+        return Codec("base64_text", kind, pa.string(), unsent=Unsent.BASE64)
+    return Codec("plain", kind, pa.string(), unsent=Unsent.HSTORE if source == "HSTORE" else TEXT.unsent)

@@ -23,19 +23,19 @@ def test_a_snapshot_puts_the_schema_before_the_type_and_the_stream_does_not() ->
     """I20."""
     assert field('"EXT"."LQUERY"', "bytes") == field("LQUERY", "bytes")
     assert field('"EXT"."HSTORE"', "string", "io.debezium.data.Json") == field("HSTORE", "string", "io.debezium.data.Json")
-    assert field('"E.""X"""."_TIME"', "array", items={"type": "int64"}).wire.codec == "refused"
+    assert field('"E.""X"""."_TIME"', "array", items={"type": "int64"}).codec.name == "refused"
 
 
 def test_bit_varying_of_one_bit_is_no_boolean() -> None:
     """I19: the empty bit string would arrive as false."""
-    assert field("BIT", "boolean").wire.codec == "plain"
-    assert field("VARBIT", "boolean").wire.codec == "refused"
+    assert field("BIT", "boolean").codec.name == "plain"
+    assert field("VARBIT", "boolean").codec.name == "refused"
 
 
 def test_a_domain_over_an_array_of_times_is_refused_as_the_array_is() -> None:
     """I19."""
     times = {"type": "int64", "name": "io.debezium.time.MicroTime"}
-    assert field("_TIME", "array", items=times).wire.codec == field("DTIMES", "array", items=times).wire.codec == "refused"
+    assert field("_TIME", "array", items=times).codec.name == field("DTIMES", "array", items=times).codec.name == "refused"
 
 
 @pytest.mark.parametrize("source", ["BIT", "VARBIT", "DBITS"])

@@ -13,9 +13,9 @@ from cdc_service.core.errors import TableStopped
 from cdc_service.core.logical import INFINITY, Kind, array, decimal
 from cdc_service.core.types import ChangeBatch, Column, Op, RawBatch, Span, TableId, TableSchema
 from connectors.formats import blocks, layout
+from connectors.formats.codecs import Codec, convert
 from connectors.formats.connect_schema import PRIMITIVE, SEMANTIC, Unsupported, field_of
 from connectors.formats.debezium_json import DebeziumJsonDecoder
-from connectors.formats.wire import Wire, convert
 from connectors.sources.postgresql.positions import PostgresPositions
 from tests.support.envelopes import PLACEHOLDER, Col, Record, Table, dumps, listed, number, raw, text
 from tests.support.plain import account, plain
@@ -367,16 +367,16 @@ def test_messages_larger_than_a_readers_block_arrive() -> None:
     assert one([PLAIN.change("c", row(1, large)), PLAIN.change("c", row(2))]).data.column("name").to_pylist() == [large, "x"]
 
 
-def told(wire: Wire, values: list[Any]) -> tuple[list[Any], list[int]]:
+def told(codec: Codec, values: list[Any]) -> tuple[list[Any], list[int]]:
     """(values, places of bad ones) of a conversion."""
-    done = convert(wire, pa.array(values, wire.read))
+    done = convert(codec, pa.array(values, codec.read))
     bad = [] if done.bad is None else [place for place, flag in enumerate(done.bad) if flag]
-    assert done.values.type == wire.type.arrow
+    assert done.values.type == codec.type.arrow
     return plain(done.values), bad
 
 
-def wire(column: Col) -> Wire:
-    return field_of(column.schema()).wire
+def codec(column: Col) -> Codec:
+    return field_of(column.schema()).codec
 
 
 @pytest.mark.parametrize(
@@ -447,9 +447,9 @@ def wire(column: Col) -> Wire:
     ],
 )
 def test_values_are_exact_or_refused(column: Col, values: list[Any], expected: list[Any], bad: list[int]) -> None:
-    assert told(wire(column), values) == (expected, bad)
+    assert told(codec(column), values) == (expected, bad)
     # A value's fate does not hang on its neighbours.
-    assert [told(wire(column), [value])[0][0] for value in values] == expected
+    assert [told(codec(column), [value])[0][0] for value in values] == expected
 
 
 DAYS = listed("a", "int32", "_DATE", "io.debezium.time.Date")
@@ -474,7 +474,7 @@ INSTANTS = listed("a", "string", "_TIMESTAMPTZ", "io.debezium.time.ZonedTimestam
 def test_elements_that_the_connector_may_have_changed_are_doubtful(column: Col, sure: list[Any], doubtful: list[Any]) -> None:
     for element, told_apart in [*((e, False) for e in sure), *((e, True) for e in doubtful)]:
         lists = [[element], [sure[0], element, None], [sure[0]], [None, None], [], None]
-        done = convert(wire(column), pa.array(lists, wire(column).read))
+        done = convert(codec(column), pa.array(lists, codec(column).read))
         assert done.bad is None, element
         # Nothing but NULLs is what the connector makes of arrays of two dimensions.
         assert done.doubtful is not None
@@ -494,7 +494,7 @@ def test_elements_that_the_connector_may_have_changed_are_doubtful(column: Col, 
     ],
 )
 def test_types_land_where_they_belong(column: Col, kind: Any) -> None:
-    assert wire(column).type == kind
+    assert codec(column).type == kind
 
 
 @pytest.mark.parametrize(
