@@ -39,7 +39,7 @@ from cdc_service.pipeline.table_task import Part, TableTask
 from cdc_service.pipeline.watermarks import Watermarks, signal_id
 from cdc_service.ports.capture import Facts
 from cdc_service.ports.destination import Destination, RightsLacking
-from cdc_service.ports.events import Decoder, Positions
+from cdc_service.ports.events import Decoder, EventModel
 from cdc_service.ports.feed import Assignment
 from cdc_service.ports.source import Finding, Identity, Source, SourceTable, without_columns
 from cdc_service.runtime.comparing.change_log import Sources
@@ -111,7 +111,7 @@ class Parts:
         exact = {TableId(*p.exact) for p in map(parse_pattern, self.config.tables) if p.exact is not None}
         gone = exact & set(known) - {t.table for t in catalog}
         keyless = {t.table for t in catalog if not t.key}
-        return resolve(self.config, [*selectable(self.config, catalog), *gone], fold, keyless, self.source.positions.ordering)
+        return resolve(self.config, [*selectable(self.config, catalog), *gone], fold, keyless, self.source.events.ordering)
 
 
 @contextmanager
@@ -480,7 +480,7 @@ def _resolved(p: Parts, destination: Destination, connector: Mapping[str, str] |
     except Unavailable:
         if not known:
             raise
-        ordering = p.source.positions.ordering
+        ordering = p.source.events.ordering
         configs = [_as_kept(c, destination) for c in resolve(p.config, known, destination.fold, ordering=ordering)]
         whole = {c.source for c in configs if not c.keyed and c.target.mode is Mode.APPEND}  # No other is taken.
 
@@ -489,7 +489,7 @@ def _resolved(p: Parts, destination: Destination, connector: Mapping[str, str] |
 
     schemas = None if p.registry is None else Schemas(p.registry, RealClock().monotonic)
     logs = {c.topic for c in configs if c.source in whole}
-    return configs, lambda: _decoder(p.source.positions, connector or {}, configs, destination, logs, told, schemas)
+    return configs, lambda: _decoder(p.source.events, connector or {}, configs, destination, logs, told, schemas)
 
 
 def _as_kept(config: TableConfig, destination: Destination) -> TableConfig:
@@ -517,7 +517,7 @@ def _options(p: Parts, connector: Mapping[str, str]) -> dict[str, str]:
 
 
 def _decoder(
-    positions: Positions,
+    model: EventModel,
     connector: Mapping[str, str],
     configs: Sequence[TableConfig],
     destination: Destination,
@@ -539,11 +539,9 @@ def _decoder(
         if schemas is None:
             raise ConfigError("the connector writes Avro", hint="add at the top:  schema_registry: {url: http://localhost:8081}")
         doubtful = writes_defaults_for_null(connector)
-        return DebeziumAvroDecoder(
-            positions, schemas, unavailable=unavailable, known=known, whole=whole, logs=logs, defaults_for_null=doubtful
-        )
+        return DebeziumAvroDecoder(model, schemas, unavailable=unavailable, known=known, whole=whole, logs=logs, defaults_for_null=doubtful)
     if with_schemas:
-        return DebeziumJsonDecoder(positions, unavailable=unavailable, known=known, whole=whole, logs=logs)
+        return DebeziumJsonDecoder(model, unavailable=unavailable, known=known, whole=whole, logs=logs)
     if new and not by_catalog:
         by_catalog = dict(told(new))
     missing = [str(table) for table in new if table not in by_catalog]
@@ -553,7 +551,7 @@ def _decoder(
             hint="set value.converter.schemas.enable=true in connect.options, at least until each table was loaded once",
         )
     known |= {new[table]: schema for table, schema in by_catalog.items()}
-    return SchemalessJsonDecoder(positions, known, connector, whole, logs)
+    return SchemalessJsonDecoder(model, known, connector, whole, logs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,7 @@ def _connector(config: Config, connect: KafkaConnect, source: Source, told: _Sou
     existing = connect.config(name)
     signals = source.preparation(told.tables, config.names).signals
     wanted = source.connector_config(connector_request(config, told.tables, told.catalog, signals, existing))
-    yield from _wire(config, connect, wanted)
+    yield from _wire(config, connect, source, wanted)
     problems = connect.validate(wanted)
     for problem in problems:
         yield Finding("connector configuration", False, f"{problem.key}: {problem.message}", validation_cure([problem]))
@@ -172,9 +172,9 @@ def _connector(config: Config, connect: KafkaConnect, source: Source, told: _Sou
         yield Finding("connector", status.running, f"{name} is {status.overall.lower()}{causes}", status.cure)
 
 
-def _wire(config: Config, connect: KafkaConnect, wanted: Mapping[str, str]) -> Iterator[Finding]:
+def _wire(config: Config, connect: KafkaConnect, source: Source, wanted: Mapping[str, str]) -> Iterator[Finding]:
     """What the connector writes, and whether the service can read it."""
-    wires.require_readable(config, wanted)
+    wires.require_readable(config, wanted, source.events)
     wires.require_converter(connect, wanted)
     if config.schema_registry.url is not None:
         registry = SchemaRegistry(config.schema_registry.url.reveal(), config.schema_registry.options.reveal())

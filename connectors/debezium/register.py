@@ -285,7 +285,7 @@ def plan_registration(
     there = kafka.topics()
     topics = tuple(t for t in topics_of(config, facts, signals) if t.name not in there)
     wanted_config = source.connector_config(connector_request(config, facts, catalog, signals, existing))
-    wires.require_readable(config, wanted_config)
+    wires.require_readable(config, wanted_config, source.events)
     wires.require_converter(connect, wanted_config)
     connector = connect.plan(wanted_config, secret_options(config))
     added = [] if existing is None or initial else sorted({t.table for t in facts} - source.registered(existing))

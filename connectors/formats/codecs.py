@@ -13,7 +13,6 @@ import re
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -21,40 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc_service.core.logical import INFINITY, Kind, LogicalType, array
+from cdc_service.ports.events import Codec, Unsent
 
 Mask = npt.NDArray[np.bool_]
-
-
-class Unsent(StrEnum):
-    """How a value that the source did not send stands in the record.
-
-    NEVER: the type is always sent. TEXT: the placeholder; BASE64, HSTORE, UUID: its form in that type; LIST: a list of its form in the
-    elements' type. NULL: the connector has no form for the type and sends NULL, which cannot be told from a real one.
-    """
-
-    NEVER = "never"
-    TEXT = "text"
-    BASE64 = "base64"
-    HSTORE = "hstore"
-    UUID = "uuid"
-    LIST = "list"
-    NULL = "null"
-
-
-@dataclass(frozen=True, slots=True)
-class Codec:
-    """How the values of one column stand in events: ``name`` is that of its conversion, ``read`` the Arrow type that a JSON reader gives
-    for it. ``parameter`` is the conversion's: bits of a bit string, units of a count. ``reason`` tells why the conversion ``refused`` takes
-    no value.
-    """
-
-    name: str
-    type: LogicalType
-    read: pa.DataType
-    parameter: int = 0
-    unsent: Unsent = Unsent.NEVER
-    element: Codec | None = None
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +67,7 @@ def unsent(codec: Codec, column: pa.Array, placeholder: str) -> Mask | None:
 def _spelled(form: Unsent, placeholder: str) -> str:
     if form is Unsent.BASE64:
         return base64.b64encode(placeholder.encode()).decode()
-    if form is Unsent.HSTORE:
+    if form is Unsent.OBJECT:
         return json.dumps({placeholder: placeholder}, separators=(",", ":"), ensure_ascii=False)
     if form is Unsent.UUID:
         # Java's UUID.nameUUIDFromBytes: version 3 without a namespace.
@@ -207,7 +175,7 @@ def _numeric(codec: Codec, column: pa.Array) -> Converted:
         for spelled, text in _NUMERIC_SPECIAL.items():
             column = pc.if_else(pc.equal(column, spelled), pa.scalar(text), column)
     if codec.parameter < 0:
-        # A negative scale: the connector pads the integer with zeros behind a point that PostgreSQL does not print.
+        # A negative scale: the connector pads the integer with zeros behind a point, which the source does not print.
         column = pc.replace_substring_regex(column, r"\.0+$", "")
     bad = ~_true(pc.match_substring_regex(column, _NUMBER)) & ~_true(special) & ~_nulls(column)
     return _without(column, bad)
@@ -290,7 +258,7 @@ def _bytes_bits(codec: Codec, column: pa.Array) -> Converted:
 
 
 def _bits_of(codec: Codec, decoded: Converted) -> Converted:
-    """bit(n) comes as little-endian bytes without the high zero bytes: back to PostgreSQL's own text of n zeros and ones."""
+    """bit(n) comes as little-endian bytes without the high zero bytes: back to a text of n zeros and ones."""
     null = _nulls(decoded.values)
     offsets, content = _pieces(decoded.values)
     lengths = np.diff(offsets)
@@ -332,7 +300,7 @@ def _timestamp(codec: Codec, column: pa.Array) -> Converted:
 
 
 def _time(codec: Codec, column: pa.Array) -> Converted:
-    """A count since midnight: ``parameter`` nanoseconds each. 24:00:00 is a time in PostgreSQL."""
+    """A count since midnight: ``parameter`` nanoseconds each. 24:00:00 is a time too."""
     counts, null = _integers(column)
     bad = (counts < 0) | (counts > _DAY_US * 1000 // codec.parameter)
     nanos = np.where(bad, 0, counts) * codec.parameter
@@ -431,7 +399,7 @@ def _iso_time_micros(text: str) -> int:
 
 
 def _point(codec: Codec, column: pa.Array) -> Converted:
-    """PostgreSQL's point as a list of two numbers."""
+    """A point as a list of two numbers."""
     x, y = column.field("x"), column.field("y")
     null = _nulls(column)
     bad = (_nulls(x) | _nulls(y)) & ~null
@@ -452,7 +420,7 @@ def _without_rows(values: pa.Array, null: Mask, bad: Mask) -> Converted:
 _GREGORIAN = -141_417
 """Days since 1970 of 1582-10-25."""
 _BEFORE_CHRIST = (84_006, 1_002_590)
-"""Days since 1970 of 2200-01-01 and 4715-01-01. 4714 BC, the first year of PostgreSQL's dates, may have become 4714. The years up to 2199,
+"""Days since 1970 of 2200-01-01 and 4715-01-01. 4714 BC, the first year that a source has, may have become 4714. The years up to 2199,
 of which nearly all dates are, are believed: a date of 2199 BC to 1583 BC in an array is not found so."""
 _JAVA_OBJECT = r"^\[+L?[A-Za-z.]*;?@[0-9a-f]+$"
 

@@ -1,28 +1,21 @@
-"""Connect's JSON schema of a Debezium event -> columns with their codecs: every PostgreSQL type that Debezium emits.
+"""Connect's JSON schema of a Debezium event -> columns with their codecs, by what Debezium's own types mean.
 
-A type is recognised by Connect's type, Debezium's semantic name and the source type that ``column.propagate.source.type`` adds. What no
+A type is recognised by Connect's type and Debezium's semantic name; what a source's own types mean beside, its EventModel says. What no
 rule covers exactly raises Unsupported with the reason and the cure; nothing is guessed.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from cdc_service.core.logical import DECIMAL_DIGITS_MAX, Kind, LogicalType, decimal
+from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column
-from connectors.formats.codecs import Codec, Unsent, convert, list_of, point_type
+from cdc_service.ports.events import Codec, ConnectSchema, EventModel, Unsent, Unsupported
+from connectors.formats.codecs import convert, point_type
 from connectors.formats.exact import Inexact, exact
-
-Json = Mapping[str, Any]
-
-
-class Unsupported(ValueError):
-    """A column that cannot be read exactly, with the reason and the cure. It holds names and types, never values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +27,13 @@ class Field:
 
 
 SOURCE_TYPE = "__debezium.source.column.type"
+"""The parameter by which ``column.propagate.source.type`` tells the source's own type."""
 LENGTH = "__debezium.source.column.length"
 SCALE = "__debezium.source.column.scale"
 
-_UNCONSTRAINED = {0, 131089}
-"""Lengths that stand for numeric without a precision: the first in snapshots, the second in the stream."""
-_NEGATIVE_SCALE = 1000
-"""PostgreSQL's scales end at 1000; a larger one is a negative scale in 11 bits."""
-
 TEXT = Codec("plain", LogicalType(Kind.STRING), pa.string(), unsent=Unsent.TEXT)
-_NUMERIC = Codec("numeric", LogicalType(Kind.NUMERIC), pa.string(), unsent=Unsent.TEXT)
+NUMERIC = Codec("numeric", LogicalType(Kind.NUMERIC), pa.string(), unsent=Unsent.TEXT)
+"""Numbers of any size and scale, as text."""
 
 
 def _text(kind: Kind, unsent: Unsent = Unsent.NEVER) -> Codec:
@@ -107,104 +97,34 @@ REFUSED: dict[str, str] = {
 }
 """Semantic types that lose something, or say it another way than this service asks for; with the cure."""
 
-TEXT_AS_BYTES = frozenset(
-    """
-    LINE LSEG BOX PATH POLYGON CIRCLE INT4MULTIRANGE INT8MULTIRANGE NUMMULTIRANGE TSMULTIRANGE TSTZMULTIRANGE DATEMULTIRANGE XID XID8 CID
-    TID PG_LSN TSQUERY REGCLASS REGTYPE REGPROC REGROLE REGNAMESPACE JSONPATH PG_SNAPSHOT TXID_SNAPSHOT ACLITEM LQUERY LTXTQUERY
-    """.split()  # noqa: SIM905
-)
-"""PostgreSQL types that the connector does not know: it sends their text as bytes."""
 
-LIST_FORMS: dict[str, Unsent] = {"_TEXT": Unsent.TEXT, "_VARCHAR": Unsent.TEXT, "_JSON": Unsent.TEXT, "_JSONB": Unsent.TEXT}
-LIST_FORMS |= {"_BYTEA": Unsent.BASE64, "_INT4": Unsent.NEVER, "_INT8": Unsent.NEVER, "_DATE": Unsent.NEVER, "_UUID": Unsent.UUID}
-"""Array types for which the connector has a form of its placeholder, and the element's; for others it sends NULL."""
-
-
-LISTS_REFUSED: dict[str, str] = {
-    "_BIT": "the connector sends NULL for arrays of bit strings",
-    "_VARBIT": "the connector sends NULL for arrays of bit strings",
-    "_TIME": "the connector cuts times in arrays to milliseconds",
-}
-
-
-def source_type(schema: Json) -> str:
-    """The source's type as the event names it. Snapshots put a schema that is not in the search path before it, the stream does not."""
-    text = str((schema.get("parameters") or {}).get(SOURCE_TYPE) or "")
-    with_schema = re.fullmatch(r'".*"\."(.*)"', text)
-    return with_schema[1] if with_schema else text
-
-
-def codec_of(schema: Json) -> Codec:
-    """The codec of a field of the row. Raises Unsupported."""
+def standard(schema: ConnectSchema) -> Codec:
+    """The codec of a field that holds nothing but what Connect and Debezium say of it. Raises Unsupported."""
     kind, name = str(schema.get("type")), schema.get("name")
-    parameters = schema.get("parameters") or {}
-    source = source_type(schema).upper()
-    if source in LISTS_REFUSED:
-        raise Unsupported(f"{LISTS_REFUSED[source]}; leave the column out (column.exclude.list)")
-    if kind == "array":
-        return _array(schema, source)
     if name in REFUSED:
         raise Unsupported(f"{name}: {REFUSED[name]}")
-    if name == "io.debezium.data.Bits" or source == "VARBIT":
-        return _bits(parameters, source)
+    if name == "io.debezium.data.Bits":
+        return bits(int((schema.get("parameters") or {}).get("length") or 0))
     if name is not None:
         codec = SEMANTIC.get((kind, name)) or (TEXT if kind == "string" else None)
         if codec is None:
             raise Unsupported(f"type {kind} named {name} has no exact form here; leave the column out (column.exclude.list)")
-        return replace(codec, unsent=Unsent.HSTORE) if source == "HSTORE" else codec
+        return codec
     if kind not in PRIMITIVE:
         raise Unsupported(f"type {kind} has no exact form here; leave the column out (column.exclude.list)")
-    if source in ("NUMERIC", "MONEY"):
-        return _number(kind, source, parameters)
-    if kind == "bytes" and source in TEXT_AS_BYTES:
-        return Codec("base64_text", LogicalType(Kind.STRING), pa.string(), unsent=Unsent.BASE64)
     return PRIMITIVE[kind]
 
 
-def _number(kind: str, source: str, parameters: Json) -> Codec:
-    if kind != "string":
-        raise Unsupported(f"{source.lower()} as {kind} is not exact; set decimal.handling.mode=string")
-    if source == "MONEY":
-        return Codec("decimal", decimal(19, 2), pa.string())
-    precision, scale = int(parameters.get(LENGTH) or 0), int(parameters.get(SCALE) or 0)
-    if precision in _UNCONSTRAINED:
-        return _NUMERIC
-    if scale > _NEGATIVE_SCALE:
-        return replace(_NUMERIC, parameter=-1)
-    if 0 <= scale <= precision <= DECIMAL_DIGITS_MAX:
-        return Codec("decimal", decimal(precision, scale), pa.string(), unsent=Unsent.TEXT)
-    return _NUMERIC
-
-
-def _bits(parameters: Json, source: str) -> Codec:
-    length = int(parameters.get("length") or 0)
-    if source == "VARBIT" or not 1 <= length <= 2**16:
+def bits(length: int) -> Codec:
+    """A string of so many bits. Raises Unsupported for a length that none has."""
+    if not 1 <= length <= 2**16:
         raise Unsupported("bit varying arrives without its length; leave the column out (column.exclude.list)")
     return Codec("bits", LogicalType(Kind.STRING), pa.string(), length, Unsent.BASE64)
 
 
-def _array(schema: Json, source: str) -> Codec:
-    items = schema.get("items")
-    if not isinstance(items, dict):
-        raise Unsupported("an array without the type of its elements")
-    if items.get("name") == "io.debezium.time.MicroTime":  # A domain over time[] has a name of its own.
-        raise Unsupported(f"{LISTS_REFUSED['_TIME']}; leave the column out (column.exclude.list)")
-    parameters = {**(items.get("parameters") or {})}
-    if source and SOURCE_TYPE not in parameters:
-        outer = schema.get("parameters") or {}
-        parameters = {**outer, **parameters, SOURCE_TYPE: source.removeprefix("_")}
-    element = codec_of({**items, "parameters": parameters})
-    if element.element is not None or pa.types.is_struct(element.read):
-        raise Unsupported("arrays of arrays or of structures have no exact form here; leave the column out (column.exclude.list)")
-    form = LIST_FORMS.get(source)
-    return list_of(replace(element, unsent=form or Unsent.TEXT), Unsent.NULL if form is None else Unsent.LIST)
-
-
-def _refused(schema: Json, reason: str) -> Codec:
+def refused(schema: ConnectSchema, reason: str, unsent: Unsent = Unsent.NEVER) -> Codec:
     """For a type without an exact form: a column whose values are refused one by one, so that rows without one are not held up.
     Raises Unsupported where not even NULL can be told."""
-    source = source_type(schema).upper()
-    unsent = Unsent.NULL if schema.get("type") == "array" or source == "VARBIT" else Unsent.NEVER
     items = schema.get("items") or {}
     if schema.get("type") == "array" and items.get("type") in PRIMITIVE:
         read = pa.list_(PRIMITIVE[items["type"]].read)
@@ -215,20 +135,18 @@ def _refused(schema: Json, reason: str) -> Codec:
     return Codec("refused", LogicalType(Kind.STRING), read, unsent=unsent, reason=reason)
 
 
-def field_of(schema: Json) -> Field:
+def field_of(schema: ConnectSchema, model: EventModel) -> Field:
     """A column from a field of the row's schema. Raises Unsupported, naming the column."""
     name = str(schema["field"])
     try:
         try:
-            codec = codec_of(schema)
+            codec = model.codec(schema)
         except Unsupported as problem:
-            codec = _refused(schema, str(problem))
+            codec = refused(schema, str(problem))
     except Unsupported as problem:
         raise Unsupported(f"column {name!r}: {problem}") from None
-    source = source_type(schema)
-    if schema.get("name") == "io.debezium.data.Bits" and source != "VARBIT":
-        source = "BIT"  # A domain's name would not tell a decoder without schemas that these are bits.
-    return Field(Column(name, codec.type, bool(schema.get("optional", False)), _default(schema.get("default"), codec), source), codec)
+    default, source = _default(schema.get("default"), codec), model.source_type(schema)
+    return Field(Column(name, codec.type, bool(schema.get("optional", False)), default, source), codec)
 
 
 def _default(value: Any, codec: Codec) -> Any:
@@ -251,12 +169,12 @@ def _default(value: Any, codec: Codec) -> Any:
         return None
 
 
-def struct_field(schema: Json, name: str) -> Json | None:
+def struct_field(schema: ConnectSchema, name: str) -> ConnectSchema | None:
     """The field called ``name`` of a struct schema, or None."""
     fields = schema.get("fields") or []
     return next((field for field in fields if isinstance(field, dict) and field.get("field") == name), None)
 
 
-def columns_of(row: Json) -> tuple[Field, ...]:
+def columns_of(row: ConnectSchema, model: EventModel) -> tuple[Field, ...]:
     """The table's columns from the schema of a row. Raises Unsupported."""
-    return tuple(field_of(field) for field in row["fields"])
+    return tuple(field_of(field, model) for field in row["fields"])

@@ -16,11 +16,12 @@ import pyarrow as pa
 
 from cdc_service.core.keys import key_text
 from cdc_service.core.types import ChangeBatch, RawBatch, Rejected, TableId, TableSchema
-from cdc_service.ports.events import Positions
+from cdc_service.ports.events import EventModel
 from connectors.formats.blocks import Block, Problem
 from connectors.formats.flat import as_envelope
 from connectors.formats.layout import KeyCodecs, KeyField, Layout, Recognised, ValueFields, codecs_of_key, make_layout
 from connectors.formats.rows import GroupReader, Reads, converted_key, key_schema, rejection
+from connectors.formats.schemaless import layout_of_texts
 from connectors.formats.segments import batches
 from connectors.formats.texts import columns_from_text
 
@@ -71,13 +72,13 @@ class EnvelopeDecoder:
 
     ``unavailable`` is the connector's ``unavailable.value.placeholder``. ``known`` holds, by topic, the last schema of its table where
     one is known: it tells the key before the first record with a key is seen. A batch without rows has the last schema seen, else the
-    known one, else one without columns. ``whole`` are the topics of tables whose events hold every value (REPLICA IDENTITY FULL),
+    known one, else one without columns. ``whole`` are the topics of tables whose events hold every value,
     ``logs`` those of tables that are kept as logs of changes.
     """
 
     def __init__(
         self,
-        positions: Positions,
+        model: EventModel,
         form: Form,
         *,
         unavailable: str,
@@ -86,7 +87,8 @@ class EnvelopeDecoder:
         logs: Collection[str] = (),
     ) -> None:
         self._form = form
-        self._reader = GroupReader(positions, unavailable, whole=whole, logs=logs)
+        self._model = model
+        self._reader = GroupReader(model, unavailable, whole=whole, logs=logs)
         self._known = dict(known or {})
         self._topics: dict[str, _Topic] = {}
 
@@ -111,10 +113,8 @@ class EnvelopeDecoder:
         able = [found for found in layouts.values() if {c.name for c in found.columns} >= set(rows.column_names)]
         layout = layouts.get(version.fingerprint) or (able[-1] if able else None)
         if layout is None:
-            from connectors.formats.schemaless import layout_of_texts  # It is made of this module's parts.
-
             asked = tuple(c for c in version.columns if c.name in rows.column_names)
-            layout = layout_of_texts(replace(version, columns=asked, key=()))
+            layout = layout_of_texts(replace(version, columns=asked, key=()), self._model)
         return columns_from_text(layout.of_text, rows)
 
     def _last_schema(self, name: str, topic: _Topic) -> TableSchema:

@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, TableId, TableSchema
+from cdc_service.ports.events import Codec, ConnectSchema, EventModel, Unsent, Unsupported
 from connectors.formats.avro_schema import Node
 from connectors.formats.blocks import Problem
-from connectors.formats.codecs import Codec, Unsent
-from connectors.formats.connect_schema import Field, Unsupported, codec_of, columns_of
+from connectors.formats.connect_schema import Field, columns_of
 from connectors.formats.exact import Inexact, parse
 from connectors.formats.flat import Flat, row_of
 
@@ -119,7 +119,7 @@ class Recognised(Generic[Meaning]):
 class Prefixes(Generic[Meaning]):
     """A bounded memory of schema parts by their bytes; the least recently used leaves first."""
 
-    def __init__(self, read: Callable[[Mapping[str, Any]], Meaning]) -> None:
+    def __init__(self, read: Callable[[ConnectSchema], Meaning]) -> None:
         self._read = read
         self._known: OrderedDict[bytes, Meaning | Problem] = OrderedDict()
 
@@ -198,22 +198,22 @@ class ValueFields:
     stand_ins: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
-def read_value_schema(schema: Mapping[str, Any]) -> ValueFields:
+def read_value_schema(model: EventModel, schema: ConnectSchema) -> ValueFields:
     """The schema of an envelope or of a flattened event. Raises Unsupported."""
-    row, flat = row_of(schema)
-    return ValueFields(columns_of(row), read_key_schema(row), flat)
+    row, flat = row_of(schema, model)
+    return ValueFields(columns_of(row, model), read_key_schema(model, row), flat)
 
 
-def read_key_schema(schema: Mapping[str, Any]) -> tuple[KeyField, ...]:
+def read_key_schema(model: EventModel, schema: ConnectSchema) -> tuple[KeyField, ...]:
     """The fields of a key, in key order. Raises Unsupported."""
     if schema.get("type") != "struct":
         raise Unsupported("the Kafka key is not a structure: remove transforms that unwrap it")
-    return tuple(KeyField(str(one["field"]), str(one["type"]), one.get("name"), _key_codec(one)) for one in schema["fields"])
+    return tuple(KeyField(str(one["field"]), str(one["type"]), one.get("name"), _key_codec(model, one)) for one in schema["fields"])
 
 
-def _key_codec(schema: Mapping[str, Any]) -> Codec | None:
+def _key_codec(model: EventModel, schema: ConnectSchema) -> Codec | None:
     try:
-        codec = codec_of(schema)
+        codec = model.codec(schema)
     except Unsupported:
         return None
     return codec if _compares(codec) else None

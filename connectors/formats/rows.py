@@ -15,9 +15,9 @@ from cdc_service.core.keys import key_text
 from cdc_service.core.order import NO_POSITION, Ties
 from cdc_service.core.rowtext import row_text
 from cdc_service.core.types import META, Op, RawBatch, Rejected, TableId
-from cdc_service.ports.events import Positions
+from cdc_service.ports.events import Codec, EventModel
 from connectors.formats.blocks import Block, Problem
-from connectors.formats.codecs import Codec, convert, unsent
+from connectors.formats.codecs import convert, unsent
 from connectors.formats.exact import Inexact, exact, parse
 from connectors.formats.layout import KeyCodecs, Layout
 from connectors.formats.segments import Decoded
@@ -28,7 +28,6 @@ Reads = Callable[[pa.Schema], Block]
 
 _OPS = pa.array(["r", "c", "u", "d", "t"])
 """In the order of core.types.Op."""
-_TABLE_FIELDS = pa.schema([("schema", pa.string()), ("table", pa.string()), ("ts_us", pa.int64())])
 _TRANSACTION = pa.field("transaction", pa.struct([("id", pa.string()), ("total_order", pa.int64()), ("data_collection_order", pa.int64())]))
 _NEW_KEY, _OLD_KEY = "__debezium.newkey", "__debezium.oldkey"
 
@@ -126,17 +125,18 @@ def _mask(flags: pa.Array) -> Mask:
 class GroupReader:
     """Reads groups of records of one layout each.
 
-    ``whole`` are the topics of tables with REPLICA IDENTITY FULL, where every value is sent; one leaves the set when an update without
+    ``whole`` are the topics of tables of which every value is sent; one leaves the set when an update without
     the row before it shows that this is over. ``logs`` are the topics of tables that are kept as logs of changes: their images before
     are read too.
     """
 
-    def __init__(self, positions: Positions, unavailable: str, *, whole: Collection[str] = (), logs: Collection[str] = ()) -> None:
+    def __init__(self, model: EventModel, unavailable: str, *, whole: Collection[str] = (), logs: Collection[str] = ()) -> None:
         self._whole = set(whole)
         self._logs = frozenset(logs)
-        self._positions = positions
+        self._model = model
         self._unavailable = unavailable
-        self._source = pa.struct(list(pa.unify_schemas([positions.fields, _TABLE_FIELDS])))
+        told = pa.schema([*((name, pa.string()) for name in model.table), ("ts_us", pa.int64())])
+        self._source = pa.struct(list(pa.unify_schemas([model.fields, told])))
 
     def read(
         self, raw: RawBatch, layout: Layout, places: npt.NDArray[np.int64], values: Reads, keys: Reads, table: TableId | None
@@ -151,7 +151,7 @@ class GroupReader:
         ops = np.array(op.fill_null(-1).to_numpy(zero_copy_only=False), np.int8)
         source = self._flat(rows.column("source"))
         found = self._table(raw.topic, source, problems, table)
-        commit, record, minor = self._positions.read(source)
+        commit, record, minor = self._model.positions(source)
         problems.mark(record == NO_POSITION, _NO_POSITION)
         after = _one(rows.column("after"))
         present = _mask(after.is_valid())
@@ -168,7 +168,7 @@ class GroupReader:
         columns.update(key)
         old_key, moved = self._moves(raw, layout, places, ops, missing, problems)
         before = self._images(raw.topic, layout, ops, rows, columns, missing, problems) if log else None
-        placed = log and (not layout.key or self._positions.ordering.ties is Ties.OFFSET)
+        placed = log and (not layout.key or self._model.ordering.ties is Ties.OFFSET)
         order = pc.struct_field(_one(rows.column("transaction")), "total_order") if placed else None
         meta = {
             "op": pa.array(ops, pa.int8()),
@@ -197,7 +197,7 @@ class GroupReader:
         if log:
             return pa.schema([*fields, pa.field("before", after), _TRANSACTION])
         if layout.ambiguous:
-            # Only whether it is there matters: it is with REPLICA IDENTITY FULL, and then everything was sent.
+            # Only whether it is there matters: then everything was sent.
             fields.append(pa.field("before", pa.struct([after.field(0)])))
         return pa.schema(fields)
 
@@ -207,7 +207,7 @@ class GroupReader:
 
     def _table(self, topic: str, source: pa.StructArray, problems: _Problems, table: TableId | None) -> TableId:
         """The table that all these records are of. Raises TableStopped when there are several."""
-        schema, name = source.field("schema"), source.field("table")
+        schema, name = (source.field(field) for field in self._model.table)
         problems.mark(_mask(pc.or_(schema.is_null(), name.is_null())), _NO_TABLE)
         good = problems.good
         if not good.any():
@@ -311,7 +311,7 @@ class GroupReader:
                 continue
             for place in np.flatnonzero(null & (ops == Op.CREATE) & problems.good):
                 suspect[place] = _header(raw, int(places[place]), _OLD_KEY) is not None
-            message = f"column {name!r} is NULL or was not sent, the record does not tell which: alter the table to REPLICA IDENTITY FULL"
+            message = f"column {name!r} is NULL or was not sent, the record does not tell which: {self._model.whole}"
             problems.mark(null & suspect, Problem("null_or_unsent", message))
 
     def _moves(

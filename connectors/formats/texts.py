@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cdc_service.ports.events import InexactText
-from connectors.formats.codecs import Codec, convert
+from cdc_service.ports.events import Codec, InexactText
+from connectors.formats.codecs import convert
 from connectors.formats.exact import Inexact, exact, parse
 from connectors.formats.layout import Layout
 

@@ -11,12 +11,12 @@ from cdc_service.core.errors import ConfigError
 from cdc_service.core.types import TableId, TableSchema
 from connectors.formats.connect_schema import SOURCE_TYPE, Field, field_of
 from connectors.formats.schemaless import SchemalessJsonDecoder
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
 
 
 def field(source: str, kind: str, name: str | None = None, items: dict[str, Any] | None = None, **parameters: str) -> Field:
     schema = {"field": "c", "type": kind, "name": name, "optional": True, "parameters": {SOURCE_TYPE: source, **parameters}}
-    return field_of({**schema, "items": items} if items else schema)
+    return field_of({**schema, "items": items} if items else schema, PostgresEvents())
 
 
 def test_a_snapshot_puts_the_schema_before_the_type_and_the_stream_does_not() -> None:
@@ -45,4 +45,4 @@ def test_bits_are_not_read_without_a_schema(source: str) -> None:
     key = replace(field("INT4", "int32").column, name="id")
     settings = {"value.converter.replace.null.with.default": "false"}
     with pytest.raises(ConfigError, match="ambiguous"):
-        SchemalessJsonDecoder(PostgresPositions(), {"t": TableSchema(TableId("public", "t"), (key, column), ("id",))}, settings)
+        SchemalessJsonDecoder(PostgresEvents(), {"t": TableSchema(TableId("public", "t"), (key, column), ("id",))}, settings)

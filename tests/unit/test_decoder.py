@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -12,11 +13,12 @@ import pytest
 from cdc_service.core.errors import TableStopped
 from cdc_service.core.logical import INFINITY, Kind, array, decimal
 from cdc_service.core.types import ChangeBatch, Column, Op, RawBatch, Span, TableId, TableSchema
+from cdc_service.ports.events import Codec, Unsupported
 from connectors.formats import blocks, layout
-from connectors.formats.codecs import Codec, convert
-from connectors.formats.connect_schema import PRIMITIVE, SEMANTIC, Unsupported, field_of
+from connectors.formats.codecs import convert
+from connectors.formats.connect_schema import PRIMITIVE, SEMANTIC, field_of
 from connectors.formats.debezium_json import DebeziumJsonDecoder
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
 from tests.support.envelopes import PLACEHOLDER, Col, Record, Table, dumps, listed, number, raw, text
 from tests.support.plain import account, plain
 
@@ -25,7 +27,7 @@ PLAIN = Table([ID, text("name")])
 
 
 def decoder(**more: Any) -> DebeziumJsonDecoder:
-    return DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER, **more)
+    return DebeziumJsonDecoder(PostgresEvents(), unavailable=PLACEHOLDER, **more)
 
 
 def decode(records: list[Record], **more: Any) -> list[ChangeBatch]:
@@ -181,7 +183,7 @@ def test_records_of_many_schema_parts_keep_their_order() -> None:
 
 def test_prefixes_leave_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "_PREFIXES_MAX", 3)
-    prefixes = layout.Prefixes(layout.read_value_schema)
+    prefixes = layout.Prefixes(partial(layout.read_value_schema, PostgresEvents()))
     for size in range(10):
         prefixes.recognise(pa.array([Table([ID, text("name", default="x" * size)]).value("c", row(1))], pa.binary()))
     assert len(prefixes._known) == 3
@@ -376,7 +378,7 @@ def told(codec: Codec, values: list[Any]) -> tuple[list[Any], list[int]]:
 
 
 def codec(column: Col) -> Codec:
-    return field_of(column.schema()).codec
+    return field_of(column.schema(), PostgresEvents()).codec
 
 
 @pytest.mark.parametrize(
@@ -521,12 +523,12 @@ def test_types_without_an_exact_form_cost_the_record_and_say_the_cure(column: Co
 
 def test_a_structure_that_is_not_known_is_refused_with_its_name() -> None:
     with pytest.raises(Unsupported, match=r"column 'x'.*Decimal"):
-        field_of(Col("x", "struct", "NUMERIC", "io.debezium.data.VariableScaleDecimal").schema())
+        field_of(Col("x", "struct", "NUMERIC", "io.debezium.data.VariableScaleDecimal").schema(), PostgresEvents())
 
 
 def test_defaults_are_exact_values_or_none() -> None:
     def default(column: Col) -> Any:
-        return field_of(column.schema()).column.default
+        return field_of(column.schema(), PostgresEvents()).column.default
 
     assert default(number("n", 5, 2, default="1.50")) == Decimal("1.50")
     assert default(Col("b", "bytes", "BYTEA", default="AAE=")) == b"\x00\x01"
