@@ -120,7 +120,8 @@ def _parts(config: Config, *, retry_seconds: float | None = None) -> Iterator[Pa
         source = open_source(config.source.url.reveal())
         stack.callback(source.close)
         url = config.connect.url.reveal()
-        connect = KafkaConnect(url) if retry_seconds is None else KafkaConnect(url, retry_seconds=retry_seconds)
+        patience = {} if retry_seconds is None else {"retry_seconds": retry_seconds}
+        connect = KafkaConnect(url, source.failures, **patience)
         stack.callback(connect.close)
         registry = None
         if config.schema_registry.url is not None:

@@ -16,7 +16,7 @@ from cdc_service.core.types import TableId, Target
 from cdc_service.core.wording import some
 from cdc_service.ports.source import MESSAGE_BYTES_MAX, Finding, Level, Source, SourceTable
 from connectors.debezium import refusals, wires
-from connectors.debezium.connect import KafkaConnect, validation_cure
+from connectors.debezium.connect import KafkaConnect
 from connectors.debezium.refusals import Fits
 from connectors.debezium.register import KafkaAdmin, Topic, chosen, connector_request, secret_options, topics_of
 from connectors.debezium.schema_registry import SchemaRegistry
@@ -55,7 +55,7 @@ def check(
         source = open_source(config.source.url.reveal())
     except CdcError as error:
         return [_failed("source", error)]
-    connect = KafkaConnect(config.connect.url.reveal(), retry_seconds=CHECK_RETRY_SECONDS)
+    connect = KafkaConnect(config.connect.url.reveal(), source.failures, retry_seconds=CHECK_RETRY_SECONDS)
     try:
         asked = _Source(config, source, fold, fits)
         findings += _guarded("source", asked.findings)
@@ -156,7 +156,7 @@ def _connector(config: Config, connect: KafkaConnect, source: Source, told: _Sou
     yield from _wire(config, connect, source, wanted)
     problems = connect.validate(wanted)
     for problem in problems:
-        yield Finding("connector configuration", False, f"{problem.key}: {problem.message}", validation_cure([problem]))
+        yield Finding("connector configuration", False, f"{problem.key}: {problem.message}", connect.cure([problem]))
     if not problems:
         yield Finding("connector configuration", True, "Connect accepts it, and reaches the source with it")
     plan = connect.plan(wanted, secret_options(config))

@@ -166,8 +166,8 @@ def connect_password(config: Config) -> str | None:
     if password.variable is None:
         raise ConfigError(
             "connect.secrets is env, but the password of source.url does not come from a variable that Connect could read too",
-            hint="write source.url as postgresql://user:${SHOP_PASSWORD}@host/database and set SHOP_PASSWORD for Connect's worker as well,"
-            " or use connect.secrets: inline",
+            hint=f"write source.url as {config.source.url.scheme}://user:${{SHOP_PASSWORD}}@host/database and set SHOP_PASSWORD for"
+            " Connect's worker as well, or use connect.secrets: inline",
         )
     return f"${{env:{password.variable}}}"
 

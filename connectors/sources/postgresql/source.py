@@ -26,7 +26,7 @@ from cdc_service.core.identity import Identities, Judgement
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId, TableSchema
 from cdc_service.core.wording import some
-from cdc_service.ports.capture import ConnectorProgress, LogHold
+from cdc_service.ports.capture import ConnectorProgress, Failures, LogHold
 from cdc_service.ports.events import EventModel
 from cdc_service.ports.reader import Scan
 from cdc_service.ports.source import (
@@ -53,6 +53,7 @@ from connectors.sources.postgresql import schema as learned
 from connectors.sources.postgresql import slot as slots
 from connectors.sources.postgresql.catalog import column_alone, leave_out, pattern, qualified, quoted
 from connectors.sources.postgresql.events import PostgresEvents
+from connectors.sources.postgresql.failures import PostgresFailures
 from connectors.sources.postgresql.settings import PINNED, SETTINGS, keyless_settings, sealed, session_options, signal_settings
 from connectors.sources.postgresql.settle import settle
 from connectors.sources.postgresql.statements import grants, publication_statements, signal_table
@@ -75,6 +76,7 @@ class PostgresSource:
     name = "postgresql"
     connector_class = SETTINGS["connector.class"]
     events: EventModel = PostgresEvents()
+    failures: Failures = PostgresFailures()
 
     def __init__(self, url: URL) -> None:
         self._url = url
