@@ -98,6 +98,8 @@ class EventModel(Protocol):
     others: pa.Schema
     """The fields that this source's block has beside: a reader that refuses what nobody knows has to know them."""
     ordering: Ordering
+    settings: tuple[str, ...]
+    """The connector's settings that decide what its values mean, beside those of every connector of Debezium."""
     whole: str
     """What makes the source send every value of a row with each change, for a person to do."""
 

@@ -427,7 +427,7 @@ def _connector(p: Parts) -> Mapping[str, str]:
         raise
     if found is None:
         raise Unavailable(f"connector {p.names.connector} does not exist", hint="cdc register", code="not_registered")
-    kept = meaning(found)
+    kept = meaning(found, p.source.events)
     _write(path, json.dumps(kept, indent=1))
     return kept
 
@@ -571,7 +571,7 @@ class _Snapshots:
 
 @dataclass(frozen=True, slots=True)
 class _Horizon:
-    """pipeline.commands.Horizon: the oldest log position that the slot still holds lies below all open transactions."""
+    """pipeline.commands.Horizon: the oldest log position that is still held lies below all open transactions."""
 
     parts: Parts
 

@@ -30,6 +30,7 @@ class PostgresEvents:
     needed: tuple[str, ...] = ("lsn", "snapshot")
     others: pa.Schema = pa.schema([("txId", pa.int64()), ("xmin", pa.int64()), ("origin", pa.string()), ("origin_lsn", pa.int64())])
     ordering: Ordering = BY_RECORD
+    settings: tuple[str, ...] = ("hstore.handling.mode",)
     whole = "alter the table to REPLICA IDENTITY FULL"
     source_type = staticmethod(codecs.source_type)
     codec = staticmethod(codecs.codec)
