@@ -26,9 +26,8 @@ ORDER = ("order_id", "customer_id", "status", "total", "currency", "placed_at", 
 LEFT_OUT = {"search": "generated at the source, not replicated", "embedding": "no exact text on both sides"}
 
 
-def _position(back: int = 0) -> tuple[int, str]:
-    found = POSITION - back
-    return found, f"{found >> 32:X}/{found & 0xFFFFFFFF:X}"
+def _spelled(position: int) -> str:
+    return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
 
 
 def _micros(seconds: float) -> int:
@@ -97,7 +96,7 @@ def _differences(dice: Random) -> list[Difference]:
             target.update({name: values[1] for name, values in changes.items()})
             columns = tuple(changes)
         op = "c" if kind is Kind.MISSING else "u"
-        event = Event("shop.public.orders", n % 3, 812_331 + dice.randrange(90_000), position, op, f"b{41_022 + n % 4}")
+        event = Event("shop.public.orders", n % 3, 812_331 + dice.randrange(90_000), position, op, f"b{41_022 + n % 4}", _spelled(position))
         cause = cause.format(f"{event.partition}/{event.offset + 7}")
         one, other = (None if kind is Kind.EXTRA else source), (None if kind is Kind.MISSING else target)
         found.append(Difference({"order_id": str(number)}, kind, columns, one, other, POSITION, event, cause))
@@ -130,9 +129,8 @@ def _orders() -> TableReport:
 def _common(
     start: float, seconds: float, rows: int, there: int, digest: tuple[str, str], columns: tuple[str, ...], size: int
 ) -> dict[str, Any]:
-    position, shown = _position()
     return {
-        **{"method": "stream", "fence": "exact", "position": position, "position_text": shown, "batch_id": "b41025"},
+        **{"method": "stream", "fence": "exact", "position": POSITION, "position_text": _spelled(POSITION), "batch_id": "b41025"},
         **{"rows": (rows, there), "digest": digest, "compared": columns, "started_us": _micros(start), "seconds": seconds, "bytes": size},
     }
 

@@ -17,8 +17,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from connectors.formats.connect_schema import Unsupported, field_of, struct_field  # noqa: E402
-from connectors.formats.wire import Unsent  # noqa: E402
+from cdc_service.ports.events import Unsent, Unsupported  # noqa: E402
+from connectors.formats.connect_schema import field_of, struct_field  # noqa: E402
+from connectors.sources.postgresql.events import PostgresEvents  # noqa: E402
 from mergers.destinations.duckdb import SPELLING  # noqa: E402
 
 PAGE = ROOT / "docs" / "types-postgresql.md"
@@ -131,12 +132,12 @@ def line(kind: str, schema: dict[str, Any] | None) -> str:
     name = schema.get("name", "").rsplit(".", 1)[-1]
     form = f"{schema['type']} {name}".strip()
     try:
-        field = field_of(schema)
+        field = field_of(schema, PostgresEvents())
     except Unsupported as problem:
         return f"| {kind} | {form} | | | | to quarantine: {problem} |"
-    toast = {Unsent.NEVER: "-", Unsent.NULL: "full"}.get(field.wire.unsent, "kept")
-    if field.wire.codec == "refused":
-        return f"| {kind} | {form} | | | {toast} | values go to quarantine: {field.wire.reason} |"
+    toast = {Unsent.NEVER: "-", Unsent.NULL: "full"}.get(field.codec.unsent, "kept")
+    if field.codec.name == "refused":
+        return f"| {kind} | {form} | | | {toast} | values go to quarantine: {field.codec.reason} |"
     return f"| {kind} | {form} | {field.column.type} | {SPELLING.column_type(field.column.type)} | {toast} | {NOTES.get(kind, '')} |"
 
 

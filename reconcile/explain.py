@@ -7,7 +7,7 @@ one of ``CAUSES``, so that they can be counted.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -42,10 +42,12 @@ def explain(
     view: View,
     mapped: Mapping[str, str],
     dates: Collection[str] = (),
+    spelled: Callable[[int], str] = str,
     seconds: float = HISTORY_SECONDS,
 ) -> list[Difference]:
     """The differences with their last event and cause; ``view`` tells what is parked, which deletes are remembered and what merged an
-    event, ``mapped`` names columns that differ in nearly every row, and says in how many, ``dates`` names the columns of dates."""
+    event, ``mapped`` names columns that differ in nearly every row, and says in how many, ``dates`` names the columns of dates,
+    ``spelled`` writes a position as the source does."""
     if not found:
         return []
     keys = sorted({f.key_text for f in found})
@@ -59,14 +61,15 @@ def explain(
         last = next((e for e in reversed(applied) if place is None or (e.partition, e.offset) == place), None)
         cause = _cause(f, applied, last, place, read, parked.get(f.key_text), log.placeholder, mapped, dates)
         shown = (f.key, f.kind, f.columns, f.source, f.destination, f.position)
-        made.append(Difference(*shown, event=_event(log, last, place), cause=cause, count=f.count))
+        made.append(Difference(*shown, event=_event(log, last, place, spelled), cause=cause, count=f.count))
     merged = view.batches({(d.event.partition, d.event.offset) for d in made if d.event is not None})
     return [_merged_by(d, merged) for d in made]
 
 
-def _event(log: Log, last: LogEvent | None, place: tuple[int, int] | None) -> Event | None:
+def _event(log: Log, last: LogEvent | None, place: tuple[int, int] | None, spelled: Callable[[int], str]) -> Event | None:
     if last is not None:
-        return Event(log.id.topic, last.partition, last.offset, last.position, last.op)
+        text = None if last.position is None else spelled(last.position)
+        return Event(log.id.topic, last.partition, last.offset, last.position, last.op, position_text=text)
     return None if place is None or min(place) < 0 else Event(log.id.topic, *place)
 
 

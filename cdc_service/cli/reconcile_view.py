@@ -86,7 +86,7 @@ def _difference(difference: Mapping[str, Any], table: Mapping[str, Any]) -> Iter
         for name in difference["columns"]:
             one, other = _both(source, destination, name)
             yield f"    {printable(name)}: source {one}, warehouse {other}"
-    yield f"    {_why(difference, table)}"
+    yield f"    {_why(difference)}"
 
 
 def _both(source: Mapping[str, str | None], destination: Mapping[str, str | None], name: str) -> tuple[str, str]:
@@ -115,7 +115,7 @@ def quoted(value: str | None, start: int = 0) -> str:
     return f"{'...' if start else ''}'{text}'{'...' if len(value) > stop else ''}{f' ({len(value):,} characters)' if long else ''}"
 
 
-def _why(difference: Mapping[str, Any], table: Mapping[str, Any]) -> str:
+def _why(difference: Mapping[str, Any]) -> str:
     """The suspected cause and the last event on one line."""
     cause = f"suspected cause: {difference['cause']}; " if difference.get("cause") else ""
     event = difference.get("event")
@@ -123,7 +123,7 @@ def _why(difference: Mapping[str, Any], table: Mapping[str, Any]) -> str:
         return printable(f"{cause}no event of this key is known")
     parts = [
         f"{event['topic']} partition {event['partition']} offset {event['offset']}",
-        f"position {at}" if (at := words.position_text(table, event.get("position"))) else "",
+        f"position {at}" if (at := words.event_position(event)) else "",
         f"op {event['op']}" if event.get("op") else "",
         f"batch {event['batch_id']}" if event.get("batch_id") else "",
     ]

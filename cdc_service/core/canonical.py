@@ -21,7 +21,7 @@ PLACES = 8_192
 CUT = 10
 """The bits of a hash that its place is not multiplied with."""
 AT_ONCE = 50
-"""Texts that one expression joins; a function of PostgreSQL takes 100 arguments at most."""
+"""Texts that one expression joins; some databases' functions take 100 arguments at most."""
 _LED = (Kind.STRING, Kind.JSON, Kind.INTERVAL)
 """Kinds whose text may hold the mark between columns."""
 
@@ -56,7 +56,7 @@ class Canonical:
 
 
 def digests(rows: str, bucket: str, place: str, hash_: str) -> str:
-    """The statement that sums up ``rows`` (all that follows FROM): b, n, t and l of each bucket. OFFSET 0 keeps PostgreSQL from computing
+    """The statement that sums up ``rows`` (all that follows FROM): b, n, t and l of each bucket. OFFSET 0 keeps a database from computing
     the hash once for each sum."""
     return f"""SELECT b, count(*) AS n, CAST(sum(h) AS VARCHAR) AS t, CAST(sum(p * (h >> {CUT})) AS VARCHAR) AS l
 FROM (SELECT {bucket} AS b, {place} AS p, {hash_} AS h FROM {rows} OFFSET 0) AS g GROUP BY b"""  # noqa: S608

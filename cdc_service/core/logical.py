@@ -6,8 +6,8 @@ Conventions of the values, where Arrow alone does not say it:
 
 - ``DATE`` counts days and ``TIMESTAMP``/``TIMESTAMPTZ`` count microseconds since 1970-01-01; infinity is the largest value of the
   integer behind it, minus infinity its negative (``INFINITY``), which is also DuckDB's representation.
-- ``TIMESTAMPTZ`` is an instant (UTC); the zone it was written in is gone in PostgreSQL too.
-- ``NUMERIC`` is a decimal number of any size as PostgreSQL prints it, NaN and infinities included; ``DECIMAL`` has at most 38 digits.
+- ``TIMESTAMPTZ`` is an instant (UTC); the zone it was written in is gone.
+- ``NUMERIC`` is a decimal number of any size as text with all its digits, NaN and infinities included; ``DECIMAL`` has at most 38 digits.
 - ``INTERVAL`` is ISO 8601 text, ``UUID`` the 36-character lower-case text, ``JSON`` the text as the source sent it.
 """
 

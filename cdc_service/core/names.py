@@ -20,11 +20,8 @@ class Names:
         return f"cdc_{self.pipeline}"
 
     @property
-    def slot(self) -> str:
-        return self.connector
-
-    @property
-    def publication(self) -> str:
+    def at_source(self) -> str:
+        """What the pipeline makes at its source is called so."""
         return self.connector
 
     @property

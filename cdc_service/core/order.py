@@ -7,7 +7,7 @@ A version is ``(generation, record, minor, offset)``, compared in this order:
 - ``record`` is the major part of the source's position of the change within its key, a signed 64-bit integer. Rows of an
   initial snapshot come before every change of the stream, whatever their position (a transaction in flight during the snapshot has a
   *smaller* log position than the snapshot and must win): ``snapshot_record`` maps them to negative numbers, so that the phase is the sign.
-- ``minor`` orders changes that share a record (the rows of one statement in MariaDB's binlog); 0 where the source needs none. A truncation
+- ``minor`` orders changes that share a record (the rows of one statement); 0 where the source needs none. A truncation
   has a record of its own, and so has the beginning of a generation: only changes of rows have a minor part.
 - ``offset`` in Kafka is the last tie-break and never beats a position.
 
@@ -59,7 +59,7 @@ class Ordering:
 
 
 BY_RECORD = Ordering()
-"""A source whose record names one change, as PostgreSQL's does."""
+"""A source whose record names one change."""
 
 
 class Seen(IntEnum):

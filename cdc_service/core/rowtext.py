@@ -101,7 +101,7 @@ def _temporal(values: pa.Array) -> pa.Array:
 
 
 def _clock(values: pa.Array) -> pa.Array:
-    """24:00:00 is a time in PostgreSQL, and none in Arrow's text."""
+    """24:00:00 is a time here, and none in Arrow's text."""
     counts = values.view(pa.int64())
     day = pc.equal(counts, 86_400_000_000)
     text = pc.if_else(day, pa.scalar(0, pa.int64()), counts).view(values.type).cast(pa.string())

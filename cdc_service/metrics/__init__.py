@@ -45,7 +45,7 @@ FAMILIES: Mapping[str, _Family] = {
     "cdc_partition_next_offset": _Family("Offset of the next record to apply.", ("table", "partition")),
     "cdc_partition_end_offset": _Family("Offset of the next record that Kafka will take.", ("table", "partition")),
     "cdc_complete_through_position": _Family(
-        "Source position (a number of the log, in bytes for PostgreSQL) up to which the target is complete; rounded above 2^53.", ("table",)
+        "Source position (a number of the log, as the source counts it) up to which the target is complete; rounded above 2^53.", ("table",)
     ),
     "cdc_source_commit_timestamp_seconds": _Family("Unix time in seconds of the newest source commit that was applied.", ("table",)),
     "cdc_parked_waiting": _Family("Events in quarantine that nobody has decided on.", ("table",)),

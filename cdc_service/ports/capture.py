@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from cdc_service.core.errors import CdcError
 from cdc_service.core.identity import Identities
@@ -50,6 +51,24 @@ class Failure:
     message: str
     cure: str = OTHER_CURE
     skips: bool = False
+
+
+class Failures(Protocol):
+    """What only a source knows of its connector's failures. Traces may quote cell values (a value that cannot be converted, a statement
+    that the source refused): nothing that is told of them holds any."""
+
+    def diagnose(self, thrown: str) -> Failure | None:
+        """What one exception of a trace (its class and text, on one line) means, and what heals it; None where it is not known."""
+        ...
+
+    def quotable(self, thrown: str) -> str:
+        """What may be told of an exception that is not known: all of it where its text holds no value, its class where that is one of the
+        source's driver; empty for others."""
+        ...
+
+    def refuses_login(self, message: str) -> bool:
+        """Whether this is how the source says that the connector may not log in, in words of its own."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from cdc_service.core.errors import ConfigError, Unavailable
 from cdc_service.core.identity import Identities, Judgement
 from cdc_service.core.names import Names as Names
 from cdc_service.core.types import TableId, TableSchema
-from cdc_service.ports.capture import ConnectorProgress, LogHold
-from cdc_service.ports.events import Positions
+from cdc_service.ports.capture import ConnectorProgress, Failures, LogHold
+from cdc_service.ports.events import EventModel
 from cdc_service.ports.reader import Scan
 
 MESSAGE_BYTES_MAX = 16 * 2**20
@@ -239,7 +239,8 @@ class Source(Protocol):
 
     name: str
     connector_class: str
-    positions: Positions
+    events: EventModel
+    failures: Failures
 
     def tables(self, only: TableId | None = None) -> tuple[SourceTable, ...]:
         """Every table outside the system's schemas (or ``only`` this one), partitions included, ordered by id; whether it can be replicated

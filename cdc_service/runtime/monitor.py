@@ -18,6 +18,7 @@ from cdc_service.core.identity import Identities
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId
 from cdc_service.ports.capture import ConnectorProgress, Facts, Scans
+from cdc_service.ports.events import EventModel
 from cdc_service.ports.feed import Topics
 from cdc_service.ports.source import Source
 from connectors.debezium.connect import KafkaConnect
@@ -45,13 +46,13 @@ MEANING = (
     "time.precision.mode",
     "interval.handling.mode",
     "binary.handling.mode",
-    "hstore.handling.mode",
 )
-"""The connector's settings that decide what its events mean."""
+"""The settings of every connector that decide what its events mean."""
 
 
-def meaning(config: Mapping[str, str]) -> dict[str, str]:
-    return {name: config[name] for name in MEANING if name in config}
+def meaning(config: Mapping[str, str], model: EventModel) -> dict[str, str]:
+    """Those settings of the connector that decide what its events mean."""
+    return {name: config[name] for name in (*MEANING, *model.settings) if name in config}
 
 
 class Kafka(Topics, Protocol):
@@ -91,11 +92,11 @@ class Sightings:
         return past[-1][1]
 
 
-class Slot:
-    """Notices that the log's slot was moved, or made anew, while nobody read it: the connector goes on from there without a word.
+class Hold:
+    """Notices that what holds the log was moved, or made anew, while nobody read it: the connector goes on from there without a word.
 
-    Only then does the slot stand before the connector's own offset. At work the connector tells the slot what it has sent a moment before
-    Kafka Connect has it, so a slot that was read by somebody at both looks before tells nothing.
+    Only then does the hold stand before the connector's own offset. At work the connector tells it what it has sent a moment before Kafka
+    Connect has that, so a hold that was read by somebody at both looks before tells nothing.
     """
 
     def __init__(self) -> None:
@@ -130,7 +131,7 @@ class Monitor:
         self.facts: Facts | None = None
         self._options = options
         self._sightings = Sightings()
-        self._slot = Slot()
+        self._hold = Hold()
         self._unsaid: list[tuple[str, bytes]] = []
         self._identities_at = float("-inf")
         self._connector: Mapping[str, str] | None = None
@@ -220,7 +221,7 @@ class Monitor:
             identities,
             trouble,
             connector_missing=config is None,
-            connector_differs=config is None or meaning(config) != self._settings,
+            connector_differs=config is None or meaning(config, self._source.events) != self._settings,
         )
 
     def identities(self, tables: Sequence[TableId]) -> Identities:
@@ -239,16 +240,16 @@ class Monitor:
         ended = self._clock.monotonic()
         self._identities_at = began + min((ended - began) / IDENTITY_SHARE, IDENTITY_SECONDS_MAX)
         self._sightings.add(found.position, at_us)
-        self._slot.add(found)
+        self._hold.add(found)
         return found
 
     def _follow(self, progress: ConnectorProgress) -> Scans:
-        """The notifications; where the log's slot was moved one more is written, for all processes and for whoever starts later."""
+        """The notifications; where what holds the log was moved one more is written, for all processes and for whoever starts later."""
         scans = self._notices.add(self._tail.read())
-        to = None if progress.position is None or progress.snapshot else self._slot.moved_to(progress.position)
+        to = None if progress.position is None or progress.snapshot else self._hold.moved_to(progress.position)
         if to is not None and to > scans.skipped:
-            why = "the replication slot was moved, or made anew, while nobody read it"
-            structlog.get_logger().warning("every table is read anew", why=why, connector_at=progress.position, slot_at=to)
+            why = "what holds the log was moved, or made anew, while nobody read it"
+            structlog.get_logger().warning("every table is read anew", why=why, connector_at=progress.position, hold_at=to)
             record = skipped(f"moved-{to}", to, self._clock.wall_us() // 1000)
             self._unsaid.append(record)
             scans = self._notices.add([record[1]])

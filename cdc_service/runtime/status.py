@@ -1,5 +1,5 @@
-"""The status document (``cdc status --json``, ``GET /status``): where every table stands. LSNs and 64-bit positions are decimal strings,
-times RFC 3339 in UTC; what is not known is null."""
+"""The status document (``cdc status --json``, ``GET /status``): where every table stands. Positions and other 64-bit numbers are decimal
+strings, times RFC 3339 in UTC; what is not known is null."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ from cdc_service.pipeline.table_task import Part, TableTask
 from cdc_service.pipeline.watermarks import Watermarks, signal_id
 from cdc_service.ports.capture import Facts
 from cdc_service.ports.destination import Destination, RightsLacking
-from cdc_service.ports.events import Decoder, Positions
+from cdc_service.ports.events import Decoder, EventModel
 from cdc_service.ports.feed import Assignment
 from cdc_service.ports.source import Finding, Identity, Source, SourceTable, without_columns
 from cdc_service.runtime.comparing.change_log import Sources
@@ -113,7 +113,7 @@ class Parts:
         exact = {TableId(*p.exact) for p in map(parse_pattern, self.config.tables) if p.exact is not None}
         gone = exact & set(known) - {t.table for t in catalog}
         keyless = {t.table for t in catalog if not t.key}
-        tables = resolve(self.config, [*selectable(self.config, catalog), *gone], fold, keyless, self.source.positions.ordering)
+        tables = resolve(self.config, [*selectable(self.config, catalog), *gone], fold, keyless, self.source.events.ordering)
         if problems := excluded_keys(self.config, tables, {t.table: t.key for t in catalog}):
             raise InvalidConfig(self.config.file, problems, hint="leave the key's columns in")
         return tables
@@ -125,7 +125,8 @@ def _parts(config: Config, *, retry_seconds: float | None = None) -> Iterator[Pa
         source = open_source(config.source.url.reveal())
         stack.callback(source.close)
         url = config.connect.url.reveal()
-        connect = KafkaConnect(url) if retry_seconds is None else KafkaConnect(url, retry_seconds=retry_seconds)
+        patience = {} if retry_seconds is None else {"retry_seconds": retry_seconds}
+        connect = KafkaConnect(url, source.failures, **patience)
         stack.callback(connect.close)
         registry = None
         if config.schema_registry.url is not None:
@@ -432,7 +433,7 @@ def _connector(p: Parts) -> Mapping[str, str]:
         raise
     if found is None:
         raise Unavailable(f"connector {p.names.connector} does not exist", hint="cdc register", code="not_registered")
-    kept = meaning(found)
+    kept = meaning(found, p.source.events)
     _write(path, json.dumps(kept, indent=1))
     return kept
 
@@ -495,7 +496,7 @@ def _resolved(p: Parts, destination: Destination, connector: Mapping[str, str] |
     except Unavailable:
         if not known:
             raise
-        ordering = p.source.positions.ordering
+        ordering = p.source.events.ordering
         configs = [_as_kept(c, destination) for c in resolve(p.config, known, destination.fold, ordering=ordering)]
         whole = {c.source for c in configs if not c.keyed and c.target.mode is Mode.APPEND}  # No other is taken.
 
@@ -504,7 +505,7 @@ def _resolved(p: Parts, destination: Destination, connector: Mapping[str, str] |
 
     schemas = None if p.registry is None else Schemas(p.registry, RealClock().monotonic)
     logs = {c.topic for c in configs if c.source in whole}
-    return configs, lambda: _decoder(p.source.positions, connector or {}, configs, destination, logs, told, schemas)
+    return configs, lambda: _decoder(p.source.events, connector or {}, configs, destination, logs, told, schemas)
 
 
 def _as_kept(config: TableConfig, destination: Destination) -> TableConfig:
@@ -532,7 +533,7 @@ def _options(p: Parts, connector: Mapping[str, str]) -> dict[str, str]:
 
 
 def _decoder(
-    positions: Positions,
+    model: EventModel,
     connector: Mapping[str, str],
     configs: Sequence[TableConfig],
     destination: Destination,
@@ -556,7 +557,7 @@ def _decoder(
             raise ConfigError("the connector writes Avro", hint="add at the top:  schema_registry: {url: http://localhost:8081}")
         doubtful = writes_defaults_for_null(connector)
         return DebeziumAvroDecoder(
-            *(positions, schemas),
+            *(model, schemas),
             unavailable=unavailable,
             known=known,
             whole=whole,
@@ -565,7 +566,7 @@ def _decoder(
             defaults_for_null=doubtful,
         )
     if with_schemas:
-        return DebeziumJsonDecoder(positions, unavailable=unavailable, known=known, whole=whole, logs=logs, left_out=left_out)
+        return DebeziumJsonDecoder(model, unavailable=unavailable, known=known, whole=whole, logs=logs, left_out=left_out)
     # A record without schemas is read by all columns that it has, those that are left out too.
     new |= {c.source: c.topic for c in configs if c.topic in left_out}
     by_catalog = {table: schema for table, schema in by_catalog.items() if table in new}
@@ -578,7 +579,7 @@ def _decoder(
             hint="set value.converter.schemas.enable=true in connect.options, at least until each table was loaded once",
         )
     known |= {new[table]: schema for table, schema in by_catalog.items()}
-    return SchemalessJsonDecoder(positions, known, connector, whole, logs, left_out)
+    return SchemalessJsonDecoder(model, known, connector, whole, logs, left_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -597,7 +598,7 @@ class _Snapshots:
 
 @dataclass(frozen=True, slots=True)
 class _Horizon:
-    """pipeline.commands.Horizon: the oldest log position that the slot still holds lies below all open transactions."""
+    """pipeline.commands.Horizon: the oldest log position that is still held lies below all open transactions."""
 
     parts: Parts
 

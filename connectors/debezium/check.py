@@ -16,7 +16,7 @@ from cdc_service.core.types import TableId, Target
 from cdc_service.core.wording import some
 from cdc_service.ports.source import MESSAGE_BYTES_MAX, Finding, Level, Source, SourceTable
 from connectors.debezium import refusals, wires
-from connectors.debezium.connect import KafkaConnect, validation_cure
+from connectors.debezium.connect import KafkaConnect
 from connectors.debezium.refusals import Fits
 from connectors.debezium.register import KafkaAdmin, Topic, chosen, connector_request, secret_options, topics_of
 from connectors.debezium.schema_registry import SchemaRegistry
@@ -55,7 +55,7 @@ def check(
         source = open_source(config.source.url.reveal())
     except CdcError as error:
         return [_failed("source", error)]
-    connect = KafkaConnect(config.connect.url.reveal(), retry_seconds=CHECK_RETRY_SECONDS)
+    connect = KafkaConnect(config.connect.url.reveal(), source.failures, retry_seconds=CHECK_RETRY_SECONDS)
     try:
         asked = _Source(config, source, fold, fits)
         findings += _guarded("source", asked.findings)
@@ -154,10 +154,10 @@ def _connector(config: Config, connect: KafkaConnect, source: Source, told: _Sou
     existing = connect.config(name)
     signals = source.preparation(told.tables, config.names).signals
     wanted = source.connector_config(connector_request(config, told.tables, told.catalog, signals, existing))
-    yield from _wire(config, connect, wanted)
+    yield from _wire(config, connect, source, wanted)
     problems = connect.validate(wanted)
     for problem in problems:
-        yield Finding("connector configuration", False, f"{problem.key}: {problem.message}", validation_cure([problem]))
+        yield Finding("connector configuration", False, f"{problem.key}: {problem.message}", connect.cure([problem]))
     if not problems:
         yield Finding("connector configuration", True, "Connect accepts it, and reaches the source with it")
     plan = connect.plan(wanted, secret_options(config))
@@ -173,9 +173,9 @@ def _connector(config: Config, connect: KafkaConnect, source: Source, told: _Sou
         yield Finding("connector", status.running, f"{name} is {status.overall.lower()}{causes}", status.cure)
 
 
-def _wire(config: Config, connect: KafkaConnect, wanted: Mapping[str, str]) -> Iterator[Finding]:
+def _wire(config: Config, connect: KafkaConnect, source: Source, wanted: Mapping[str, str]) -> Iterator[Finding]:
     """What the connector writes, and whether the service can read it."""
-    wires.require_readable(config, wanted)
+    wires.require_readable(config, wanted, source.events)
     wires.require_converter(connect, wanted)
     if config.schema_registry.url is not None:
         registry = SchemaRegistry(config.schema_registry.url.reveal(), config.schema_registry.options.reveal())

@@ -17,7 +17,7 @@ import structlog
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from cdc_service.core.errors import CdcError, ConfigError, Disposition, Unavailable
-from cdc_service.ports.capture import OTHER_CURE, ConnectorStatus, TaskStatus
+from cdc_service.ports.capture import OTHER_CURE, ConnectorStatus, Failures, TaskStatus
 from cdc_service.ports.source import Offsets
 from connectors.debezium.failures import failure
 
@@ -88,8 +88,17 @@ class _Busy(CdcError):
 class KafkaConnect:
     """A client of one worker's REST API. Methods raise Unavailable when it does not answer within the limits."""
 
-    def __init__(self, url: str, *, answer_seconds: float = ANSWER_SECONDS, retry_seconds: float = RETRY_SECONDS) -> None:
+    def __init__(
+        self,
+        url: str,
+        failures: Failures | None = None,
+        *,
+        answer_seconds: float = ANSWER_SECONDS,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
+        """``failures`` tells what only the source knows of its connector's."""
         self._address = httpx.URL(url)
+        self._failures = failures
         self._answer_seconds = answer_seconds
         self._retry_seconds = retry_seconds
         self._said = False
@@ -158,13 +167,26 @@ class KafkaConnect:
             FieldProblem(entry["value"]["name"], _scrubbed(message, config)) for entry in entries for message in entry["value"]["errors"]
         )
 
+    def cure(self, problems: Sequence[FieldProblem]) -> str:
+        """What to do about problems that a validation found."""
+        text = " ".join(p.message for p in problems)
+        refused = self._failures is not None and any(self._failures.refuses_login(p.message) for p in problems)
+        if refused or re.search(r"authentication|password", text, re.IGNORECASE):
+            return (
+                "the worker could not log in to the source: with connect.secrets env, the variable must be set where the worker runs and"
+                " its configuration hold config.providers=env,file (cdc check says which)"
+            )
+        if re.search(r"refused|unknown ?host|timed? ?out|connection attempt failed", text, re.IGNORECASE):
+            return "the worker could not reach the source: source.connect_host and connect_port say where it is as the worker sees it"
+        return "change these settings in connect.options or source"
+
     def require_valid(self, config: Mapping[str, str]) -> None:
         """Raises ConfigError, by field and with the cure, where ``validate`` finds problems."""
         problems = self.validate(config)
         if problems:
             lines = "; ".join(f"{p.key}: {p.message}" for p in problems)
             message = f"Kafka Connect refuses the configuration of {config['name']}: {lines}"
-            raise ConfigError(message, hint=validation_cure(problems), code="connector_invalid")
+            raise ConfigError(message, hint=self.cure(problems), code="connector_invalid")
 
     def apply(self, plan: ConnectorPlan) -> None:
         """Creates the connector, stopped, or updates it in the state that it is in. Safe to call again."""
@@ -184,7 +206,7 @@ class KafkaConnect:
             return None
         connector = found["connector"]
         tasks = tuple(TaskStatus(t["id"], t["state"], t.get("worker_id", "")) for t in found["tasks"])
-        failures = tuple(f for part in (connector, *found["tasks"]) if (f := failure(part.get("trace"))) is not None)
+        failures = tuple(f for part in (connector, *found["tasks"]) if (f := failure(part.get("trace"), self._failures)) is not None)
         problem = failures[0].message if failures else ""
         return ConnectorStatus(name, connector["state"], connector.get("worker_id", ""), problem, tasks, failures)
 
@@ -332,16 +354,3 @@ def _scrubbed(message: str, config: Mapping[str, str]) -> str:
         if value and masked(key, value) == MASK:
             message = message.replace(value, MASK)
     return message
-
-
-def validation_cure(problems: Sequence[FieldProblem]) -> str:
-    """What to do about problems that a validation found."""
-    text = " ".join(p.message for p in problems)
-    if re.search(r"authentication|password|pg_hba", text, re.IGNORECASE):
-        return (
-            "the worker could not log in to the source: with connect.secrets env, the variable must be set where the worker runs and its"
-            " configuration hold config.providers=env,file (cdc check says which)"
-        )
-    if re.search(r"refused|unknown ?host|timed? ?out|connection attempt failed", text, re.IGNORECASE):
-        return "the worker could not reach the source: source.connect_host and connect_port say where it is as the worker sees it"
-    return "change these settings in connect.options or source"

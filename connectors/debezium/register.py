@@ -166,8 +166,8 @@ def connect_password(config: Config) -> str | None:
     if password.variable is None:
         raise ConfigError(
             "connect.secrets is env, but the password of source.url does not come from a variable that Connect could read too",
-            hint="write source.url as postgresql://user:${SHOP_PASSWORD}@host/database and set SHOP_PASSWORD for Connect's worker as well,"
-            " or use connect.secrets: inline",
+            hint=f"write source.url as {config.source.url.scheme}://user:${{SHOP_PASSWORD}}@host/database and set SHOP_PASSWORD for"
+            " Connect's worker as well, or use connect.secrets: inline",
         )
     return f"${{env:{password.variable}}}"
 
@@ -289,7 +289,7 @@ def plan_registration(
     there = kafka.topics()
     topics = tuple(t for t in topics_of(config, facts, signals) if t.name not in there)
     wanted_config = source.connector_config(connector_request(config, facts, catalog, signals, existing))
-    wires.require_readable(config, wanted_config)
+    wires.require_readable(config, wanted_config, source.events)
     wires.require_converter(connect, wanted_config)
     connector = connect.plan(wanted_config, secret_options(config))
     added = [] if existing is None or initial else sorted({t.table for t in facts} - source.registered(existing))

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import httpx
 
 from cdc_service.core.errors import ConfigError, Unavailable
-from connectors.formats.connect_schema import Unsupported
+from cdc_service.ports.events import Unsupported
 
 ANSWER_SECONDS = 3.0
 QUIET_SECONDS = 1.0

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 
 from cdc_service.config.models import Config
 from cdc_service.core.errors import ConfigError
+from cdc_service.ports.events import EventModel
 from connectors.debezium.connect import KafkaConnect
-from connectors.formats.flat import SETTINGS as FLAT
+from connectors.formats import flat
 
 JSON = "org.apache.kafka.connect.json.JsonConverter"
 CONFLUENT = "io.confluent.connect.avro.AvroConverter"
@@ -54,13 +55,13 @@ def added(config: Config) -> dict[str, str]:
     return made
 
 
-def require_readable(config: Config, connector: Mapping[str, str]) -> None:
+def require_readable(config: Config, connector: Mapping[str, str], model: EventModel) -> None:
     """Raises ConfigError where the service could not read, or not trust, what a connector with this configuration writes."""
-    for message, cure in _problems(config, connector):
+    for message, cure in _problems(config, connector, model):
         raise ConfigError(message, hint=cure)
 
 
-def _problems(config: Config, connector: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _problems(config: Config, connector: Mapping[str, str], model: EventModel) -> Iterator[tuple[str, str]]:
     """(problem, cure)."""
     key, value = (connector.get(side, JSON) for side in _SIDES)
     if value not in (JSON, *AVRO):
@@ -83,15 +84,15 @@ def _problems(config: Config, connector: Mapping[str, str]) -> Iterator[tuple[st
             if wrong:
                 lines = "\n".join(f"  {side}.apicurio.registry.{name}: {text}" for name, text in wrong.items())
                 yield f"{side} does not write Confluent's wire format", f"connect.options:\n{lines}"
-    yield from _flattened(connector)
+    yield from _flattened(connector, model)
 
 
-def _flattened(connector: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _flattened(connector: Mapping[str, str], model: EventModel) -> Iterator[tuple[str, str]]:
     aliases = [one.strip() for one in connector.get("transforms", "").split(",") if one.strip()]
     for alias in (one for one in aliases if connector.get(f"transforms.{one}.type") == UNWRAP):
         start = f"transforms.{alias}."
         told = {name.removeprefix(start): text for name, text in connector.items() if name.startswith(start)}
-        wrong = {name: text for name, text in FLAT.items() if not _enough(name, told.get(name, ""))}
+        wrong = {name: text for name, text in flat.settings(model).items() if not _enough(name, told.get(name, ""), text, model)}
         paste = "connect.options:\n" + "\n".join(f"  {start}{name}: {text}" for name, text in wrong.items())
         if wrong:
             yield f"flattened events ({UNWRAP}) lack what is needed to put them in order, or to tell what was deleted", paste
@@ -108,11 +109,10 @@ def flattens(connector: Mapping[str, str]) -> bool:
     return any(text == UNWRAP for name, text in connector.items() if name.startswith("transforms.") and name.endswith(".type"))
 
 
-def _enough(name: str, told: str) -> bool:
+def _enough(name: str, told: str, wanted: str, model: EventModel) -> bool:
     if name == "add.fields":
-        names = {one.strip().rpartition(".")[2] for one in told.split(",")}
-        return {"op", "schema", "table", "lsn", "snapshot"} <= names
-    return told in ("rewrite", "rewrite-with-tombstone") if name == "delete.tombstone.handling.mode" else told == FLAT[name]
+        return set(flat.needed(model)) <= {one.strip().rpartition(".")[2] for one in told.split(",")}
+    return told in ("rewrite", "rewrite-with-tombstone") if name == "delete.tombstone.handling.mode" else told == wanted
 
 
 def require_converter(connect: KafkaConnect, connector: Mapping[str, str]) -> None:

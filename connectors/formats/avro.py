@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -19,18 +20,17 @@ import pyarrow.compute as pc
 
 from cdc_service.core.errors import Unavailable
 from cdc_service.core.types import TableSchema
-from cdc_service.ports.events import Positions
+from cdc_service.ports.events import Codec, EventModel, Unsupported
 from connectors.formats.avro_columns import read_block
 from connectors.formats.avro_exact import reader
 from connectors.formats.avro_schema import Node, connect_schema, parse, value_of
 from connectors.formats.blocks import Block, Problem, chosen
-from connectors.formats.connect_schema import Field, Unsupported, columns_of
+from connectors.formats.connect_schema import Field, columns_of
 from connectors.formats.debezium_json import JsonForm
 from connectors.formats.envelope import EnvelopeDecoder
 from connectors.formats.exact import Inexact, exact
 from connectors.formats.flat import row_of
 from connectors.formats.layout import KeyField, Prefix, Recognised, ValueFields, read_key_schema
-from connectors.formats.wire import Wire
 
 HEAD = 5
 """Bytes before the datum."""
@@ -91,10 +91,11 @@ class AvroForm:
     not_value = Problem("not_avro", "the record is no Avro in Confluent's wire format: value.converter has to write the schema's number")
     not_key = Problem("bad_key", "the Kafka key is no Avro in Confluent's wire format: key.converter has to write the schema's number")
 
-    def __init__(self, schemas: Schemas, *, defaults_for_null: bool) -> None:
+    def __init__(self, model: EventModel, schemas: Schemas, *, defaults_for_null: bool) -> None:
+        self._model = model
         self._schemas = schemas
         self._defaults_for_null = defaults_for_null
-        self._json = JsonForm()
+        self._json = JsonForm(model)
         self._values: dict[int, Prefix[ValueFields]] = {}
         self._keys: dict[int, Prefix[tuple[KeyField, ...]]] = {}
 
@@ -104,7 +105,7 @@ class AvroForm:
         return self._recognise(records, self._values, self._value, self._json.values)
 
     def keys(self, records: pa.Array) -> Recognised[tuple[KeyField, ...]]:
-        return self._recognise(records, self._keys, _key, self._json.keys)
+        return self._recognise(records, self._keys, partial(_key, self._model), self._json.keys)
 
     def _recognise(
         self,
@@ -149,15 +150,15 @@ class AvroForm:
         if "connect.name" not in node.about:
             # Without Connect's properties a date is a number like any other.
             raise Unsupported("the Avro schema lacks Connect's properties, which tell types: set value.converter.connect.meta.data=true")
-        row, flat = row_of(connect_schema(node))
+        row, flat = row_of(connect_schema(node), self._model)
         rows = node if flat is not None else next(one.type for one in node.fields if one.name == "after")
         inner = value_of(rows)
         assert inner is not None
-        fields = columns_of(row)
+        fields = columns_of(row, self._model)
         schemas = [field for field in row["fields"] if any(field["field"] == one.column.name for one in fields)]
         spelled = [one.spelled for one in inner.fields[: len(fields)]]
-        as_key = tuple(replace(one, name=name) for one, name in zip(read_key_schema(row), spelled, strict=True))
-        own = tuple(Field(one.column, avro_wire(one.wire, schema)) for one, schema in zip(fields, schemas, strict=True))
+        as_key = tuple(replace(one, name=name) for one, name in zip(read_key_schema(self._model, row), spelled, strict=True))
+        own = tuple(Field(one.column, avro_codec(one.codec, schema)) for one, schema in zip(fields, schemas, strict=True))
         stand_ins = {}
         if self._defaults_for_null:
             stand_ins = {
@@ -165,7 +166,7 @@ class AvroForm:
                 for one, schema in zip(own, schemas, strict=True)
                 if one.column.nullable and schema.get("default") is not None
             }
-        return ValueFields(own, as_key, flat, tuple(one.wire for one in fields), stand_ins)
+        return ValueFields(own, as_key, flat, tuple(one.codec for one in fields), stand_ins)
 
     def read(self, records: pa.Array, places: npt.NDArray[np.int64], known: Recognised[Any], schema: pa.Schema) -> Block:
         number = known.number[places]
@@ -197,7 +198,7 @@ class DebeziumAvroDecoder(EnvelopeDecoder):
 
     def __init__(
         self,
-        positions: Positions,
+        model: EventModel,
         schemas: Schemas,
         *,
         unavailable: str,
@@ -207,8 +208,8 @@ class DebeziumAvroDecoder(EnvelopeDecoder):
         left_out: Mapping[str, frozenset[str]] | None = None,
         defaults_for_null: bool = False,
     ) -> None:
-        form = AvroForm(schemas, defaults_for_null=defaults_for_null)
-        super().__init__(positions, form, unavailable=unavailable, known=known, whole=whole, logs=logs, left_out=left_out)
+        form = AvroForm(model, schemas, defaults_for_null=defaults_for_null)
+        super().__init__(model, form, unavailable=unavailable, known=known, whole=whole, logs=logs, left_out=left_out)
 
 
 class Tail(Protocol):
@@ -258,34 +259,34 @@ def _numbers(records: pa.Array) -> npt.NDArray[np.int64]:
     return found
 
 
-def _key(node: Node) -> tuple[KeyField, ...]:
+def _key(model: EventModel, node: Node) -> tuple[KeyField, ...]:
     """Raises Unsupported."""
     schema = connect_schema(node)
-    fields = zip(read_key_schema(schema), node.fields, schema["fields"], strict=True)
-    return tuple(replace(one, name=own.spelled, wire=one.wire and avro_wire(one.wire, told)) for one, own, told in fields)
+    fields = zip(read_key_schema(model, schema), node.fields, schema["fields"], strict=True)
+    return tuple(replace(one, name=own.spelled, codec=one.codec and avro_codec(one.codec, told)) for one, own, told in fields)
 
 
 _READ = {"bytes": pa.binary(), "float": pa.float32()}
-_CODECS = {"base64": "plain", "base64_text": "bytes_text", "bits": "bytes_bits", "float32": "plain"}
+_CONVERSIONS = {"base64": "plain", "base64_text": "bytes_text", "bits": "bytes_bits", "float32": "plain"}
 """Avro has bytes and single floats of its own; all else stands in it as in JSON."""
 
 
-def avro_wire(wire: Wire, schema: Mapping[str, Any]) -> Wire:
-    """The form in Avro of what stands as ``wire`` in JSON; ``schema`` is Connect's of the same field."""
+def avro_codec(codec: Codec, schema: Mapping[str, Any]) -> Codec:
+    """The form in Avro of what stands as ``codec`` in JSON; ``schema`` is Connect's of the same field."""
     if schema["type"] == "array":
-        if wire.element is not None:
-            element = avro_wire(wire.element, schema["items"])
-            return replace(wire, element=element, read=pa.list_(element.read))
-        return replace(wire, read=pa.list_(_READ.get(schema["items"]["type"], wire.read.value_type)))
-    return replace(wire, codec=_CODECS.get(wire.codec, wire.codec), read=_READ.get(schema["type"], wire.read))
+        if codec.element is not None:
+            element = avro_codec(codec.element, schema["items"])
+            return replace(codec, element=element, read=pa.list_(element.read))
+        return replace(codec, read=pa.list_(_READ.get(schema["items"]["type"], codec.read.value_type)))
+    return replace(codec, name=_CONVERSIONS.get(codec.name, codec.name), read=_READ.get(schema["type"], codec.read))
 
 
 def _stand_in(one: Field, schema: Mapping[str, Any]) -> Any:
     """A default as it stands on the wire."""
     default = schema["default"]
     try:
-        if pa.types.is_binary(one.wire.read):
+        if pa.types.is_binary(one.codec.read):
             return base64.b64decode(default)
-        return exact(one.wire.read, default)
+        return exact(one.codec.read, default)
     except (Inexact, ValueError, TypeError):
         raise Unsupported(f"column {one.column.name!r}: its default, which the converter writes for NULL, cannot be told") from None

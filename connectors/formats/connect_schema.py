@@ -1,28 +1,21 @@
-"""Connect's JSON schema of a Debezium event -> columns with their wire forms: every PostgreSQL type that Debezium emits.
+"""Connect's JSON schema of a Debezium event -> columns with their codecs, by what Debezium's own types mean.
 
-A type is recognised by Connect's type, Debezium's semantic name and the source type that ``column.propagate.source.type`` adds. What no
+A type is recognised by Connect's type and Debezium's semantic name; what a source's own types mean beside, its EventModel says. What no
 rule covers exactly raises Unsupported with the reason and the cure; nothing is guessed.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from cdc_service.core.logical import DECIMAL_DIGITS_MAX, Kind, LogicalType, decimal
+from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column
+from cdc_service.ports.events import Codec, ConnectSchema, EventModel, Unsent, Unsupported
+from connectors.formats.codecs import convert, point_type
 from connectors.formats.exact import Inexact, exact
-from connectors.formats.wire import Unsent, Wire, convert, list_of, point_type
-
-Json = Mapping[str, Any]
-
-
-class Unsupported(ValueError):
-    """A column that cannot be read exactly, with the reason and the cure. It holds names and types, never values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,48 +23,45 @@ class Field:
     """A column of the table as the event's schema describes it."""
 
     column: Column
-    wire: Wire
+    codec: Codec
 
 
 SOURCE_TYPE = "__debezium.source.column.type"
+"""The parameter by which ``column.propagate.source.type`` tells the source's own type."""
 LENGTH = "__debezium.source.column.length"
 SCALE = "__debezium.source.column.scale"
 
-_UNCONSTRAINED = {0, 131089}
-"""Lengths that stand for numeric without a precision: the first in snapshots, the second in the stream."""
-_NEGATIVE_SCALE = 1000
-"""PostgreSQL's scales end at 1000; a larger one is a negative scale in 11 bits."""
-
-TEXT = Wire("plain", LogicalType(Kind.STRING), pa.string(), unsent=Unsent.TEXT)
-_NUMERIC = Wire("numeric", LogicalType(Kind.NUMERIC), pa.string(), unsent=Unsent.TEXT)
+TEXT = Codec("plain", LogicalType(Kind.STRING), pa.string(), unsent=Unsent.TEXT)
+NUMERIC = Codec("numeric", LogicalType(Kind.NUMERIC), pa.string(), unsent=Unsent.TEXT)
+"""Numbers of any size and scale, as text."""
 
 
-def _text(kind: Kind, unsent: Unsent = Unsent.NEVER) -> Wire:
-    return Wire("plain", LogicalType(kind), pa.string(), unsent=unsent)
+def _text(kind: Kind, unsent: Unsent = Unsent.NEVER) -> Codec:
+    return Codec("plain", LogicalType(kind), pa.string(), unsent=unsent)
 
 
-def _count(codec: str, kind: Kind, read: pa.DataType, parameter: int = 0) -> Wire:
-    return Wire(codec, LogicalType(kind), read, parameter)
+def _count(name: str, kind: Kind, read: pa.DataType, parameter: int = 0) -> Codec:
+    return Codec(name, LogicalType(kind), read, parameter)
 
 
-def _iso(codec: str, kind: Kind) -> Wire:
-    return Wire(codec, LogicalType(kind), pa.string())
+def _iso(name: str, kind: Kind) -> Codec:
+    return Codec(name, LogicalType(kind), pa.string())
 
 
-PRIMITIVE: dict[str, Wire] = {
-    "boolean": Wire("plain", LogicalType(Kind.BOOL), pa.bool_()),
-    "int8": Wire("plain", LogicalType(Kind.INT16), pa.int16()),
-    "int16": Wire("plain", LogicalType(Kind.INT16), pa.int16()),
-    "int32": Wire("plain", LogicalType(Kind.INT32), pa.int32()),
-    "int64": Wire("plain", LogicalType(Kind.INT64), pa.int64()),
-    "float": Wire("float32", LogicalType(Kind.FLOAT32), pa.float64()),
-    "double": Wire("plain", LogicalType(Kind.FLOAT64), pa.float64()),
+PRIMITIVE: dict[str, Codec] = {
+    "boolean": Codec("plain", LogicalType(Kind.BOOL), pa.bool_()),
+    "int8": Codec("plain", LogicalType(Kind.INT16), pa.int16()),
+    "int16": Codec("plain", LogicalType(Kind.INT16), pa.int16()),
+    "int32": Codec("plain", LogicalType(Kind.INT32), pa.int32()),
+    "int64": Codec("plain", LogicalType(Kind.INT64), pa.int64()),
+    "float": Codec("float32", LogicalType(Kind.FLOAT32), pa.float64()),
+    "double": Codec("plain", LogicalType(Kind.FLOAT64), pa.float64()),
     "string": TEXT,
-    "bytes": Wire("base64", LogicalType(Kind.BYTES), pa.string(), unsent=Unsent.BASE64),
+    "bytes": Codec("base64", LogicalType(Kind.BYTES), pa.string(), unsent=Unsent.BASE64),
 }
 """Connect's types without a semantic name."""
 
-SEMANTIC: dict[tuple[str, str], Wire] = {
+SEMANTIC: dict[tuple[str, str], Codec] = {
     ("int32", "io.debezium.time.Date"): _count("date_days", Kind.DATE, pa.int32()),
     ("int32", "io.debezium.time.Time"): _count("time", Kind.TIME, pa.int64(), 1_000_000),
     ("int64", "io.debezium.time.MicroTime"): _count("time", Kind.TIME, pa.int64(), 1000),
@@ -90,7 +80,7 @@ SEMANTIC: dict[tuple[str, str], Wire] = {
     ("string", "io.debezium.data.Enum"): _text(Kind.STRING),
     ("string", "io.debezium.data.Ltree"): TEXT,
     ("string", "io.debezium.data.Tsvector"): TEXT,
-    ("struct", "io.debezium.data.geometry.Point"): Wire("point", point_type(), pa.struct([("x", pa.float64()), ("y", pa.float64())])),
+    ("struct", "io.debezium.data.geometry.Point"): Codec("point", point_type(), pa.struct([("x", pa.float64()), ("y", pa.float64())])),
 }
 """Debezium's semantic types that hold their value exactly."""
 
@@ -107,104 +97,34 @@ REFUSED: dict[str, str] = {
 }
 """Semantic types that lose something, or say it another way than this service asks for; with the cure."""
 
-TEXT_AS_BYTES = frozenset(
-    """
-    LINE LSEG BOX PATH POLYGON CIRCLE INT4MULTIRANGE INT8MULTIRANGE NUMMULTIRANGE TSMULTIRANGE TSTZMULTIRANGE DATEMULTIRANGE XID XID8 CID
-    TID PG_LSN TSQUERY REGCLASS REGTYPE REGPROC REGROLE REGNAMESPACE JSONPATH PG_SNAPSHOT TXID_SNAPSHOT ACLITEM LQUERY LTXTQUERY
-    """.split()  # noqa: SIM905
-)
-"""PostgreSQL types that the connector does not know: it sends their text as bytes."""
 
-LIST_FORMS: dict[str, Unsent] = {"_TEXT": Unsent.TEXT, "_VARCHAR": Unsent.TEXT, "_JSON": Unsent.TEXT, "_JSONB": Unsent.TEXT}
-LIST_FORMS |= {"_BYTEA": Unsent.BASE64, "_INT4": Unsent.NEVER, "_INT8": Unsent.NEVER, "_DATE": Unsent.NEVER, "_UUID": Unsent.UUID}
-"""Array types for which the connector has a form of its placeholder, and the element's; for others it sends NULL."""
-
-
-LISTS_REFUSED: dict[str, str] = {
-    "_BIT": "the connector sends NULL for arrays of bit strings",
-    "_VARBIT": "the connector sends NULL for arrays of bit strings",
-    "_TIME": "the connector cuts times in arrays to milliseconds",
-}
-
-
-def source_type(schema: Json) -> str:
-    """The source's type as the event names it. Snapshots put a schema that is not in the search path before it, the stream does not."""
-    text = str((schema.get("parameters") or {}).get(SOURCE_TYPE) or "")
-    with_schema = re.fullmatch(r'".*"\."(.*)"', text)
-    return with_schema[1] if with_schema else text
-
-
-def wire_of(schema: Json) -> Wire:
-    """The wire form of a field of the row. Raises Unsupported."""
+def standard(schema: ConnectSchema) -> Codec:
+    """The codec of a field that holds nothing but what Connect and Debezium say of it. Raises Unsupported."""
     kind, name = str(schema.get("type")), schema.get("name")
-    parameters = schema.get("parameters") or {}
-    source = source_type(schema).upper()
-    if source in LISTS_REFUSED:
-        raise Unsupported(f"{LISTS_REFUSED[source]}; leave the column out (column.exclude.list)")
-    if kind == "array":
-        return _array(schema, source)
     if name in REFUSED:
         raise Unsupported(f"{name}: {REFUSED[name]}")
-    if name == "io.debezium.data.Bits" or source == "VARBIT":
-        return _bits(parameters, source)
+    if name == "io.debezium.data.Bits":
+        return bits(int((schema.get("parameters") or {}).get("length") or 0))
     if name is not None:
-        wire = SEMANTIC.get((kind, name)) or (TEXT if kind == "string" else None)
-        if wire is None:
+        codec = SEMANTIC.get((kind, name)) or (TEXT if kind == "string" else None)
+        if codec is None:
             raise Unsupported(f"type {kind} named {name} has no exact form here; leave the column out (column.exclude.list)")
-        return replace(wire, unsent=Unsent.HSTORE) if source == "HSTORE" else wire
+        return codec
     if kind not in PRIMITIVE:
         raise Unsupported(f"type {kind} has no exact form here; leave the column out (column.exclude.list)")
-    if source in ("NUMERIC", "MONEY"):
-        return _number(kind, source, parameters)
-    if kind == "bytes" and source in TEXT_AS_BYTES:
-        return Wire("base64_text", LogicalType(Kind.STRING), pa.string(), unsent=Unsent.BASE64)
     return PRIMITIVE[kind]
 
 
-def _number(kind: str, source: str, parameters: Json) -> Wire:
-    if kind != "string":
-        raise Unsupported(f"{source.lower()} as {kind} is not exact; set decimal.handling.mode=string")
-    if source == "MONEY":
-        return Wire("decimal", decimal(19, 2), pa.string())
-    precision, scale = int(parameters.get(LENGTH) or 0), int(parameters.get(SCALE) or 0)
-    if precision in _UNCONSTRAINED:
-        return _NUMERIC
-    if scale > _NEGATIVE_SCALE:
-        return replace(_NUMERIC, parameter=-1)
-    if 0 <= scale <= precision <= DECIMAL_DIGITS_MAX:
-        return Wire("decimal", decimal(precision, scale), pa.string(), unsent=Unsent.TEXT)
-    return _NUMERIC
-
-
-def _bits(parameters: Json, source: str) -> Wire:
-    length = int(parameters.get("length") or 0)
-    if source == "VARBIT" or not 1 <= length <= 2**16:
+def bits(length: int) -> Codec:
+    """A string of so many bits. Raises Unsupported for a length that none has."""
+    if not 1 <= length <= 2**16:
         raise Unsupported("bit varying arrives without its length; leave the column out (column.exclude.list)")
-    return Wire("bits", LogicalType(Kind.STRING), pa.string(), length, Unsent.BASE64)
+    return Codec("bits", LogicalType(Kind.STRING), pa.string(), length, Unsent.BASE64)
 
 
-def _array(schema: Json, source: str) -> Wire:
-    items = schema.get("items")
-    if not isinstance(items, dict):
-        raise Unsupported("an array without the type of its elements")
-    if items.get("name") == "io.debezium.time.MicroTime":  # A domain over time[] has a name of its own.
-        raise Unsupported(f"{LISTS_REFUSED['_TIME']}; leave the column out (column.exclude.list)")
-    parameters = {**(items.get("parameters") or {})}
-    if source and SOURCE_TYPE not in parameters:
-        outer = schema.get("parameters") or {}
-        parameters = {**outer, **parameters, SOURCE_TYPE: source.removeprefix("_")}
-    element = wire_of({**items, "parameters": parameters})
-    if element.element is not None or pa.types.is_struct(element.read):
-        raise Unsupported("arrays of arrays or of structures have no exact form here; leave the column out (column.exclude.list)")
-    form = LIST_FORMS.get(source)
-    return list_of(replace(element, unsent=form or Unsent.TEXT), Unsent.NULL if form is None else Unsent.LIST)
-
-
-def _refused(schema: Json, reason: str) -> Wire:
+def refused(schema: ConnectSchema, reason: str, unsent: Unsent = Unsent.NEVER) -> Codec:
     """For a type without an exact form: a column whose values are refused one by one, so that rows without one are not held up.
     Raises Unsupported where not even NULL can be told."""
-    source = source_type(schema).upper()
-    unsent = Unsent.NULL if schema.get("type") == "array" or source == "VARBIT" else Unsent.NEVER
     items = schema.get("items") or {}
     if schema.get("type") == "array" and items.get("type") in PRIMITIVE:
         read = pa.list_(PRIMITIVE[items["type"]].read)
@@ -212,26 +132,24 @@ def _refused(schema: Json, reason: str) -> Wire:
         read = PRIMITIVE[str(schema["type"])].read
     else:
         raise Unsupported(reason)
-    return Wire("refused", LogicalType(Kind.STRING), read, unsent=unsent, reason=reason)
+    return Codec("refused", LogicalType(Kind.STRING), read, unsent=unsent, reason=reason)
 
 
-def field_of(schema: Json) -> Field:
+def field_of(schema: ConnectSchema, model: EventModel) -> Field:
     """A column from a field of the row's schema. Raises Unsupported, naming the column."""
     name = str(schema["field"])
     try:
         try:
-            wire = wire_of(schema)
+            codec = model.codec(schema)
         except Unsupported as problem:
-            wire = _refused(schema, str(problem))
+            codec = refused(schema, str(problem))
     except Unsupported as problem:
         raise Unsupported(f"column {name!r}: {problem}") from None
-    source = source_type(schema)
-    if schema.get("name") == "io.debezium.data.Bits" and source != "VARBIT":
-        source = "BIT"  # A domain's name would not tell a decoder without schemas that these are bits.
-    return Field(Column(name, wire.type, bool(schema.get("optional", False)), _default(schema.get("default"), wire), source), wire)
+    default, source = _default(schema.get("default"), codec), model.source_type(schema)
+    return Field(Column(name, codec.type, bool(schema.get("optional", False)), default, source), codec)
 
 
-def _default(value: Any, wire: Wire) -> Any:
+def _default(value: Any, codec: Codec) -> Any:
     """The default as an exact Python value; None where there is none, or none that can be trusted.
 
     A default that is computed (now(), a sequence) arrives as the zero of its type: for times that is 1970-01-01, taken for none.
@@ -239,11 +157,11 @@ def _default(value: Any, wire: Wire) -> Any:
     if value is None:
         return None
     try:
-        done = convert(wire, pa.array([exact(wire.read, value)], wire.read))
+        done = convert(codec, pa.array([exact(codec.read, value)], codec.read))
         if done.bad is not None:
             return None
-        if pa.types.is_temporal(wire.type.arrow):
-            width = pa.int32() if wire.type.kind is Kind.DATE else pa.int64()
+        if pa.types.is_temporal(codec.type.arrow):
+            width = pa.int32() if codec.type.kind is Kind.DATE else pa.int64()
             if done.values.view(width)[0].as_py() == 0:
                 return None
         return done.values[0].as_py()
@@ -251,12 +169,12 @@ def _default(value: Any, wire: Wire) -> Any:
         return None
 
 
-def struct_field(schema: Json, name: str) -> Json | None:
+def struct_field(schema: ConnectSchema, name: str) -> ConnectSchema | None:
     """The field called ``name`` of a struct schema, or None."""
     fields = schema.get("fields") or []
     return next((field for field in fields if isinstance(field, dict) and field.get("field") == name), None)
 
 
-def columns_of(row: Json) -> tuple[Field, ...]:
+def columns_of(row: ConnectSchema, model: EventModel) -> tuple[Field, ...]:
     """The table's columns from the schema of a row. Raises Unsupported."""
-    return tuple(field_of(field) for field in row["fields"])
+    return tuple(field_of(field, model) for field in row["fields"])

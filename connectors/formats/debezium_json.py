@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc_service.core.types import TableSchema
-from cdc_service.ports.events import Positions
+from cdc_service.ports.events import EventModel
 from connectors.formats.blocks import Block, Problem, chosen, read_block
 from connectors.formats.envelope import EnvelopeDecoder
 from connectors.formats.frames import Envelopes, read_envelopes
@@ -33,9 +33,9 @@ class JsonForm:
         "bad_key", "the Kafka key is not JSON with a schema as Kafka Connect writes it: set key.converter.schemas.enable=true"
     )
 
-    def __init__(self) -> None:
-        self._values: Prefixes[ValueFields] = Prefixes(read_value_schema)
-        self._keys: Prefixes[tuple[KeyField, ...]] = Prefixes(read_key_schema)
+    def __init__(self, model: EventModel) -> None:
+        self._values: Prefixes[ValueFields] = Prefixes(partial(read_value_schema, model))
+        self._keys: Prefixes[tuple[KeyField, ...]] = Prefixes(partial(read_key_schema, model))
 
     def values(self, records: pa.Array, head: bytes = b"") -> Recognised[ValueFields]:
         return self._values.recognise(records, head)
@@ -60,7 +60,7 @@ class DebeziumJsonDecoder(EnvelopeDecoder):
 
     def __init__(
         self,
-        positions: Positions,
+        model: EventModel,
         *,
         unavailable: str,
         known: Mapping[str, TableSchema] | None = None,
@@ -68,7 +68,7 @@ class DebeziumJsonDecoder(EnvelopeDecoder):
         logs: Collection[str] = (),
         left_out: Mapping[str, frozenset[str]] | None = None,
     ) -> None:
-        super().__init__(positions, JsonForm(), unavailable=unavailable, known=known, whole=whole, logs=logs, left_out=left_out)
+        super().__init__(model, JsonForm(model), unavailable=unavailable, known=known, whole=whole, logs=logs, left_out=left_out)
 
 
 def _payloads(records: pa.Array, places: npt.NDArray[np.int64], known: Recognised[Meaning]) -> pa.Array:

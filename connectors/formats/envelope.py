@@ -16,11 +16,12 @@ import pyarrow as pa
 
 from cdc_service.core.keys import key_text
 from cdc_service.core.types import ChangeBatch, RawBatch, Rejected, TableId, TableSchema
-from cdc_service.ports.events import Positions
+from cdc_service.ports.events import EventModel
 from connectors.formats.blocks import Block, Problem
 from connectors.formats.flat import as_envelope
-from connectors.formats.layout import KeyField, KeyWires, Layout, Recognised, ValueFields, make_layout, wires_of_key
+from connectors.formats.layout import KeyCodecs, KeyField, Layout, Recognised, ValueFields, codecs_of_key, make_layout
 from connectors.formats.rows import GroupReader, Reads, converted_key, key_schema, rejection
+from connectors.formats.schemaless import layout_of_texts
 from connectors.formats.segments import batches
 from connectors.formats.texts import columns_from_text
 
@@ -71,13 +72,13 @@ class EnvelopeDecoder:
 
     ``unavailable`` is the connector's ``unavailable.value.placeholder``. ``known`` holds, by topic, the last schema of its table where
     one is known: it tells the key before the first record with a key is seen. A batch without rows has the last schema seen, else the
-    known one, else one without columns. ``whole`` are the topics of tables whose events hold every value (REPLICA IDENTITY FULL),
+    known one, else one without columns. ``whole`` are the topics of tables whose events hold every value,
     ``logs`` those of tables that are kept as logs of changes. ``left_out`` are, by topic, columns that nobody wants.
     """
 
     def __init__(
         self,
-        positions: Positions,
+        model: EventModel,
         form: Form,
         *,
         unavailable: str,
@@ -88,7 +89,8 @@ class EnvelopeDecoder:
     ) -> None:
         self._left_out = dict(left_out or {})
         self._form = form
-        self._reader = GroupReader(positions, unavailable, whole=whole, logs=logs)
+        self._model = model
+        self._reader = GroupReader(model, unavailable, whole=whole, logs=logs)
         self._known = dict(known or {})
         self._topics: dict[str, _Topic] = {}
 
@@ -113,10 +115,8 @@ class EnvelopeDecoder:
         able = [found for found in layouts.values() if {c.name for c in found.columns} >= set(rows.column_names)]
         layout = layouts.get(version.fingerprint) or (able[-1] if able else None)
         if layout is None:
-            from connectors.formats.schemaless import layout_of_texts  # It is made of this module's parts.
-
             asked = tuple(c for c in version.columns if c.name in rows.column_names)
-            layout = layout_of_texts(replace(version, columns=asked, key=()))
+            layout = layout_of_texts(replace(version, columns=asked, key=()), self._model)
         return columns_from_text(layout.of_text, rows)
 
     def _last_schema(self, name: str, topic: _Topic) -> TableSchema:
@@ -195,16 +195,16 @@ class EnvelopeDecoder:
         texts: dict[int, str | None] = {}
         for number, prefix in enumerate(keys.prefixes):
             mine = places[keys.number[places] == number]
-            wires = self._key_wires(raw.topic, topic, prefix.meaning) if len(mine) else ()
-            if wires:
-                block = self._form.read(raw.keys, mine, keys, key_schema(wires))
-                columns, bad = converted_key(wires, block.rows)
-                whole = key_text(pa.table(columns, names=[spelled for spelled, _ in wires])).to_pylist()
+            codecs = self._key_codecs(raw.topic, topic, prefix.meaning) if len(mine) else ()
+            if codecs:
+                block = self._form.read(raw.keys, mine, keys, key_schema(codecs))
+                columns, bad = converted_key(codecs, block.rows)
+                whole = key_text(pa.table(columns, names=[spelled for spelled, _ in codecs])).to_pylist()
                 texts |= {int(p): None if bad[i] or i in block.problems else whole[i] for i, p in enumerate(mine)}
         return {place: rejection(raw, place, texts.get(place), problem) for place, problem in problems.items()}
 
-    def _key_wires(self, name: str, topic: _Topic, key: tuple[KeyField, ...] | Problem) -> KeyWires:
+    def _key_codecs(self, name: str, topic: _Topic, key: tuple[KeyField, ...] | Problem) -> KeyCodecs:
         if isinstance(key, Problem):
             return ()
         same = topic.layout is not None and key == topic.key
-        return topic.layout.key_wires if topic.layout is not None and same else wires_of_key(key, self._known.get(name))
+        return topic.layout.key_codecs if topic.layout is not None and same else codecs_of_key(key, self._known.get(name))

@@ -15,19 +15,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cdc_service.ports.events import EventModel, Unsupported
 from connectors.formats.blocks import Block
-from connectors.formats.connect_schema import Unsupported, struct_field
+from connectors.formats.connect_schema import struct_field
 
 DELETED = "__deleted"
-FIELDS = "op,source.schema,source.table,source.lsn,source.sequence,source.snapshot,source.ts_us"
-SETTINGS = {
-    "add.fields": FIELDS,
-    "delete.tombstone.handling.mode": "rewrite",
-    "replace.null.with.default": "false",
-}
-"""What the transform has to be told; other settings of it stay as they are."""
-_NEEDED = ("op", "schema", "table", "lsn", "snapshot")
-_CURE = "the transform ExtractNewRecordState needs " + ", ".join(f"{name}={value}" for name, value in SETTINGS.items())
+
+
+def settings(model: EventModel) -> dict[str, str]:
+    """What the transform has to be told; other settings of it stay as they are."""
+    told = ",".join(f"source.{name}" for name in (*model.table, *model.fields.names, "ts_us"))
+    return {"add.fields": f"op,{told}", "delete.tombstone.handling.mode": "rewrite", "replace.null.with.default": "false"}
+
+
+def needed(model: EventModel) -> tuple[str, ...]:
+    """What a flattened event has to say beside its row, by the envelope's names."""
+    return ("op", *model.table, *model.needed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Flat:
     fields: tuple[tuple[str, str], ...]
 
 
-def row_of(schema: Mapping[str, Any]) -> tuple[Mapping[str, Any], Flat | None]:
+def row_of(schema: Mapping[str, Any], model: EventModel) -> tuple[Mapping[str, Any], Flat | None]:
     """(the schema of the row, where a flattened event holds the rest, None for an envelope). Raises Unsupported."""
     after = struct_field(schema, "after")
     if after is not None and struct_field(schema, "op") is not None and isinstance(after.get("fields"), list):
@@ -45,16 +48,21 @@ def row_of(schema: Mapping[str, Any]) -> tuple[Mapping[str, Any], Flat | None]:
     names = [str(field["field"]) for field in schema.get("fields") or []]
     if DELETED not in names and not any(name.startswith("__") for name in names):
         raise Unsupported("this is not a Debezium change event (no op and after), nor one that ExtractNewRecordState made with metadata")
-    found = {what: name for what in (*_NEEDED, "sequence", "ts_us") for name in (f"__source_{what}", f"__{what}") if name in names}
-    lacking = [what for what in _NEEDED if what not in found]
+    wanted = dict.fromkeys((*needed(model), *model.fields.names, "ts_us"))
+    found = {what: name for what in wanted for name in (f"__source_{what}", f"__{what}") if name in names}
+    lacking = [what for what in needed(model) if what not in found]
     if DELETED not in names:
-        raise Unsupported(f"the flattened event does not say whether its row was deleted: {_CURE}")
+        raise Unsupported(f"the flattened event does not say whether its row was deleted: {_cure(model)}")
     if lacking:
-        raise Unsupported(f"the flattened event does not say its {', '.join(lacking)}: {_CURE}")
+        raise Unsupported(f"the flattened event does not say its {', '.join(lacking)}: {_cure(model)}")
     # The row's own columns come first; the transform puts what it adds behind them.
     own = names[: min(names.index(name) for name in (DELETED, *found.values()))]
     row = {**schema, "fields": [field for field in schema["fields"] if field["field"] in own]}
     return row, Flat(tuple(found.items()))
+
+
+def _cure(model: EventModel) -> str:
+    return "the transform ExtractNewRecordState needs " + ", ".join(f"{name}={value}" for name, value in settings(model).items())
 
 
 def as_envelope(flat: Flat, read: Callable[[pa.Schema], Block], schema: pa.Schema) -> Block:

@@ -28,12 +28,14 @@ _LINES = 256
 """Lines that are compared at once, as many as stay in a core's cache; and the shortest run of one shape that is worth it: where shapes
 alternate, parsing is cheaper. A digit more in a position makes another shape, once in a long time."""
 _ROW = ("before", "after")
+_NONE = pa.schema([])
 _SOURCE = pa.schema(
     [
-        *((name, pa.string()) for name in ("version", "connector", "name", "snapshot", "db", "sequence", "origin")),
-        *((name, pa.int64()) for name in ("ts_ms", "ts_ns", "txId", "lsn", "xmin", "origin_lsn")),
+        *((name, pa.string()) for name in ("version", "connector", "name", "snapshot", "db", "sequence")),
+        *((name, pa.int64()) for name in ("ts_ms", "ts_ns")),
     ]
 )
+"""What each connector's source block has."""
 _ENVELOPE = pa.schema(
     [
         ("transaction", pa.struct([("id", pa.string()), ("total_order", pa.int64()), ("data_collection_order", pa.int64())])),
@@ -54,23 +56,24 @@ class Envelopes:
     documents: Callable[[], pa.Array]
 
 
-def read_envelopes(envelopes: Envelopes, schema: pa.Schema, row: str | None = None) -> Block:
-    """What ``schema`` names of the envelopes, ``after`` among it; ``row`` is as in ``read_block``."""
+def read_envelopes(envelopes: Envelopes, schema: pa.Schema, row: str | None = None, others: pa.Schema = _NONE) -> Block:
+    """What ``schema`` names of the envelopes, ``after`` among it; ``row`` is as in ``read_block``. ``others`` are the fields of the source
+    block that ``schema`` does not name and that not every connector has."""
     try:
-        return Block(framed(envelopes, schema, row), {})
+        return Block(framed(envelopes, schema, row, others), {})
     except Refused:
         if row is None:
             return read_block(envelopes.documents(), schema)
-        block = read_block(envelopes.documents(), _wide(schema), row)
+        block = read_block(envelopes.documents(), _wide(schema, others), row)
         return Block(_narrow(block.rows, schema), block.problems)
 
 
-def framed(envelopes: Envelopes, schema: pa.Schema, row: str | None = None) -> pa.Table:
+def framed(envelopes: Envelopes, schema: pa.Schema, row: str | None = None, others: pa.Schema = _NONE) -> pa.Table:
     """The rows of envelopes that come in long runs of one shape each, or Refused."""
     rest, parts = envelopes.records, [schema.empty_table()]
     while len(rest):
         first = rest[0].as_py()
-        shape = _Shape(first[envelopes.skip : len(first) - envelopes.behind], schema if row is None else _wide(schema))
+        shape = _Shape(first[envelopes.skip : len(first) - envelopes.behind], schema if row is None else _wide(schema, others))
         if len(_alike(rest.slice(0, _LINES), shape, envelopes)) < min(_LINES, len(rest)):
             raise Refused
         ends = _alike(rest, shape, envelopes)
@@ -102,13 +105,13 @@ def _matrix(texts: pa.Array, rows: int) -> Bytes:
     return np.frombuffer(content, np.uint8)[first:last].reshape(rows, -1)
 
 
-def _wide(schema: pa.Schema) -> pa.Schema:
-    """With every field of PostgreSQL's envelopes: the columnar reader that refuses columns nobody knows has to know these."""
+def _wide(schema: pa.Schema, others: pa.Schema) -> pa.Schema:
+    """With every field of the envelopes: the columnar reader that refuses columns nobody knows has to know these."""
     source = list(schema.field("source").type)
-    source += [field for field in _SOURCE if field.name not in {known.name for known in source}]
+    source += [field for field in (*_SOURCE, *others) if field.name not in {known.name for known in source}]
     whole = [pa.field("source", pa.struct(source)) if field.name == "source" else field for field in schema]
-    others = [pa.field("before", schema.field("after").type), *_ENVELOPE]
-    return pa.schema([*whole, *(field for field in others if field.name not in schema.names)])
+    beside = [pa.field("before", schema.field("after").type), *_ENVELOPE]
+    return pa.schema([*whole, *(field for field in beside if field.name not in schema.names)])
 
 
 class _Shape:

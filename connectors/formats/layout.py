@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, TableId, TableSchema
+from cdc_service.ports.events import Codec, ConnectSchema, EventModel, Unsent, Unsupported
 from connectors.formats.avro_schema import Node
 from connectors.formats.blocks import Problem
-from connectors.formats.connect_schema import Field, Unsupported, columns_of, wire_of
+from connectors.formats.connect_schema import Field, columns_of
 from connectors.formats.exact import Inexact, parse
 from connectors.formats.flat import Flat, row_of
-from connectors.formats.wire import Unsent, Wire
 
 SPLIT = b',"payload":'
 """Ends the schema part. It cannot stand within: no key of Connect's JSON schema is called payload, and in text the quotes are escaped."""
@@ -33,15 +33,15 @@ Meaning = TypeVar("Meaning")
 
 @dataclass(frozen=True, slots=True)
 class KeyField:
-    """A field of the Kafka key as its schema describes it; ``wire`` is how its values stand there (None: in no form that compares)."""
+    """A field of the Kafka key as its schema describes it; ``codec`` is how its values stand there (None: in no form that compares)."""
 
     name: str
     kind: str
     semantic: str | None
-    wire: Wire | None = field(default=None, compare=False)
+    codec: Codec | None = field(default=None, compare=False)
 
 
-KeyWires = tuple[tuple[str, Wire], ...]
+KeyCodecs = tuple[tuple[str, Codec], ...]
 """The fields of a key, in key order: the name that the key gives each, and how its values stand there."""
 
 
@@ -50,7 +50,7 @@ class Layout:
     """One version of a table and how its values stand on the wire. Two layouts are the same version when they are equal."""
 
     columns: tuple[Column, ...]
-    wires: tuple[Wire, ...]
+    codecs: tuple[Codec, ...]
     key: tuple[str, ...]
     spelled: tuple[str, ...] = ()
     """The names of the key's fields as the key itself spells them."""
@@ -58,7 +58,7 @@ class Layout:
     """By column: what the converter writes in the place of NULL, as it stands on the wire. Empty for converters that write NULL."""
     flat: Flat | None = None
     """Where flattened events keep what they say beside the row; None for envelopes."""
-    in_json: tuple[Wire, ...] = ()
+    in_json: tuple[Codec, ...] = ()
     """How the same values stand in JSON, where the wire is another: text that is read again at the source is in that form."""
     left_out: frozenset[str] = frozenset()
     """Columns that nobody wants: they stand in the record, and no value of them is read."""
@@ -70,36 +70,36 @@ class Layout:
     @property
     def identity(self) -> tuple[object, ...]:
         """Equal for layouts whose rows may share a batch: defaults, nullability and names of source types may differ."""
-        return tuple(c.name for c in self.columns), self.wires, self.key, self.spelled, self.flat, repr(self.stand_ins), self.left_out
+        return tuple(c.name for c in self.columns), self.codecs, self.key, self.spelled, self.flat, repr(self.stand_ins), self.left_out
 
     @property
     def of_text(self) -> Layout:
         """The layout of the same values as text of JSON events."""
-        return replace(self, wires=self.in_json) if self.in_json else self
+        return replace(self, codecs=self.in_json) if self.in_json else self
 
     def schema(self, table: TableId) -> TableSchema:
         return TableSchema(table, tuple(column for column, _ in self.wanted), self.key)
 
     @property
-    def wanted(self) -> tuple[tuple[Column, Wire], ...]:
-        both = tuple(zip(self.columns, self.wires, strict=True))
-        return tuple((column, wire) for column, wire in both if column.name not in self.left_out) if self.left_out else both
+    def wanted(self) -> tuple[tuple[Column, Codec], ...]:
+        both = tuple(zip(self.columns, self.codecs, strict=True))
+        return tuple((column, codec) for column, codec in both if column.name not in self.left_out) if self.left_out else both
 
     @property
-    def key_wires(self) -> KeyWires:
-        return tuple((spelled, self.wire(name)) for name, spelled in zip(self.key, self.spelled, strict=True))
+    def key_codecs(self) -> KeyCodecs:
+        return tuple((spelled, self.codec(name)) for name, spelled in zip(self.key, self.spelled, strict=True))
 
-    def wire(self, name: str) -> Wire:
-        return next(wire for column, wire in zip(self.columns, self.wires, strict=True) if column.name == name)
+    def codec(self, name: str) -> Codec:
+        return next(codec for column, codec in zip(self.columns, self.codecs, strict=True) if column.name == name)
 
     @property
     def ambiguous(self) -> tuple[str, ...]:
         """Columns of which NULL may mean that the value was not sent."""
-        return tuple(column.name for column, wire in self.wanted if wire.unsent is Unsent.NULL)
+        return tuple(column.name for column, codec in self.wanted if codec.unsent is Unsent.NULL)
 
     @property
     def may_be_unsent(self) -> bool:
-        return any(wire.unsent is not Unsent.NEVER for _, wire in self.wanted)
+        return any(codec.unsent is not Unsent.NEVER for _, codec in self.wanted)
 
 
 def schema_length(value: bytes) -> int:
@@ -126,7 +126,7 @@ class Recognised(Generic[Meaning]):
 class Prefixes(Generic[Meaning]):
     """A bounded memory of schema parts by their bytes; the least recently used leaves first."""
 
-    def __init__(self, read: Callable[[Mapping[str, Any]], Meaning]) -> None:
+    def __init__(self, read: Callable[[ConnectSchema], Meaning]) -> None:
         self._read = read
         self._known: OrderedDict[bytes, Meaning | Problem] = OrderedDict()
 
@@ -201,33 +201,33 @@ class ValueFields:
     fields: tuple[Field, ...]
     as_key: tuple[KeyField, ...]
     flat: Flat | None = None
-    in_json: tuple[Wire, ...] = ()
+    in_json: tuple[Codec, ...] = ()
     stand_ins: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
-def read_value_schema(schema: Mapping[str, Any]) -> ValueFields:
+def read_value_schema(model: EventModel, schema: ConnectSchema) -> ValueFields:
     """The schema of an envelope or of a flattened event. Raises Unsupported."""
-    row, flat = row_of(schema)
-    return ValueFields(columns_of(row), read_key_schema(row), flat)
+    row, flat = row_of(schema, model)
+    return ValueFields(columns_of(row, model), read_key_schema(model, row), flat)
 
 
-def read_key_schema(schema: Mapping[str, Any]) -> tuple[KeyField, ...]:
+def read_key_schema(model: EventModel, schema: ConnectSchema) -> tuple[KeyField, ...]:
     """The fields of a key, in key order. Raises Unsupported."""
     if schema.get("type") != "struct":
         raise Unsupported("the Kafka key is not a structure: remove transforms that unwrap it")
-    return tuple(KeyField(str(one["field"]), str(one["type"]), one.get("name"), _key_wire(one)) for one in schema["fields"])
+    return tuple(KeyField(str(one["field"]), str(one["type"]), one.get("name"), _key_codec(model, one)) for one in schema["fields"])
 
 
-def _key_wire(schema: Mapping[str, Any]) -> Wire | None:
+def _key_codec(model: EventModel, schema: ConnectSchema) -> Codec | None:
     try:
-        wire = wire_of(schema)
+        codec = model.codec(schema)
     except Unsupported:
         return None
-    return wire if _compares(wire) else None
+    return codec if _compares(codec) else None
 
 
-def _compares(wire: Wire) -> bool:
-    return wire.element is None and wire.codec not in ("point", "refused")
+def _compares(codec: Codec) -> bool:
+    return codec.element is None and codec.name not in ("point", "refused")
 
 
 _OF_SOURCE: dict[tuple[str, Kind], str] = {
@@ -239,23 +239,23 @@ _OF_SOURCE: dict[tuple[str, Kind], str] = {
 """Codecs that the source's type decides, which a key does not tell; by what the key alone looks like."""
 
 
-def wires_of_key(key: tuple[KeyField, ...], table: TableSchema | None) -> KeyWires:
+def codecs_of_key(key: tuple[KeyField, ...], table: TableSchema | None) -> KeyCodecs:
     """How a key's values stand in it, where no row of this key was read: what its own schema tells, and beside it the types of ``table``,
     where that is known. Empty where a part of the key has no form that compares."""
     types: list[LogicalType | None] = [None] * len(key)
     if table is not None and len(table.key) == len(key):
         of = {column.name: column.type for column in table.columns}
         types = [of[name] for name in table.key]
-    wires = tuple((one.name, _as_type(one.wire, kind)) for one, kind in zip(key, types, strict=True) if one.wire is not None)
-    return wires if len(wires) == len(key) else ()
+    codecs = tuple((one.name, _as_type(one.codec, kind)) for one, kind in zip(key, types, strict=True) if one.codec is not None)
+    return codecs if len(codecs) == len(key) else ()
 
 
-def _as_type(wire: Wire, kind: LogicalType | None) -> Wire:
+def _as_type(codec: Codec, kind: LogicalType | None) -> Codec:
     if kind is None:
-        return wire
-    alone = "bytes" if pa.types.is_binary(wire.read) else wire.codec
-    codec = _OF_SOURCE.get((alone, kind.kind))
-    return wire if codec is None or (alone == "plain" and not pa.types.is_string(wire.read)) else replace(wire, codec=codec, type=kind)
+        return codec
+    alone = "bytes" if pa.types.is_binary(codec.read) else codec.name
+    name = _OF_SOURCE.get((alone, kind.kind))
+    return codec if name is None or (alone == "plain" and not pa.types.is_string(codec.read)) else replace(codec, name=name, type=kind)
 
 
 def make_layout(value: ValueFields, key: tuple[KeyField, ...], left_out: frozenset[str] = frozenset()) -> Layout | Problem:
@@ -266,10 +266,10 @@ def make_layout(value: ValueFields, key: tuple[KeyField, ...], left_out: frozens
     if not set(key) <= set(value.as_key) or len(set(names)) != len(names):
         return Problem("key_schema", "the Kafka key's fields are not columns of the row, or of another type: check message.key.columns")
     spelled = tuple(field.name for field in key)
-    wires = tuple(field.wire for field in value.fields)
-    layout = Layout(columns, wires, names, spelled, value.stand_ins, value.flat, value.in_json, left_out - set(names))
+    codecs = tuple(field.codec for field in value.fields)
+    layout = Layout(columns, codecs, names, spelled, value.stand_ins, value.flat, value.in_json, left_out - set(names))
     if len({column.name for column in layout.columns}) != len(layout.columns):
         return Problem("bad_schema", "the record's schema part names a column twice")
-    if not all(_compares(layout.wire(name)) for name in names):
+    if not all(_compares(layout.codec(name)) for name in names):
         return Problem("unsupported_key", "a key of such a type cannot be compared: choose other key columns (message.key.columns)")
     return layout

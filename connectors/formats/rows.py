@@ -15,12 +15,12 @@ from cdc_service.core.keys import key_text
 from cdc_service.core.order import NO_POSITION, Ties
 from cdc_service.core.rowtext import row_text
 from cdc_service.core.types import META, Op, RawBatch, Rejected, TableId
-from cdc_service.ports.events import Positions
+from cdc_service.ports.events import Codec, EventModel
 from connectors.formats.blocks import Block, Problem
+from connectors.formats.codecs import convert, unsent
 from connectors.formats.exact import Inexact, exact, parse
-from connectors.formats.layout import KeyWires, Layout
+from connectors.formats.layout import KeyCodecs, Layout
 from connectors.formats.segments import Decoded
-from connectors.formats.wire import Wire, convert, unsent
 
 Mask = npt.NDArray[np.bool_]
 Reads = Callable[[pa.Schema], Block]
@@ -28,7 +28,6 @@ Reads = Callable[[pa.Schema], Block]
 
 _OPS = pa.array(["r", "c", "u", "d", "t"])
 """In the order of core.types.Op."""
-_TABLE_FIELDS = pa.schema([("schema", pa.string()), ("table", pa.string()), ("ts_us", pa.int64())])
 _TRANSACTION = pa.field("transaction", pa.struct([("id", pa.string()), ("total_order", pa.int64()), ("data_collection_order", pa.int64())]))
 _NEW_KEY, _OLD_KEY = "__debezium.newkey", "__debezium.oldkey"
 
@@ -91,25 +90,25 @@ def rejection(raw: RawBatch, place: int, text: str | None, problem: Problem) -> 
     )
 
 
-def key_schema(wires: KeyWires) -> pa.Schema:
+def key_schema(codecs: KeyCodecs) -> pa.Schema:
     """What a reader takes from a key's payload, under the names that the key has."""
-    return pa.schema([pa.field(spelled, wire.read) for spelled, wire in wires])
+    return pa.schema([pa.field(spelled, codec.read) for spelled, codec in codecs])
 
 
-def converted_key(wires: KeyWires, rows: pa.Table) -> tuple[list[pa.Array], Mask]:
+def converted_key(codecs: KeyCodecs, rows: pa.Table) -> tuple[list[pa.Array], Mask]:
     """The key's columns from what was read with ``key_schema``, and where one of them is not exact."""
     columns, bad = [], np.zeros(rows.num_rows, np.bool_)
-    for place, (_, wire) in enumerate(wires):
-        done = convert(wire, _one(rows.column(place)))
-        columns.append(_normal(wire, done.values))
+    for place, (_, codec) in enumerate(codecs):
+        done = convert(codec, _one(rows.column(place)))
+        columns.append(_normal(codec, done.values))
         if done.bad is not None:
             bad |= done.bad
     return columns, bad
 
 
-def _normal(wire: Wire, values: pa.Array) -> pa.Array:
+def _normal(codec: Codec, values: pa.Array) -> pa.Array:
     """Numbers without a fixed scale as keys: 1.50 and 1.5 are one key in the source, so that they must be one text here."""
-    if wire.codec != "numeric":
+    if codec.name != "numeric":
         return values
     shortened = pc.replace_substring_regex(values, r"^(-?[0-9]+\.[0-9]*?)0+$", r"\1")
     return pc.replace_substring_regex(shortened, r"\.$", "")
@@ -126,24 +125,25 @@ def _mask(flags: pa.Array) -> Mask:
 class GroupReader:
     """Reads groups of records of one layout each.
 
-    ``whole`` are the topics of tables with REPLICA IDENTITY FULL, where every value is sent; one leaves the set when an update without
+    ``whole`` are the topics of tables of which every value is sent; one leaves the set when an update without
     the row before it shows that this is over. ``logs`` are the topics of tables that are kept as logs of changes: their images before
     are read too.
     """
 
-    def __init__(self, positions: Positions, unavailable: str, *, whole: Collection[str] = (), logs: Collection[str] = ()) -> None:
+    def __init__(self, model: EventModel, unavailable: str, *, whole: Collection[str] = (), logs: Collection[str] = ()) -> None:
         self._whole = set(whole)
         self._logs = frozenset(logs)
-        self._positions = positions
+        self._model = model
         self._unavailable = unavailable
-        self._source = pa.struct(list(pa.unify_schemas([positions.fields, _TABLE_FIELDS])))
+        told = pa.schema([*((name, pa.string()) for name in model.table), ("ts_us", pa.int64())])
+        self._source = pa.struct(list(pa.unify_schemas([model.fields, told])))
 
     def read(
         self, raw: RawBatch, layout: Layout, places: npt.NDArray[np.int64], values: Reads, keys: Reads, table: TableId | None
     ) -> tuple[Decoded, dict[int, Rejected]]:
         """The rows, and by place in ``raw`` what is rejected. ``table`` is the topic's, when it is known."""
         log = raw.topic in self._logs
-        block, key_block = values(self._schema(layout, log=log)), keys(key_schema(layout.key_wires))
+        block, key_block = values(self._schema(layout, log=log)), keys(key_schema(layout.key_codecs))
         problems = _Problems(len(places), block.problems, key_block.problems)
         rows = block.rows
         op = pc.index_in(_one(rows.column("op")), _OPS)
@@ -151,7 +151,7 @@ class GroupReader:
         ops = np.array(op.fill_null(-1).to_numpy(zero_copy_only=False), np.int8)
         source = self._flat(rows.column("source"))
         found = self._table(raw.topic, source, problems, table)
-        commit, record, minor = self._positions.read(source)
+        commit, record, minor = self._model.positions(source)
         problems.mark(record == NO_POSITION, _NO_POSITION)
         after = _one(rows.column("after"))
         present = _mask(after.is_valid())
@@ -160,7 +160,7 @@ class GroupReader:
         columns, missing, doubtful = self._columns(layout, after, problems)
         if log:
             problems.mark(doubtful, _DOUBTFUL)  # Each change stays as it came: the source tells no more what it held then.
-        key_columns, bad_key = converted_key(layout.key_wires, key_block.rows)
+        key_columns, bad_key = converted_key(layout.key_codecs, key_block.rows)
         key = dict(zip(layout.key, key_columns, strict=True))
         problems.mark(bad_key, _BAD_KEY)
         _check_key(layout, key, columns, ops, problems)
@@ -168,7 +168,7 @@ class GroupReader:
         columns.update(key)
         old_key, moved = self._moves(raw, layout, places, ops, missing, problems)
         before = self._images(raw.topic, layout, ops, rows, columns, missing, problems) if log else None
-        placed = log and (not layout.key or self._positions.ordering.ties is Ties.OFFSET)
+        placed = log and (not layout.key or self._model.ordering.ties is Ties.OFFSET)
         order = pc.struct_field(_one(rows.column("transaction")), "total_order") if placed else None
         meta = {
             "op": pa.array(ops, pa.int8()),
@@ -192,12 +192,12 @@ class GroupReader:
         return decoded, _rejections(raw, layout, places, key, bad_key, key_block.problems, problems)
 
     def _schema(self, layout: Layout, *, log: bool) -> pa.Schema:
-        after = pa.struct([pa.field(c.name, w.read) for c, w in zip(layout.columns, layout.wires, strict=True)])
+        after = pa.struct([pa.field(column.name, codec.read) for column, codec in zip(layout.columns, layout.codecs, strict=True)])
         fields = [pa.field("after", after), pa.field("source", self._source), pa.field("op", pa.string())]
         if log:
             return pa.schema([*fields, pa.field("before", after), _TRANSACTION])
         if layout.ambiguous:
-            # Only whether it is there matters: it is with REPLICA IDENTITY FULL, and then everything was sent.
+            # Only whether it is there matters: then everything was sent.
             fields.append(pa.field("before", pa.struct([after.field(0)])))
         return pa.schema(fields)
 
@@ -207,7 +207,7 @@ class GroupReader:
 
     def _table(self, topic: str, source: pa.StructArray, problems: _Problems, table: TableId | None) -> TableId:
         """The table that all these records are of. Raises TableStopped when there are several."""
-        schema, name = source.field("schema"), source.field("table")
+        schema, name = (source.field(field) for field in self._model.table)
         problems.mark(_mask(pc.or_(schema.is_null(), name.is_null())), _NO_TABLE)
         good = problems.good
         if not good.any():
@@ -231,22 +231,22 @@ class GroupReader:
         columns: dict[str, pa.Array] = {}
         missing: dict[str, Mask] = {}
         doubtful = np.zeros(len(after), np.bool_)
-        for column, wire, values in zip(layout.columns, layout.wires, after.flatten(), strict=True):
+        for column, codec, values in zip(layout.columns, layout.codecs, after.flatten(), strict=True):
             if column.name in layout.left_out:
                 continue
             if column.name in layout.stand_ins:
                 _mark_stand_ins(column.name, values, layout.stand_ins[column.name], problems)
-            mask = unsent(wire, values, self._unavailable)
+            mask = unsent(codec, values, self._unavailable)
             if mask is not None:
                 missing[column.name] = mask
                 values = pc.if_else(pa.array(mask), pa.scalar(None, values.type), values)
-            done = convert(wire, values)
+            done = convert(codec, values)
             columns[column.name] = done.values
             if done.doubtful is not None:
                 doubtful |= done.doubtful
             if done.bad is not None:
                 message = (
-                    f"column {column.name!r}: {wire.reason}" if wire.reason else f"column {column.name!r} holds no exact {column.type}"
+                    f"column {column.name!r}: {codec.reason}" if codec.reason else f"column {column.name!r} holds no exact {column.type}"
                 )
                 problems.mark(done.bad, Problem("inexact_value", message))
         return columns, missing, doubtful
@@ -271,7 +271,7 @@ class GroupReader:
         deletes = ops == Op.DELETE
         whole = there & ~deletes | (there if topic in self._whole else np.zeros(len(ops), np.bool_))
         texts: dict[str, pa.Array] = {}
-        for column, wire, values in zip(layout.columns, layout.wires, image.flatten(), strict=True):
+        for column, wire, values in zip(layout.columns, layout.codecs, image.flatten(), strict=True):
             if column.name in layout.left_out:
                 continue
             sent = whole | (there if column.name in layout.key else False)
@@ -315,7 +315,7 @@ class GroupReader:
                 continue
             for place in np.flatnonzero(null & (ops == Op.CREATE) & problems.good):
                 suspect[place] = _header(raw, int(places[place]), _OLD_KEY) is not None
-            message = f"column {name!r} is NULL or was not sent, the record does not tell which: alter the table to REPLICA IDENTITY FULL"
+            message = f"column {name!r} is NULL or was not sent, the record does not tell which: {self._model.whole}"
             problems.mark(null & suspect, Problem("null_or_unsent", message))
 
     def _moves(
@@ -335,7 +335,7 @@ class GroupReader:
             moved[place] = _header(raw, int(places[place]), _NEW_KEY) is not None
         anything = np.logical_or.reduce([np.zeros(len(places), np.bool_), *missing.values()])
         old: dict[int, Any] = {}
-        kind = pa.struct(list(key_schema(layout.key_wires)))
+        kind = pa.struct(list(key_schema(layout.key_codecs)))
         for place in np.flatnonzero((ops == Op.CREATE) & anything & problems.good):
             header = _header(raw, int(places[place]), _OLD_KEY)
             if header is not None:
@@ -348,8 +348,8 @@ class GroupReader:
     def _old_key(self, layout: Layout, old: Mapping[int, Any], size: int, problems: _Problems) -> pa.Table | None:
         if not old:
             return None
-        rows = pa.Table.from_pylist([row or {} for row in old.values()], key_schema(layout.key_wires))
-        columns, bad = converted_key(layout.key_wires, rows.combine_chunks())
+        rows = pa.Table.from_pylist([row or {} for row in old.values()], key_schema(layout.key_codecs))
+        columns, bad = converted_key(layout.key_codecs, rows.combine_chunks())
         for number, place in enumerate(old):
             if bad[number] or any(column[number].as_py() is None for column in columns):
                 problems.mark_one(place, _BAD_OLD_KEY)
@@ -383,7 +383,7 @@ def _check_key(
 ) -> None:
     for name, values in key.items():
         problems.mark((ops != Op.TRUNCATE) & _mask(values.is_null()), _NULL_KEY)
-        own = _normal(layout.wire(name), columns[name])
+        own = _normal(layout.codec(name), columns[name])
         equal = _mask(pc.equal(_comparable(values), _comparable(own)))
         problems.mark((ops <= Op.UPDATE) & ~equal, _KEY_DIFFERS)
 

@@ -16,16 +16,15 @@ import pyarrow.compute as pc
 
 from cdc_service.core.errors import ConfigError
 from cdc_service.core.logical import Kind, LogicalType
-from cdc_service.core.types import ChangeBatch, Column, RawBatch, Rejected, TableSchema
-from cdc_service.ports.events import Positions
+from cdc_service.core.types import ChangeBatch, RawBatch, Rejected, TableSchema
+from cdc_service.ports.events import Ambiguous, Codec, EventModel, Unsent
 from connectors.formats.blocks import chosen, read_block
-from connectors.formats.connect_schema import LIST_FORMS, LISTS_REFUSED, PRIMITIVE, SEMANTIC, TEXT, TEXT_AS_BYTES
+from connectors.formats.connect_schema import NUMERIC, PRIMITIVE, SEMANTIC, TEXT
 from connectors.formats.frames import Envelopes, read_envelopes
 from connectors.formats.layout import Layout
 from connectors.formats.rows import GroupReader
 from connectors.formats.segments import Decoded, batches
 from connectors.formats.texts import columns_from_text
-from connectors.formats.wire import Unsent, Wire, list_of
 
 _PLAIN = {
     Kind.BOOL: "boolean",
@@ -60,8 +59,8 @@ _SETTINGS = {
 }
 """By kind: the connector's setting that gives its values their form, its default, and the forms that say what they mean."""
 _REPLACE_NULL = "value.converter.replace.null.with.default"
-_NULL_BESIDE = frozenset({"before", "after", "transaction", "snapshot", "sequence", "txId", "lsn", "xmin", "origin", "origin_lsn"})
-"""Fields of the event that may be NULL themselves: a column of such a name could go missing unnoticed."""
+_NULL_BESIDE = ("before", "after", "transaction", "snapshot", "sequence")
+"""Fields of an event that may be NULL themselves, as those of its source block may: a column of such a name could go missing unnoticed."""
 _CURE = "set {setting} in the connector's options, or let it write schemas (value.converter.schemas.enable=true)"
 
 
@@ -74,7 +73,7 @@ class SchemalessJsonDecoder:
 
     def __init__(
         self,
-        positions: Positions,
+        model: EventModel,
         tables: Mapping[str, TableSchema],
         connector: Mapping[str, str],
         whole: Collection[str] = (),
@@ -87,10 +86,11 @@ class SchemalessJsonDecoder:
                 hint=_CURE.format(setting=f"{_REPLACE_NULL}=false"),
             )
         unavailable = connector.get("unavailable.value.placeholder", "__debezium_unavailable_value")
-        self._reader = GroupReader(positions, unavailable, whole=whole, logs=logs)
+        self._reader = GroupReader(model, unavailable, whole=whole, logs=logs)
+        self._others = model.others
         self._tables = dict(tables)
         apart = left_out or {}
-        self._layouts = {t: replace(_layout(table, connector), left_out=apart.get(t, frozenset())) for t, table in tables.items()}
+        self._layouts = {t: replace(_layout(table, connector, model), left_out=apart.get(t, frozenset())) for t, table in tables.items()}
 
     def decode(self, raw: RawBatch) -> Sequence[ChangeBatch]:
         raw = raw.whole()
@@ -102,7 +102,8 @@ class SchemalessJsonDecoder:
         if len(places):
             values, keys = chosen(raw.values, places), chosen(raw.keys, places)
             envelopes = Envelopes(values, 0, 0, partial(_closed, values))
-            of_values, of_keys = partial(read_envelopes, envelopes, row="after"), partial(read_block, _closed(keys), row="")
+            of_values = partial(read_envelopes, envelopes, row="after", others=self._others)
+            of_keys = partial(read_block, _closed(keys), row="")
             done, rejected = self._reader.read(raw, layout, places, of_values, of_keys, table.table)
             decoded.append(done)
         return batches(raw, decoded, tombstones, rejected, layout.schema(table.table))
@@ -116,60 +117,50 @@ def _closed(documents: pa.Array) -> pa.Array:
     return pc.binary_join_element_wise(documents.fill_null(b"{}"), pa.scalar(b"}"), pa.scalar(b""))
 
 
-def layout_of_texts(table: TableSchema) -> Layout:
-    """How the source's own reading gives the columns of ``table`` as text (Source.reread), where no event showed them yet: as the
-    connector's default settings write them. Raises ConfigError for a type whose text may mean several things."""
-    forms = {"decimal.handling.mode": "string", "time.precision.mode": "microseconds", "interval.handling.mode": "string"}
-    return _layout(table, {**forms, "hstore.handling.mode": "json", "binary.handling.mode": "bytes"})
+def layout_of_texts(table: TableSchema, model: EventModel) -> Layout:
+    """How the source's own reading gives the columns of ``table`` as text (Source.reread), where no event showed them yet. Raises
+    ConfigError for a type whose text may mean several things."""
+    return _layout(table, None, model)
 
 
-def _layout(table: TableSchema, connector: Mapping[str, str]) -> Layout:
-    for name in table.names:
-        if name in _NULL_BESIDE:
+def _layout(table: TableSchema, connector: Mapping[str, str] | None, model: EventModel) -> Layout:
+    beside = {*_NULL_BESIDE, *model.fields.names, *model.others.names}
+    codecs = []
+    for column in table.columns:
+        if column.name in beside:
             raise ConfigError(
-                f"{table.table}: without schemas, column {name!r} cannot be told from the event's own field of that name",
+                f"{table.table}: without schemas, column {column.name!r} cannot be told from the event's own field of that name",
                 hint="let the connector write schemas (value.converter.schemas.enable=true)",
             )
-    return Layout(table.columns, tuple(_wire(table, column, connector) for column in table.columns), table.key)
+        try:
+            codecs.append(model.codec_without_schema(column, connector))
+        except Ambiguous as found:
+            where = (
+                f"{table.table}: without schemas, the values of column {column.name!r} ({column.source_type or column.type}) are ambiguous"
+            )
+            raise ConfigError(f"{where} with {found.setting}" if found.setting else where, hint=found.cure) from None
+    return Layout(table.columns, tuple(codecs), table.key)
 
 
-def _wire(table: TableSchema, column: Column, connector: Mapping[str, str]) -> Wire:
-    source = column.source_type.upper()
-    problem = f"{table.table}: without schemas, the values of column {column.name!r} ({column.source_type or column.type}) are ambiguous"
-    if source in ("BIT", "VARBIT", *LISTS_REFUSED) or not source:
-        raise ConfigError(problem, hint="let the connector write schemas (value.converter.schemas.enable=true)")
-    setting, default, allowed = _setting(column.type, source)
-    if setting and connector.get(setting, default) not in allowed:
-        wanted = f"{setting}={' or '.join(sorted(allowed))}"
-        raise ConfigError(f"{problem} with {setting}={connector.get(setting, default)}", hint=_CURE.format(setting=wanted))
-    times = _TIMES.get(connector.get("time.precision.mode", "adaptive"), {})
-    if source == "POINT":
-        return SEMANTIC["struct", "io.debezium.data.geometry.Point"]
-    if column.type.element is not None:
-        form = LIST_FORMS.get(source)
-        element = _scalar(column.type.element, source.removeprefix("_"), times)
-        return list_of(replace(element, unsent=form or Unsent.TEXT), Unsent.NULL if form is None else Unsent.LIST)
-    return _scalar(column.type, source, times)
-
-
-def _setting(kind: LogicalType, source: str) -> tuple[str, str, set[str]]:
-    """The connector's setting that decides the form of a type's values; an empty name where none does."""
-    if "HSTORE" in source:
-        return "hstore.handling.mode", "map", {"json"}
-    return _SETTINGS.get((kind.element or kind).kind, ("", "", set()))
-
-
-def _scalar(kind: LogicalType, source: str, times: Mapping[Kind, tuple[str, str]]) -> Wire:
+def by_kind(kind: LogicalType, connector: Mapping[str, str]) -> Codec:
+    """How a connector with this configuration writes values of a kind (but lists), by Debezium's own types. Raises Ambiguous."""
+    if kind.kind in _SETTINGS:
+        require(connector, *_SETTINGS[kind.kind])
     if kind.kind in _PLAIN:
         return PRIMITIVE[_PLAIN[kind.kind]]
+    times = _TIMES.get(connector.get("time.precision.mode", "adaptive"), {})
     if kind.kind in times:
         return SEMANTIC[times[kind.kind]]
     if kind.kind is Kind.TIMESTAMPTZ:
         return SEMANTIC["string", "io.debezium.time.ZonedTimestamp"]
     if kind.kind is Kind.DECIMAL:
-        return Wire("decimal", kind, pa.string(), unsent=Unsent.TEXT)
-    if kind.kind is Kind.NUMERIC:
-        return Wire("numeric", kind, pa.string(), unsent=Unsent.TEXT)
-    if source in TEXT_AS_BYTES:
-        return Wire("base64_text", kind, pa.string(), unsent=Unsent.BASE64)
-    return Wire("plain", kind, pa.string(), unsent=Unsent.HSTORE if source == "HSTORE" else TEXT.unsent)
+        return Codec("decimal", kind, pa.string(), unsent=Unsent.TEXT)
+    return NUMERIC if kind.kind is Kind.NUMERIC else Codec("plain", kind, pa.string(), unsent=TEXT.unsent)
+
+
+def require(connector: Mapping[str, str], setting: str, default: str, allowed: Collection[str]) -> None:
+    """Raises Ambiguous where the connector's setting is none of those under which values say what they mean."""
+    found = connector.get(setting, default)
+    if found not in allowed:
+        wanted = f"{setting}={' or '.join(sorted(allowed))}"
+        raise Ambiguous(f"{setting}={found}", _CURE.format(setting=wanted))

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cdc_service.ports.events import InexactText
+from cdc_service.ports.events import Codec, InexactText
+from connectors.formats.codecs import convert
 from connectors.formats.exact import Inexact, exact, parse
 from connectors.formats.layout import Layout
-from connectors.formats.wire import Wire, convert
 
 _TEXTS = {"bits", "base64_text"}
 
@@ -26,7 +26,7 @@ def columns_from_text(layout: Layout, rows: pa.Table) -> pa.Table:
     types do not hold exactly."""
     columns, bad, names = {}, np.zeros(rows.num_rows, np.bool_), []
     for name in rows.column_names:
-        columns[name], wrong = _column(_as_text(layout.wire(name)), rows.column(name))
+        columns[name], wrong = _column(_as_text(layout.codec(name)), rows.column(name))
         bad |= wrong
         names += [repr(name)] if wrong.any() else []
     if names:
@@ -34,22 +34,22 @@ def columns_from_text(layout: Layout, rows: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
-def _as_text(wire: Wire) -> Wire:
-    if wire.element is not None:
-        return replace(wire, element=_as_text(wire.element))
-    return replace(wire, codec="plain") if wire.codec in _TEXTS else wire
+def _as_text(codec: Codec) -> Codec:
+    if codec.element is not None:
+        return replace(codec, element=_as_text(codec.element))
+    return replace(codec, name="plain") if codec.name in _TEXTS else codec
 
 
-def _column(wire: Wire, texts: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
+def _column(codec: Codec, texts: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
     """The values, and the rows that have none that is exact."""
     found, wrong = [], np.zeros(len(texts), np.bool_)
     for place, text in enumerate(texts.to_pylist()):
         try:
-            found.append(None if text is None else _value(wire.read, text))
+            found.append(None if text is None else _value(codec.read, text))
         except (Inexact, KeyError, ValueError):
             found.append(None)
             wrong[place] = True
-    done = convert(wire, pa.array(found, wire.read))
+    done = convert(codec, pa.array(found, codec.read))
     return done.values, wrong if done.bad is None else wrong | done.bad
 
 

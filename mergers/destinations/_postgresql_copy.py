@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 from pyarrow import csv
 
-from cdc_service.core.postgresql import input_text
+from cdc_service.databases.postgresql import input_text
 
 BLOCK_ROWS = 16_384
 BLOCK_BYTES = 8 * 2**20

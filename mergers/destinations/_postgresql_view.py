@@ -18,8 +18,8 @@ from sqlalchemy.engine import URL
 
 from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.logical import Kind
-from cdc_service.core.postgresql import CANONICAL, INTERVAL_TEXT, SPELLING, input_text, unwrapped
 from cdc_service.core.types import Column, TableSchema
+from cdc_service.databases.postgresql import CANONICAL, INTERVAL_TEXT, SPELLING, input_text, unwrapped
 from mergers.sql.statements import MergeSql
 from mergers.sql.view import View
 

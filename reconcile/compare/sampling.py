@@ -23,7 +23,7 @@ SAMPLED = 500
 SAMPLED_FROM = 50_000
 """Rows of a table from which on the sample comes from all over it."""
 COLUMNS_AT_ONCE = 400
-"""A SELECT of PostgreSQL has 1,664 columns at most, and each is asked for twice."""
+"""Some databases' SELECT has 1,664 columns at most, and each is asked for twice."""
 MAPPED_MIN = 20
 MAPPED_SHARE = 0.9
 

@@ -40,8 +40,8 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """The last event of a key that reached the warehouse. ``position`` is the source's log position, ``op`` one of c, u, d, r, t,
-    ``batch_id`` the batch that merged it, where the ledger reaches so far back."""
+    """The last event of a key that reached the warehouse. ``position`` is the source's log position, ``position_text`` the same as the
+    source writes it, ``op`` one of c, u, d, r, t, ``batch_id`` the batch that merged it, where the ledger reaches so far back."""
 
     topic: str
     partition: int
@@ -49,6 +49,7 @@ class Event:
     position: int | None = None
     op: str | None = None
     batch_id: str | None = None
+    position_text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +211,7 @@ def _difference(d: Difference) -> dict[str, Any]:
             "partition": e.partition,
             "offset": e.offset,
             "position": _position(e.position),
+            "position_text": e.position_text,
             "op": e.op,
             "batch_id": e.batch_id,
         },

@@ -271,7 +271,7 @@ def _difference(difference: Mapping[str, Any], table: Table) -> str:
         f'<th scope="rowgroup" class="key" rowspan="{high}">{_key(difference["key"])}</th>'
         f'<td class="kind" rowspan="{high}" title="{kind[2]}"><i aria-hidden="true">{kind[0]}</i>{text(kind[1])}{times}</td>'
     )
-    lines.append(f'<td class="why" colspan="3">{_why(difference, table)}</td>')
+    lines.append(f'<td class="why" colspan="3">{_why(difference)}</td>')
     rows = "".join(f"<tr>{line}</tr>" for line in [first + lines[0], *lines[1:]])
     return f"<tbody>{rows}</tbody>"
 
@@ -303,7 +303,7 @@ def _row(row: Mapping[str, str | None] | None, key: Mapping[str, str | None]) ->
     return " ".join(shown)
 
 
-def _why(difference: Mapping[str, Any], table: Table) -> str:
+def _why(difference: Mapping[str, Any]) -> str:
     name, colon, evidence = str(difference.get("cause") or "").rstrip(". ").partition(": ")
     cause = f"<b>Suspected cause: {text(name)}</b>{colon}{text(evidence)}. " if name else ""
     event = difference.get("event")
@@ -312,7 +312,7 @@ def _why(difference: Mapping[str, Any], table: Table) -> str:
     op = event.get("op")
     parts = [
         f"{text(event['topic'])}, partition {text(event['partition'])}, offset {text(event['offset'])}",
-        f"position {text(at)}" if (at := words.position_text(table, event.get("position"))) else "",
+        f"position {text(at)}" if (at := words.event_position(event)) else "",
         text(words.OPS.get(op, op)) if op else "",
         f"batch {text(event['batch_id'])}" if event.get("batch_id") else "",
     ]

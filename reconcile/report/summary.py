@@ -180,19 +180,10 @@ def as_of_text(table: Table) -> str | None:
     return None if found is None else str(found)
 
 
-def position_text(table: Table, position: str | None) -> str | None:
-    """A position in the way in which the table's own is written: as PostgreSQL's LSN where that one is."""
-    if position is None or not position.isdecimal():
-        return position
-    as_of = table["as_of"]
-    own = as_of.get("source")
-    if own and own.isdecimal() and as_of.get("source_text") == _lsn(int(own)):
-        return _lsn(int(position))
-    return position
-
-
-def _lsn(position: int) -> str:
-    return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
+def event_position(event: Mapping[str, Any]) -> str | None:
+    """Where an event stands in the source's log, as its source writes it where that is known."""
+    found = event.get("position_text") or event.get("position")
+    return None if found is None else str(found)
 
 
 def rate(table: Table) -> int | None:

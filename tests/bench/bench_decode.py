@@ -19,7 +19,7 @@ from connectors.formats.avro_exact import reader
 from connectors.formats.avro_schema import parse
 from connectors.formats.debezium_json import DebeziumJsonDecoder
 from connectors.formats.schemaless import SchemalessJsonDecoder
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
 from tests.support.avro import Registry
 from tests.support.envelopes import PLACEHOLDER, Col, Record, Table, number, raw, text
 
@@ -84,7 +84,7 @@ def without_schemas(batch: RawBatch, schema: TableSchema) -> tuple[RawBatch, Sch
         "time.precision.mode": "microseconds",
         "value.converter.replace.null.with.default": "false",
     }
-    return replace(batch, values=cut[0], keys=cut[1]), SchemalessJsonDecoder(PostgresPositions(), {batch.topic: schema}, settings)
+    return replace(batch, values=cut[0], keys=cut[1]), SchemalessJsonDecoder(PostgresEvents(), {batch.topic: schema}, settings)
 
 
 def in_avro(batch: RawBatch) -> tuple[RawBatch, Registry]:
@@ -119,12 +119,12 @@ def measure(name: str, decoder: Decoder, batch: RawBatch) -> None:
 
 def main() -> None:
     batch = events(int(sys.argv[1]) if len(sys.argv) > 1 else 50_000)
-    decoder = DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER)
+    decoder = DebeziumJsonDecoder(PostgresEvents(), unavailable=PLACEHOLDER)
     measure("JSON with schemas", decoder, batch)
     bare, schemaless = without_schemas(batch, decoder.decode(batch)[0].schema)
     measure("JSON without schemas", schemaless, bare)
     binary, registry = in_avro(batch)
-    avro = DebeziumAvroDecoder(PostgresPositions(), Schemas(registry, time.monotonic), unavailable=PLACEHOLDER)
+    avro = DebeziumAvroDecoder(PostgresEvents(), Schemas(registry, time.monotonic), unavailable=PLACEHOLDER)
     measure("Avro", avro, binary)
     measure_exact(binary, registry)
 

@@ -22,7 +22,7 @@ from cdc_service.ports.events import Decoder
 from connectors.formats.avro import DebeziumAvroDecoder, Schemas
 from connectors.formats.debezium_json import DebeziumJsonDecoder
 from connectors.formats.schemaless import SchemalessJsonDecoder
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
 from tests.support.envelopes import PLACEHOLDER
 from tests.support.plain import account, rows
 from tests.support.recorded import FIXTURES, Recorded, batch_of, config_of, topics
@@ -31,7 +31,7 @@ CASES = sorted(path.name.removesuffix(".avro.jsonl.gz") for path in FIXTURES.glo
 
 
 def in_json(known: Mapping[str, TableSchema], config: Mapping[str, str]) -> Decoder:
-    return DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER, known=known)
+    return DebeziumJsonDecoder(PostgresEvents(), unavailable=PLACEHOLDER, known=known)
 
 
 def in_avro(known: Mapping[str, TableSchema], config: Mapping[str, str]) -> Decoder:
@@ -40,12 +40,12 @@ def in_avro(known: Mapping[str, TableSchema], config: Mapping[str, str]) -> Deco
 
 def avro_decoder(known: Mapping[str, TableSchema], *, trusting: bool) -> Decoder:
     schemas = Schemas(Recorded(), lambda: 0.0)
-    return DebeziumAvroDecoder(PostgresPositions(), schemas, unavailable=PLACEHOLDER, known=known, defaults_for_null=not trusting)
+    return DebeziumAvroDecoder(PostgresEvents(), schemas, unavailable=PLACEHOLDER, known=known, defaults_for_null=not trusting)
 
 
 def without_schemas(known: Mapping[str, TableSchema], config: Mapping[str, str]) -> Decoder:
     settings = {**config, "value.converter.replace.null.with.default": "false"}
-    return SchemalessJsonDecoder(PostgresPositions(), known, settings)
+    return SchemalessJsonDecoder(PostgresEvents(), known, settings)
 
 
 NO_TRUNCATE = "no_truncate: the transform ExtractNewRecordState drops truncates"

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cdc_service.ports.events import Unsupported
 from connectors.formats.avro_columns import read_block
 from connectors.formats.avro_exact import reader
 from connectors.formats.avro_schema import Node, avro_unicode_spelling, connect_schema, parse
-from connectors.formats.connect_schema import Unsupported
 from connectors.formats.exact import Inexact
 from tests.support.avro import encode, number
 from tests.support.plain import plain

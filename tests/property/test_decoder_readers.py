@@ -23,7 +23,7 @@ from connectors.formats import blocks
 from connectors.formats.avro import DebeziumAvroDecoder, Schemas
 from connectors.formats.debezium_json import DebeziumJsonDecoder
 from connectors.formats.schemaless import SchemalessJsonDecoder
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
 from tests.support.avro import Registry
 from tests.support.envelopes import PLACEHOLDER, Col, Record, Table, listed, number, raw, text
 from tests.support.plain import account, plain, told
@@ -140,7 +140,7 @@ def changes(draw: st.DrawFn) -> tuple[Table, Rows]:
 
 
 def decoder() -> DebeziumJsonDecoder:
-    return DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER)
+    return DebeziumJsonDecoder(PostgresEvents(), unavailable=PLACEHOLDER)
 
 
 def decode(batch: RawBatch) -> list[ChangeBatch]:
@@ -204,7 +204,7 @@ def test_json_without_schemas_tells_the_same(case: tuple[Table, Rows]) -> None:
     (batch,) = decode(raw(records))
     assume(not {"before", "after", "lsn", "origin"} & set(batch.schema.names))
     without = raw([Record(bare(r.key), bare(r.value)) for r in records])
-    (same_batch,) = SchemalessJsonDecoder(PostgresPositions(), {without.topic: batch.schema}, CONNECTOR).decode(without)
+    (same_batch,) = SchemalessJsonDecoder(PostgresEvents(), {without.topic: batch.schema}, CONNECTOR).decode(without)
     assert told(same_batch) == told(batch)
 
 
@@ -248,7 +248,7 @@ def test_a_damaged_record_of_avro_never_harms_its_neighbours(case: tuple[Table, 
 
 def avro_decoder(registry: Registry) -> DebeziumAvroDecoder:
     """One that parks numbers that it does not know at once."""
-    return DebeziumAvroDecoder(PostgresPositions(), Schemas(registry, lambda: 0.0, patience=0.0), unavailable=PLACEHOLDER)
+    return DebeziumAvroDecoder(PostgresEvents(), Schemas(registry, lambda: 0.0, patience=0.0), unavailable=PLACEHOLDER)
 
 
 HOSTILE = [

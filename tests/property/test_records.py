@@ -14,7 +14,7 @@ from cdc_service.core.types import ChangeBatch, Headers, RawBatch
 from cdc_service.kafka.records import Heads, Taken
 from connectors.formats.debezium_json import DebeziumJsonDecoder
 from connectors.formats.layout import schema_length
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
 from tests.support import plain
 from tests.support.envelopes import PLACEHOLDER
 from tests.support.recorded import FIXTURES, batch_of, topics
@@ -116,7 +116,7 @@ def test_values_behind_their_head_are_decoded_as_whole_ones(case: str, size: int
     """Recorded events, in slices of several sizes."""
     for topic, records in topics(case).items():
         whole = batch_of(topic, records)
-        headed, beheaded = (DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER) for _ in range(2))
+        headed, beheaded = (DebeziumJsonDecoder(PostgresEvents(), unavailable=PLACEHOLDER) for _ in range(2))
         taken = Taken(Heads(schema_length))
         for span in whole.spans:
             places = [p for p, number in enumerate(whole.partitions.to_pylist()) if number == span.partition]

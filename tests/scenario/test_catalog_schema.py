@@ -17,7 +17,7 @@ from cdc_service.core.types import Op, RawBatch, Span, TableId, TableSchema
 from cdc_service.ports.source import without_columns
 from connectors.debezium.register import apply_registration, plan_registration
 from connectors.formats.debezium_json import DebeziumJsonDecoder
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase
 from tests.scenario import test_line_types
@@ -97,7 +97,7 @@ def learned(p: Pipeline, table: TableId) -> list[tuple[Op, TableSchema, pa.Table
         )
         raw = RawBatch(topic, *columns, (Span(number, offset, offset + 1, 1),), lambda _: ())
         # The bytes of a value may be refused, its schema is learned all the same.
-        [batch] = DebeziumJsonDecoder(PostgresPositions(), unavailable="unsent").decode(raw)
+        [batch] = DebeziumJsonDecoder(PostgresEvents(), unavailable="unsent").decode(raw)
         operation = {"r": Op.READ, "c": Op.CREATE, "u": Op.UPDATE, "d": Op.DELETE}[json.loads(value)["payload"]["op"]]
         events.append((operation, batch.schema, batch.data))
     return events

@@ -154,7 +154,7 @@ def test_a_fault_at_the_source_is_found_and_its_cure_cures(
 ) -> None:
     monkeypatch.setenv("CDC_PASSWORD", reader.stack.password("cdc"))
     config = changed(reader, "public.*", '"*"', tmp_path)
-    reader.execute(f"CREATE PUBLICATION {reader.names.publication} FOR ALL TABLES WITH (publish_via_partition_root)")
+    reader.execute(f"CREATE PUBLICATION {reader.names.at_source} FOR ALL TABLES WITH (publish_via_partition_root)")
     assert failures(findings(reader, config)) == []
     reader.execute(fault)
     finding = the(findings(reader, config), name)
@@ -245,7 +245,7 @@ def test_a_name_that_a_snapshot_beside_the_stream_cannot_have_is_told(owner: Pip
 
 
 def test_a_publication_that_leaves_something_out_is_found(owner: Pipeline) -> None:
-    owner.execute(f"CREATE PUBLICATION {owner.names.publication} FOR TABLE a (id) WITH (publish = 'insert')")
+    owner.execute(f"CREATE PUBLICATION {owner.names.at_source} FOR TABLE a (id) WITH (publish = 'insert')")
     found = findings(owner)
     assert "column list" in the(found, "publication filters").message
     assert any("leaves out operations" in f.message for f in found)

@@ -86,7 +86,7 @@ def test_a_table_added_to_a_running_connector_brings_its_rows_and_no_other_loses
     reader.await_rows("a", {0})
 
     reader.execute("INSERT INTO b SELECT g, 'old' FROM generate_series(1, 3000) g")
-    reader.execute(f"ALTER PUBLICATION {reader.names.publication} ADD TABLE b")
+    reader.execute(f"ALTER PUBLICATION {reader.names.at_source} ADD TABLE b")
     plan = reader.plan("a", "b")
     assert plan.snapshots == (TableId("public", "b"),)
     assert not plan.returning
@@ -303,7 +303,7 @@ def test_a_connector_deleted_by_hand_goes_on_only_where_its_slot_kept_the_log(ow
     owner.connect.delete(owner.names.connector)
     owner.execute("INSERT INTO a VALUES (2)")
     if slot == "dropped":
-        owner.execute(f"SELECT pg_drop_replication_slot('{owner.names.slot}')")
+        owner.execute(f"SELECT pg_drop_replication_slot('{owner.names.at_source}')")
     owner.execute("INSERT INTO a VALUES (3)")
     assert owner.register("a").initial == (slot == "dropped")
     owner.await_rows("a", {1, 2, 3})
@@ -312,7 +312,7 @@ def test_a_connector_deleted_by_hand_goes_on_only_where_its_slot_kept_the_log(ow
 @pytest.mark.parametrize("state", ["kept", "lost"])
 def test_a_slot_left_by_an_earlier_connector_is_not_taken_over(owner: Pipeline, state: str) -> None:
     owner.execute("CREATE TABLE a(id int PRIMARY KEY); INSERT INTO a VALUES (1)")
-    owner.execute(f"SELECT pg_create_logical_replication_slot('{owner.names.slot}', 'pgoutput')")
+    owner.execute(f"SELECT pg_create_logical_replication_slot('{owner.names.at_source}', 'pgoutput')")
     if state == "lost":
         owner.lose_slot()
     owner.execute("INSERT INTO a VALUES (2)")

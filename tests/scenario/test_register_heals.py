@@ -197,7 +197,7 @@ def test_a_publication_made_anew_lets_the_connector_go_on_at_the_end_of_the_log(
     assert owner.plan("a").steps == ()
     if way == "stopped":
         owner.connect.stop(owner.names.connector)
-    owner.execute(f"DROP PUBLICATION {owner.names.publication}; INSERT INTO a VALUES (2)")
+    owner.execute(f"DROP PUBLICATION {owner.names.at_source}; INSERT INTO a VALUES (2)")
     if way == "by hand, after the failure":
         failed(owner)
     if way.startswith("by hand"):
@@ -220,7 +220,7 @@ def test_a_slot_that_is_gone_is_made_anew_by_registering(owner: Pipeline, state:
     if state == "lost":
         owner.lose_slot()
     else:
-        owner.execute(f"SELECT pg_drop_replication_slot('{owner.names.slot}')")
+        owner.execute(f"SELECT pg_drop_replication_slot('{owner.names.at_source}')")
     owner.execute("INSERT INTO a VALUES (2)")
     assert any("every table anew" in step.why for step in owner.plan("a").steps)
     assert not owner.register("a").initial
@@ -232,7 +232,7 @@ def test_a_publication_that_was_altered_is_mended_where_it_was(owner: Pipeline) 
     """The filter of a table that is none of ours stays."""
     owner.execute("CREATE TABLE b(id int PRIMARY KEY, v text); CREATE TABLE other(id int PRIMARY KEY)")
     owner.register("a", "b")
-    name = owner.names.publication
+    name = owner.names.at_source
     owner.execute(f"ALTER PUBLICATION {name} ADD TABLE other WHERE (id > 5); ALTER PUBLICATION {name} SET (publish = 'insert')")
     owner.execute(f"ALTER PUBLICATION {name} DROP TABLE a; ALTER PUBLICATION {name} ADD TABLE a WHERE (id > 5)")
     owner.execute(f"ALTER PUBLICATION {name} DROP TABLE b; ALTER PUBLICATION {name} ADD TABLE b (id)")
@@ -281,7 +281,7 @@ def test_a_transaction_older_than_the_publication_is_named_before_the_log_is_lef
     flows(owner)
     with psycopg.connect(owner.database.url) as session:
         session.execute("INSERT INTO a VALUES (2)")
-        owner.execute(f"DROP PUBLICATION {owner.names.publication}")
+        owner.execute(f"DROP PUBLICATION {owner.names.at_source}")
         with monkeypatch.context() as limits:
             limits.setattr("connectors.sources.postgresql.slot.SKIP_SECONDS", 1.0)
             with pytest.raises(CdcError, match=f"waits for the session with pid {session.info.backend_pid}") as caught:

@@ -22,7 +22,7 @@ from cdc_service.ports.source import Reread, Source
 from connectors.formats.debezium_json import DebeziumJsonDecoder
 from connectors.sources import open_source
 from connectors.sources.postgresql import settle as _postgresql_settle
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
 from tests.conftest import PgDatabase
 from tests.support.envelopes import PLACEHOLDER
 from tests.support.plain import plain
@@ -216,7 +216,7 @@ def test_every_type_is_read_again_as_its_events_carry_it(pg_database: PgDatabase
         name = topic.rsplit(".", 1)[1]
         if not name.startswith("t_"):
             continue
-        decoder = DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER)
+        decoder = DebeziumJsonDecoder(PostgresEvents(), unavailable=PLACEHOLDER)
         batches = decoder.decode(batch_of(topic, without(records, REFUSED)))
         schema = batches[-1].schema
         events = {}

@@ -324,7 +324,7 @@ def test_the_hold_of_a_slot_tells_what_it_keeps(owner: Pipeline) -> None:
     owner.register("a")
     hold = owner.source.hold(owner.names)
     assert hold is not None
-    assert (hold.name, hold.status) == (owner.names.slot, "reserved")
+    assert (hold.name, hold.status) == (owner.names.at_source, "reserved")
     assert hold.retained_bytes is not None
     assert eventually("the slot is read", lambda: (h := owner.source.hold(owner.names)) and h.active)
     assert eventually("a confirmed position", lambda: owner.source.identities([], owner.names, None, {}).sent_from > 0)

@@ -33,7 +33,7 @@ from cdc_service.ports.capture import Facts
 from cdc_service.ports.feed import Assignment, PartitionError, Polled
 from connectors.formats.debezium_json import DebeziumJsonDecoder
 from connectors.formats.layout import schema_length
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
 from tests.simulation.outside import Record
 from tests.simulation.warehouses import Warehouse
 from tests.simulation.world import Crash, Running, Violation, World
@@ -144,16 +144,16 @@ class Sent(NamedTuple):
         return self.record.headers
 
 
-class SharedPositions:
-    """Of a source whose changes share positions: PostgreSQL's, and a number in each (ports.events.Positions)."""
+class SharedPositions(PostgresEvents):
+    """Of a source whose changes share positions: PostgreSQL's, and a number in each."""
 
-    fields = PostgresPositions.fields.append(pa.field("row", pa.int64()))
+    fields = PostgresEvents.fields.append(pa.field("row", pa.int64()))
 
     def __init__(self, ordering: Ordering) -> None:
         self.ordering = ordering
 
-    def read(self, source: pa.StructArray) -> tuple[pa.Array, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        commit, record, _ = PostgresPositions().read(source)
+    def positions(self, source: pa.StructArray) -> tuple[pa.Array, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        commit, record, _ = super().positions(source)
         return commit, record, np.array(source.field("row").fill_null(0).to_numpy(zero_copy_only=False), np.int64)
 
 
@@ -171,8 +171,8 @@ class Worker:
         topics = world.broker.names
         known = {topics[t.source.name]: warehouse.schema(t) or world.schema(t.source.name) for t in targets}
         logs = {topics[t.source.name] for t in targets if t.mode is Mode.APPEND}
-        positions = SharedPositions(world.source.ordering) if world.source.ordering.minor else PostgresPositions()
-        decoder = DebeziumJsonDecoder(positions, unavailable=PLACEHOLDER, known=known, logs=logs)
+        model = SharedPositions(world.source.ordering) if world.source.ordering.minor else PostgresEvents()
+        decoder = DebeziumJsonDecoder(model, unavailable=PLACEHOLDER, known=known, logs=logs)
         context = Context(self.destination, world, decoder, world, world.schema_of, world.columns_of, world.identities, world, LIMITS)
         flush = Flush(rows=5, bytes=10**6, seconds=1)
         configs = [TableConfig(t.source, t, topics[t.source.name], flush, "refuse", str(t.source)) for t in targets]

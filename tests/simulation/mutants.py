@@ -33,7 +33,7 @@ from cdc_service.pipeline import watermarks as progress_module
 from cdc_service.pipeline.table_state import State, flowing, going_on
 from cdc_service.testing import memory
 from connectors.formats import envelope
-from connectors.sources.postgresql import positions
+from connectors.sources.postgresql import events
 from tests.simulation import group as group_module
 from tests.simulation import world as world_module
 
@@ -105,7 +105,7 @@ def _() -> Sequence[Patch]:
 
 @mutant("no snapshot phase", "a row of the initial snapshot has the log position at which it was read")
 def _() -> Sequence[Patch]:
-    return [(positions, "snapshot_record", lambda position: position)]
+    return [(events, "snapshot_record", lambda position: position)]
 
 
 @mutant("incremental rows by position", "a row of an incremental snapshot beats every change that came before it")
@@ -127,13 +127,13 @@ def _() -> Sequence[Patch]:
 
 @mutant("positions without their minor part", "of changes that share a record one is taken for the other, come again")
 def _() -> Sequence[Patch]:
-    real = group_module.SharedPositions.read
+    real = group_module.SharedPositions.positions
 
-    def read(self: Any, source: pa.StructArray) -> Any:
+    def positions(self: Any, source: pa.StructArray) -> Any:
         commit, record, minor = real(self, source)
         return commit, record, np.zeros_like(minor)
 
-    return [(group_module.SharedPositions, "read", read)]
+    return [(group_module.SharedPositions, "positions", positions)]
 
 
 @mutant(

@@ -152,7 +152,8 @@ def _complete(schema: Schema) -> None:
     """tests.support.envelopes abbreviates what an envelope holds beside its rows."""
     for field in schema["fields"]:
         if field["field"] == "source":
-            names = (*_SOURCE, "origin", "origin_lsn")
-            field["fields"] = [{"type": "string" if name in _TEXTS else "int64", "optional": True, "field": name} for name in names]
+            if len(field["fields"]) == 1:
+                names = (*_SOURCE, "origin", "origin_lsn")
+                field["fields"] = [{"type": "string" if name in _TEXTS else "int64", "optional": True, "field": name} for name in names]
             schema["fields"] += [{"type": "int64", "optional": True, "field": name} for name in ("ts_ms", "ts_us", "ts_ns")]
             return

@@ -59,11 +59,25 @@ def listed(name: str, kind: str, source: str, semantic: str | None = None) -> Co
     return Col(name, "array", source, items=items)
 
 
-_SOURCE = {
-    "version": "3.6.3.Final", "connector": "postgresql", "name": "shop", "ts_ms": 1795459285447, "snapshot": None, "db": "shop",
-    "sequence": None, "ts_us": 1795459285447293, "ts_ns": 1795459285447293000, "schema": "public", "table": "t", "txId": 726, "lsn": 0,
-    "xmin": None, "origin": None, "origin_lsn": None,
-}  # fmt: skip
+@dataclass(frozen=True)
+class Block:
+    """The ``source`` block of a connector's events: ``fields`` as they stand where nothing else is said, which of them name the ``table``,
+    and the fields of its ``schema`` (PostgreSQL's is abbreviated)."""
+
+    fields: Mapping[str, Any]
+    table: tuple[str, str]
+    schema: Sequence[Mapping[str, Any]]
+
+
+POSTGRESQL = Block(
+    {
+        "version": "3.6.3.Final", "connector": "postgresql", "name": "shop", "ts_ms": 1795459285447, "snapshot": None, "db": "shop",
+        "sequence": None, "ts_us": 1795459285447293, "ts_ns": 1795459285447293000, "schema": "public", "table": "t", "txId": 726, "lsn": 1,
+        "xmin": None, "origin": None, "origin_lsn": None,
+    },
+    ("schema", "table"),
+    [{"type": "int64", "optional": True, "field": "lsn"}],
+)  # fmt: skip
 
 
 def dumps(document: Any) -> bytes:
@@ -78,6 +92,7 @@ class Table:
     key: Sequence[str] = ("id",)
     name: str = "t"
     schema: str = "public"
+    block: Block = POSTGRESQL
 
     @cached_property
     def value_schema(self) -> bytes:
@@ -88,9 +103,7 @@ class Table:
             "name": f"shop.{self.schema}.{self.name}.Value",
         }
         fields = [{**row, "field": "before"}, {**row, "field": "after"}]
-        fields += [
-            {"type": "struct", "fields": [{"type": "int64", "optional": True, "field": "lsn"}], "optional": False, "field": "source"}
-        ]
+        fields += [{"type": "struct", "fields": list(self.block.schema), "optional": False, "field": "source"}]
         fields += [{"type": "string", "optional": False, "field": "op"}]
         return dumps(
             {"type": "struct", "fields": fields, "optional": False, "name": f"shop.{self.schema}.{self.name}.Envelope", "version": 2}
@@ -112,12 +125,13 @@ class Table:
         self,
         op: str,
         after: Mapping[str, Any] | None = None,
+        /,
         *,
         before: Mapping[str, Any] | None = None,
-        lsn: int | None = 1,
         **source: Any,
     ) -> bytes:
-        where = {**_SOURCE, "schema": self.schema, "table": self.name, "lsn": lsn, **source}
+        """``source`` is what its block holds instead of what it holds else."""
+        where = {**self.block.fields, **dict(zip(self.block.table, (self.schema, self.name), strict=True)), **source}
         whole = {
             "before": before, "after": after, "source": where, "transaction": None, "op": op, "ts_ms": 1795459285447,
             "ts_us": 1795459285447293, "ts_ns": 1795459285447293000,
@@ -130,7 +144,7 @@ class Table:
     def key_of(self, row: Mapping[str, Any]) -> bytes:
         return b'{"schema":' + self.key_schema + b',"payload":' + dumps({name: row[name] for name in self.key}) + b"}"
 
-    def change(self, op: str, row: Mapping[str, Any], **more: Any) -> Record:
+    def change(self, op: str, row: Mapping[str, Any], /, **more: Any) -> Record:
         """A record with the key of ``row``; a delete has the row before it."""
         after = None if op == "d" else row
         return Record(self.key_of(row) if self.key else None, self.value(op, after, before=row if op == "d" else None, **more))

@@ -41,7 +41,7 @@ from connectors.formats import avro_columns, blocks
 from connectors.formats.avro import DebeziumAvroDecoder, Schemas
 from connectors.formats.debezium_json import DebeziumJsonDecoder
 from connectors.formats.schemaless import SchemalessJsonDecoder
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
 from tests.support.envelopes import PLACEHOLDER
 from tests.support.plain import account, rows, told
 from tests.support.recorded import FIXTURES, Recorded, batch_of, binary, config_of, topics
@@ -76,12 +76,12 @@ class Subject:
     def decoder(self) -> Decoder:
         logs = (self.topic,) if self.log else ()
         if self.wire in ("json", "flat"):
-            return DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER, logs=logs)
+            return DebeziumJsonDecoder(PostgresEvents(), unavailable=PLACEHOLDER, logs=logs)
         if self.wire in ("avro", "flat_avro"):
             schemas = Schemas(Recorded(), lambda: 0.0, patience=0.0)
-            return DebeziumAvroDecoder(PostgresPositions(), schemas, unavailable=PLACEHOLDER, logs=logs)
+            return DebeziumAvroDecoder(PostgresEvents(), schemas, unavailable=PLACEHOLDER, logs=logs)
         assert self.known is not None
-        return SchemalessJsonDecoder(PostgresPositions(), {self.topic: self.known}, _settings(self.case), logs=logs)
+        return SchemalessJsonDecoder(PostgresEvents(), {self.topic: self.known}, _settings(self.case), logs=logs)
 
 
 def _settings(case: str) -> Mapping[str, str]:
@@ -104,7 +104,7 @@ def subjects(wire: str) -> tuple[Subject, ...]:
 
 
 def _last_schemas(case: str) -> dict[str, TableSchema]:
-    decoder = DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER)
+    decoder = DebeziumJsonDecoder(PostgresEvents(), unavailable=PLACEHOLDER)
     return {topic.split(".", 1)[1]: decoder.decode(batch_of(topic, records))[-1].schema for topic, records in topics(case).items()}
 
 

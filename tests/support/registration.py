@@ -159,12 +159,13 @@ def pipeline(
     )
     with patch.dict(os.environ, {"CDC_PASSWORD": stack.password("cdc")}):
         config = load(file)
+    source_of = open_source(config.source.url.reveal())
     made = Pipeline(
         stack,
         database,
         config,
-        open_source(config.source.url.reveal()),
-        KafkaConnect(config.connect.url.reveal()),
+        source_of,
+        KafkaConnect(config.connect.url.reveal(), source_of.failures),
         Admin(stack.kafka, {}),
         psycopg.connect(database.url, autocommit=True),
     )

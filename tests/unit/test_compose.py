@@ -111,7 +111,7 @@ def test_first_start_prepares_what_the_pipeline_will_look_for() -> None:
     script = (COMPOSE / "postgres-init.sh").read_text()
     config = load(COMPOSE / "cdc.yaml", {"CDC_PASSWORD": "secret"})
     names = config.names
-    assert f"CREATE PUBLICATION {names.publication} FOR TABLE {', '.join(shop.TABLES)}, {names.signal_table}\n" in script
+    assert f"CREATE PUBLICATION {names.at_source} FOR TABLE {', '.join(shop.TABLES)}, {names.signal_table}\n" in script
     assert f"CREATE TABLE {names.signal_table} (" in script
 
 

@@ -64,7 +64,7 @@ def problems(folder: Path, text: str, env: dict[str, str] | None = None) -> list
 
 def test_the_whole_file_of_the_contract_loads(tmp_path: Path) -> None:
     config = made(tmp_path, WHOLE)
-    assert (config.names.connector, config.names.slot, config.names.publication, config.names.group) == ("cdc_shop",) * 4
+    assert (config.names.connector, config.names.at_source, config.names.group) == ("cdc_shop",) * 3
     assert config.names.topic(TableId("public", "größe x🐘")) == "shops.public.gr__e_x__"
     assert config.source.url.reveal() == "postgresql://cdc:p%40ss%3Aw%2Frd%2541@localhost:5432/shop"
     assert config.source.url.password is not None

@@ -13,7 +13,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from cdc_service.core.errors import CdcError, ConfigError, Unavailable
-from connectors.debezium.connect import MASK, KafkaConnect, masked
+from connectors.debezium.connect import MASK, FieldProblem, KafkaConnect, masked
+from connectors.sources.postgresql.failures import PostgresFailures
 from deploy.local.stack import HOST, free_ports
 
 Answer = tuple[int, Any]
@@ -65,7 +66,7 @@ def worker() -> Iterator[Worker]:
 
 @pytest.fixture
 def connect(worker: Worker) -> Iterator[KafkaConnect]:
-    client = KafkaConnect(worker.url, retry_seconds=5.0)
+    client = KafkaConnect(worker.url, PostgresFailures(), retry_seconds=5.0)
     yield client
     client.close()
 
@@ -178,6 +179,18 @@ def test_problems_come_by_field_and_without_the_password(worker: Worker, connect
         connect.require_valid(config)
     assert "config.providers" in caught.value.hint
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "cure"),
+    [
+        ("FATAL: no pg_hba.conf entry for host", "could not log in"),
+        ("The connection attempt failed.", "could not reach"),
+        ("Unable to find the slot", "change these settings"),
+    ],
+)
+def test_what_a_validation_found_has_its_cure(connect: KafkaConnect, said: str, cure: str) -> None:
+    assert cure in connect.cure([FieldProblem("database.hostname", said)])
 
 
 def _status(connector: str, *tasks: tuple[str, str | None]) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -12,11 +13,12 @@ import pytest
 from cdc_service.core.errors import TableStopped
 from cdc_service.core.logical import INFINITY, Kind, array, decimal
 from cdc_service.core.types import ChangeBatch, Column, Op, RawBatch, Span, TableId, TableSchema
+from cdc_service.ports.events import Codec, Unsupported
 from connectors.formats import blocks, layout
-from connectors.formats.connect_schema import PRIMITIVE, SEMANTIC, Unsupported, field_of
+from connectors.formats.codecs import convert
+from connectors.formats.connect_schema import PRIMITIVE, SEMANTIC, field_of
 from connectors.formats.debezium_json import DebeziumJsonDecoder
-from connectors.formats.wire import Wire, convert
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
 from tests.support.envelopes import PLACEHOLDER, Col, Record, Table, dumps, listed, number, raw, text
 from tests.support.plain import account, plain
 
@@ -25,7 +27,7 @@ PLAIN = Table([ID, text("name")])
 
 
 def decoder(**more: Any) -> DebeziumJsonDecoder:
-    return DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER, **more)
+    return DebeziumJsonDecoder(PostgresEvents(), unavailable=PLACEHOLDER, **more)
 
 
 def decode(records: list[Record], **more: Any) -> list[ChangeBatch]:
@@ -181,7 +183,7 @@ def test_records_of_many_schema_parts_keep_their_order() -> None:
 
 def test_prefixes_leave_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "_PREFIXES_MAX", 3)
-    prefixes = layout.Prefixes(layout.read_value_schema)
+    prefixes = layout.Prefixes(partial(layout.read_value_schema, PostgresEvents()))
     for size in range(10):
         prefixes.recognise(pa.array([Table([ID, text("name", default="x" * size)]).value("c", row(1))], pa.binary()))
     assert len(prefixes._known) == 3
@@ -367,16 +369,16 @@ def test_messages_larger_than_a_readers_block_arrive() -> None:
     assert one([PLAIN.change("c", row(1, large)), PLAIN.change("c", row(2))]).data.column("name").to_pylist() == [large, "x"]
 
 
-def told(wire: Wire, values: list[Any]) -> tuple[list[Any], list[int]]:
+def told(codec: Codec, values: list[Any]) -> tuple[list[Any], list[int]]:
     """(values, places of bad ones) of a conversion."""
-    done = convert(wire, pa.array(values, wire.read))
+    done = convert(codec, pa.array(values, codec.read))
     bad = [] if done.bad is None else [place for place, flag in enumerate(done.bad) if flag]
-    assert done.values.type == wire.type.arrow
+    assert done.values.type == codec.type.arrow
     return plain(done.values), bad
 
 
-def wire(column: Col) -> Wire:
-    return field_of(column.schema()).wire
+def codec(column: Col) -> Codec:
+    return field_of(column.schema(), PostgresEvents()).codec
 
 
 @pytest.mark.parametrize(
@@ -447,9 +449,9 @@ def wire(column: Col) -> Wire:
     ],
 )
 def test_values_are_exact_or_refused(column: Col, values: list[Any], expected: list[Any], bad: list[int]) -> None:
-    assert told(wire(column), values) == (expected, bad)
+    assert told(codec(column), values) == (expected, bad)
     # A value's fate does not hang on its neighbours.
-    assert [told(wire(column), [value])[0][0] for value in values] == expected
+    assert [told(codec(column), [value])[0][0] for value in values] == expected
 
 
 DAYS = listed("a", "int32", "_DATE", "io.debezium.time.Date")
@@ -474,7 +476,7 @@ INSTANTS = listed("a", "string", "_TIMESTAMPTZ", "io.debezium.time.ZonedTimestam
 def test_elements_that_the_connector_may_have_changed_are_doubtful(column: Col, sure: list[Any], doubtful: list[Any]) -> None:
     for element, told_apart in [*((e, False) for e in sure), *((e, True) for e in doubtful)]:
         lists = [[element], [sure[0], element, None], [sure[0]], [None, None], [], None]
-        done = convert(wire(column), pa.array(lists, wire(column).read))
+        done = convert(codec(column), pa.array(lists, codec(column).read))
         assert done.bad is None, element
         # Nothing but NULLs is what the connector makes of arrays of two dimensions.
         assert done.doubtful is not None
@@ -494,7 +496,7 @@ def test_elements_that_the_connector_may_have_changed_are_doubtful(column: Col, 
     ],
 )
 def test_types_land_where_they_belong(column: Col, kind: Any) -> None:
-    assert wire(column).type == kind
+    assert codec(column).type == kind
 
 
 @pytest.mark.parametrize(
@@ -521,12 +523,12 @@ def test_types_without_an_exact_form_cost_the_record_and_say_the_cure(column: Co
 
 def test_a_structure_that_is_not_known_is_refused_with_its_name() -> None:
     with pytest.raises(Unsupported, match=r"column 'x'.*Decimal"):
-        field_of(Col("x", "struct", "NUMERIC", "io.debezium.data.VariableScaleDecimal").schema())
+        field_of(Col("x", "struct", "NUMERIC", "io.debezium.data.VariableScaleDecimal").schema(), PostgresEvents())
 
 
 def test_defaults_are_exact_values_or_none() -> None:
     def default(column: Col) -> Any:
-        return field_of(column.schema()).column.default
+        return field_of(column.schema(), PostgresEvents()).column.default
 
     assert default(number("n", 5, 2, default="1.50")) == Decimal("1.50")
     assert default(Col("b", "bytes", "BYTEA", default="AAE=")) == b"\x00\x01"

@@ -14,7 +14,7 @@ from cdc_service.core.types import ChangeBatch, Op
 from connectors.debezium.notifications import parse
 from connectors.formats.avro import PATIENCE_SECONDS, DebeziumAvroDecoder, InJson, Schemas
 from connectors.formats.debezium_json import DebeziumJsonDecoder
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
 from tests.support.avro import Registry, encode, head
 from tests.support.envelopes import PLACEHOLDER, Col, Record, Table, dumps, listed, number, raw, text
 from tests.support.plain import account, told
@@ -33,7 +33,7 @@ class Time:
 
 
 def decoder(registry: Any, time: Time | None = None, **more: Any) -> DebeziumAvroDecoder:
-    return DebeziumAvroDecoder(PostgresPositions(), Schemas(registry, time or Time()), unavailable=PLACEHOLDER, **more)
+    return DebeziumAvroDecoder(PostgresEvents(), Schemas(registry, time or Time()), unavailable=PLACEHOLDER, **more)
 
 
 def decode(registry: Any, records: list[Record], **more: Any) -> list[ChangeBatch]:
@@ -78,7 +78,7 @@ def test_every_type_comes_as_it_does_in_json() -> None:
     records = [table.change("c", full), table.change("u", {**dict.fromkeys(full), "id": 2}), table.change("d", full)]
     registry = Registry()
     (avro,) = decode(registry, [registry.record(one) for one in records])
-    (plain,) = DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER).decode(raw(records))
+    (plain,) = DebeziumJsonDecoder(PostgresEvents(), unavailable=PLACEHOLDER).decode(raw(records))
     assert told(avro) == told(plain)
     assert avro.rejected == ()
 
@@ -130,7 +130,7 @@ def test_a_topic_may_change_from_json_to_avro_and_back() -> None:
 
 def test_the_json_decoder_parks_avro_with_a_reason() -> None:
     registry = Registry()
-    (batch,) = DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER).decode(
+    (batch,) = DebeziumJsonDecoder(PostgresEvents(), unavailable=PLACEHOLDER).decode(
         raw([registry.record(PLAIN.change("c", {"id": 1, "name": "x"}))])
     )
     assert [one.code for one in batch.rejected] == ["not_schema_json"]

@@ -9,7 +9,7 @@ import pytest
 
 from cdc_service.core.types import ChangeBatch, Op
 from connectors.formats.debezium_json import DebeziumJsonDecoder
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
 from tests.support.envelopes import Col, Record, Table, raw
 
 TOPIC = "shop.public.t"
@@ -23,7 +23,7 @@ def row(id_: int, n: int = 0, big: str | None = None) -> dict[str, Any]:
 
 def decoded(records: list[Record], *, whole: bool = False) -> ChangeBatch:
     topics = [TOPIC] if whole else []
-    decoder = DebeziumJsonDecoder(PostgresPositions(), unavailable="unsent", whole=topics, logs=[TOPIC])
+    decoder = DebeziumJsonDecoder(PostgresEvents(), unavailable="unsent", whole=topics, logs=[TOPIC])
     (batch,) = decoder.decode(raw(records))
     return batch
 
@@ -83,6 +83,6 @@ def test_a_table_without_a_key_tells_numbers_within_transactions() -> None:
 def test_a_value_that_is_not_exact_in_the_image_before_parks_its_change_in_a_log_alone(logs: bool) -> None:
     table = Table((Col("id", "int32", optional=False), Col("d", "int32", semantic="io.debezium.time.Date")))
     record = Record(table.key_of({"id": 1}), table.value("u", {"id": 1, "d": 5}, before={"id": 1, "d": 2**31 - 5}))
-    decoder = DebeziumJsonDecoder(PostgresPositions(), unavailable="unsent", logs=[TOPIC] if logs else [])
+    decoder = DebeziumJsonDecoder(PostgresEvents(), unavailable="unsent", logs=[TOPIC] if logs else [])
     (batch,) = decoder.decode(raw([record]))
     assert [r.code for r in batch.rejected] == (["inexact_value"] if logs else [])

@@ -18,7 +18,7 @@ from cdc_service.core.errors import TableStopped
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import ChangeBatch, Op, RawBatch, TableSchema
 from connectors.formats.debezium_json import DebeziumJsonDecoder
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
 from tests.support import pgtext
 from tests.support.envelopes import PLACEHOLDER, dumps
 from tests.support.plain import account, rows
@@ -64,7 +64,7 @@ NUMBERS = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|NaN|-?Infinity")
 
 
 def decode(raw: RawBatch) -> list[ChangeBatch]:
-    batches = list(DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER).decode(raw))
+    batches = list(DebeziumJsonDecoder(PostgresEvents(), unavailable=PLACEHOLDER).decode(raw))
     for batch in batches:
         records, accounted = account(batch)
         assert records == accounted

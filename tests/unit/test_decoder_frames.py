@@ -13,7 +13,7 @@ from cdc_service.core.types import RawBatch
 from connectors.formats import blocks, frames
 from connectors.formats.debezium_json import DebeziumJsonDecoder
 from connectors.formats.schemaless import SchemalessJsonDecoder
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
 from tests.support.envelopes import PLACEHOLDER, Col, Record, Table, raw, text
 from tests.support.plain import told
 
@@ -23,7 +23,7 @@ CONNECTOR = {"value.converter.replace.null.with.default": "false", "unavailable.
 
 
 def with_schemas() -> DebeziumJsonDecoder:
-    return DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER, logs=("log",))
+    return DebeziumJsonDecoder(PostgresEvents(), unavailable=PLACEHOLDER, logs=("log",))
 
 
 def event(op: str, number: int, **source: Any) -> Record:
@@ -42,7 +42,7 @@ def read(batch: RawBatch) -> list[Any]:
 
 def read_bare(records: Sequence[Record]) -> list[Any]:
     schema = with_schemas().decode(raw([event("c", 1)]))[0].schema
-    decoder = SchemalessJsonDecoder(PostgresPositions(), {"shop.public.t": schema}, CONNECTOR)
+    decoder = SchemalessJsonDecoder(PostgresEvents(), {"shop.public.t": schema}, CONNECTOR)
     return [told(one) for one in decoder.decode(raw([without(record) for record in records]))]
 
 

@@ -12,7 +12,7 @@ from cdc_service.core.logical import Kind, LogicalType, array, decimal
 from cdc_service.core.types import ChangeBatch, Column, TableId, TableSchema
 from connectors.formats import blocks
 from connectors.formats.schemaless import SchemalessJsonDecoder
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
 from tests.support.envelopes import Col, Record, Table, dumps, raw, text
 
 EXACT = {"decimal.handling.mode": "string", "time.precision.mode": "microseconds", "value.converter.replace.null.with.default": "false"}
@@ -30,7 +30,7 @@ def record(row: dict[str, Any], key: dict[str, Any] | None = None) -> Record:
 
 
 def decode(records: list[Record]) -> ChangeBatch:
-    (batch,) = SchemalessJsonDecoder(PostgresPositions(), {"shop.public.t": SCHEMA}, EXACT).decode(raw(records))
+    (batch,) = SchemalessJsonDecoder(PostgresEvents(), {"shop.public.t": SCHEMA}, EXACT).decode(raw(records))
     return batch
 
 
@@ -55,14 +55,14 @@ def with_column(kind: LogicalType, source: str) -> TableSchema:
 )
 def test_what_would_be_ambiguous_is_refused_with_the_cure(kind: LogicalType, source: str, change: dict[str, str], cure: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        SchemalessJsonDecoder(PostgresPositions(), {"t": with_column(kind, source)}, {**EXACT, **change})
+        SchemalessJsonDecoder(PostgresEvents(), {"t": with_column(kind, source)}, {**EXACT, **change})
     assert cure in caught.value.hint
 
 
 def test_a_column_called_as_a_field_of_the_event_is_refused() -> None:
     columns = (*SCHEMA.columns, Column("origin", STRING, source_type="TEXT"))
     with pytest.raises(ConfigError, match="'origin'"):
-        SchemalessJsonDecoder(PostgresPositions(), {"t": replace(SCHEMA, columns=columns)}, EXACT)
+        SchemalessJsonDecoder(PostgresEvents(), {"t": replace(SCHEMA, columns=columns)}, EXACT)
 
 
 def test_records_with_other_columns_are_rejected_and_their_neighbours_are_not() -> None:

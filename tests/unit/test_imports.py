@@ -20,13 +20,14 @@ MAY = {
     "cdc_service.failpoints": CORE,
     "cdc_service.config": (*CORE, "cdc_service.config"),
     "cdc_service.ports": (*CORE, "cdc_service.ports"),
+    "cdc_service.databases": (*CORE, "cdc_service.databases"),
     "cdc_service.metrics": ("cdc_service.metrics",),
     "cdc_service.results": (),
     "cdc_service.kafka": (*BELOW, "cdc_service.kafka"),
     "cdc_service.transforms": (*BELOW, "cdc_service.transforms"),
     "cdc_service.pipeline": (*BELOW, "cdc_service.transforms", "cdc_service.pipeline"),
-    "connectors": (*BELOW, "connectors"),
-    "mergers": (*BELOW, "mergers"),
+    "connectors": (*BELOW, "cdc_service.databases", "connectors"),
+    "mergers": (*BELOW, "cdc_service.databases", "mergers"),
     "reconcile": (*BELOW, "reconcile"),
     "cdc_service.testing": (*BELOW, "mergers", "cdc_service.testing"),
     "cdc_service.api": (*BELOW, "cdc_service.metrics", "cdc_service.results", "cdc_service.api"),
@@ -85,6 +86,18 @@ def test_imports_point_one_way() -> None:
                 wrong.append(f"{name} imports the command line: {found}")
             if found == "cdc_service.runtime.wiring" and not below(name, ("cdc_service.cli",)):
                 wrong.append(f"{name} imports the module that wires it")
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_what_a_database_shares_is_imported_by_its_own_source_and_destination_alone() -> None:
+    """A source and a destination may not import one another; where both are of one database, how it spells values is the same for both."""
+    wrong = []
+    for name, path in modules():
+        for shared in (found for found in imports(path) if found.startswith("cdc_service.databases.")):
+            database = shared.split(".")[2]
+            own = (f"connectors.sources.{database}", f"mergers.destinations.{database}", f"mergers.destinations._{database}")
+            if not name.startswith(own):
+                wrong.append(f"{name} imports {shared}")
     assert not wrong, "\n".join(sorted(wrong))
 
 

@@ -14,7 +14,7 @@ from cdc_service.core.types import ChangeBatch, Delta, Mode, TableId, Target
 from cdc_service.pipeline.reread import Unreadable, doubted
 from connectors.formats.debezium_json import DebeziumJsonDecoder
 from connectors.sources.postgresql.catalog import hazard
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
 from tests.support.envelopes import Col, Record, Table, listed, raw
 
 TABLE = Table([Col("id", "int32", optional=False), listed("a", "int32", "_INT4"), Col("d", "int32", "DATE", "io.debezium.time.Date")])
@@ -26,7 +26,7 @@ def row(id_: int, a: Any, d: int | None = None) -> dict[str, Any]:
 
 
 def folded(*records: Record, mode: Mode = Mode.UPSERT) -> tuple[ChangeBatch, Delta]:
-    (batch,) = DebeziumJsonDecoder(PostgresPositions(), unavailable="unsent").decode(raw(records))
+    (batch,) = DebeziumJsonDecoder(PostgresEvents(), unavailable="unsent").decode(raw(records))
     target = Target(batch.schema.table, "public", "t", mode)
     return batch, fold([batch], batch_id="1.1", target=target, generations=lambda partition, offset, record: partition * 0, loading=False)
 

@@ -22,7 +22,7 @@ from cdc_service.pipeline.table_task import TableTask
 from cdc_service.ports.source import UNKNOWN_FILL, Fill, Reread
 from cdc_service.testing.memory import MemoryDestination
 from connectors.formats.debezium_json import DebeziumJsonDecoder
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
 from tests.conformance.harness import Change, Feed, number, text
 from tests.support.envelopes import PLACEHOLDER, Col, Record
 from tests.support.envelopes import Table as Source
@@ -55,7 +55,7 @@ class World:
         target = Target(SCHEMA.table, "public", "t", self.mode)
         nobody: Any = None
         source: Any = self
-        decoder = DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER, logs={TOPIC} if self.mode is Mode.APPEND else ())
+        decoder = DebeziumJsonDecoder(PostgresEvents(), unavailable=PLACEHOLDER, logs={TOPIC} if self.mode is Mode.APPEND else ())
         context = Context(self.destination, nobody, decoder, source, nobody, nobody, nobody, RealClock(), Limits())
         config = TableConfig(SCHEMA.table, target, TOPIC, Flush(rows=1, bytes=1, seconds=1), "refuse", "public.t")
         self.table = TableTask(config if self.keyed else config.without_key(), context)

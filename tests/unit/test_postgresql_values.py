@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from cdc_service.core.logical import INFINITY, Kind
-from cdc_service.core.postgresql import input_text, unwrapped
+from cdc_service.databases.postgresql import input_text, unwrapped
 from cdc_service.testing.memory import plain, restore
 
 DAY = 86_400_000_000

@@ -25,7 +25,7 @@ from reconcile.report.html import render
 XSS = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
 START = 1_795_500_000_000_000
 CAUSE = "parked: the event at 2/9 waits"
-EVENT = Event("shop.public.orders", 2, 812_331, 97_503_000_000, "u", "b7")
+EVENT = Event("shop.public.orders", 2, 812_331, 97_503_000_000, "u", "b7", "16/B3A1B5C0")
 REASONS = {
     Status.ERROR: "the warehouse refused the connection",
     Status.SKIPPED: "mode append",
@@ -225,7 +225,7 @@ def test_a_long_value_is_shown_around_what_differs_with_its_length() -> None:
 def test_nothing_of_the_document_acts_in_the_html() -> None:
     """The payload in every place that holds text, a control character beside it."""
     bad = XSS + "\x00\n"
-    event = Event(bad, 1, 2, 3, bad, bad)
+    event = Event(bad, 1, 2, 3, bad, bad, bad)
     found = [
         different({"a" + bad: bad}, {"a" + bad: "x"}, event=event, cause=bad, key={bad: bad}),
         Difference({bad: None}, Kind.MISSING, (), {bad: bad}, None, 7),

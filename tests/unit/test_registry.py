@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from cdc_service.core.errors import ConfigError, Unavailable
+from cdc_service.ports.events import Unsupported
 from connectors.debezium.schema_registry import QUIET_SECONDS, SchemaRegistry
 from connectors.formats.avro_schema import parse
-from connectors.formats.connect_schema import Unsupported
 
 ONE = '{"type":"record","name":"R","fields":[{"name":"f","type":"long"}]}'
 Answers = dict[str, tuple[int, Any]]

@@ -17,7 +17,7 @@ from cdc_service.pipeline.prepare import Prepare
 from cdc_service.testing.memory import MemoryDestination
 from cdc_service.transforms.exclude import Exclude
 from connectors.formats.debezium_json import DebeziumJsonDecoder
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
 from tests.support.envelopes import PLACEHOLDER, Col, Record, Table, raw, text
 from tests.support.plain import account, told
 from tests.support.recorded import FIXTURES, batch_of, topics
@@ -35,7 +35,7 @@ def config(*exclude: str) -> TableConfig:
 def prepare(*exclude: str, log: bool = False) -> Prepare:
     chosen = transforms.of(config(*exclude))
     decoder = DebeziumJsonDecoder(
-        PostgresPositions(),
+        PostgresEvents(),
         unavailable=PLACEHOLDER,
         logs={TOPIC} if log else (),
         whole={TOPIC} if log else (),
@@ -97,11 +97,11 @@ def test_a_column_that_is_left_unread_is_one_that_is_taken_away_later(case: str)
     tried = 0
     for topic, records in topics(case).items():
         records = _exact(topic, records)
-        whole = DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER).decode(batch_of(topic, records))
+        whole = DebeziumJsonDecoder(PostgresEvents(), unavailable=PLACEHOLDER).decode(batch_of(topic, records))
         names = {name for batch in whole for name in batch.schema.names if name not in batch.schema.key}
         for name in sorted(names)[::3]:
             unread = {topic: frozenset({name})}
-            decoder = DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER, left_out=unread)
+            decoder = DebeziumJsonDecoder(PostgresEvents(), unavailable=PLACEHOLDER, left_out=unread)
             found = _one_by_one(decoder.decode(batch_of(topic, records)))
             assert found == _one_by_one([Exclude(unread[topic]).apply(batch) for batch in whole]), (topic, name)
             tried += 1
@@ -110,7 +110,7 @@ def test_a_column_that_is_left_unread_is_one_that_is_taken_away_later(case: str)
 
 def _exact(topic: str, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Without those that are rejected: without the column that they are rejected for, they would not be."""
-    found = DebeziumJsonDecoder(PostgresPositions(), unavailable=PLACEHOLDER).decode(batch_of(topic, records))
+    found = DebeziumJsonDecoder(PostgresEvents(), unavailable=PLACEHOLDER).decode(batch_of(topic, records))
     bad = {(one.partition, one.offset) for batch in found for one in batch.rejected}
     return [record for record in records if (record["partition"], record["offset"]) not in bad]
 

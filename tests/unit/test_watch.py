@@ -11,7 +11,7 @@ from cdc_service.core.clock import RealClock
 from cdc_service.core.identity import Identities
 from cdc_service.core.names import Names
 from cdc_service.kafka import admin as kafka
-from cdc_service.runtime.monitor import SIGHTINGS_MAX, Monitor, Sightings, Slot
+from cdc_service.runtime.monitor import SIGHTINGS_MAX, Hold, Monitor, Sightings
 from connectors.debezium.connect import KafkaConnect
 from deploy.local.stack import HOST, free_ports
 
@@ -94,7 +94,7 @@ def test_i29_of_a_source_that_was_set_back_no_later_position_counts() -> None:
     ],
 )
 def test_i28_a_slot_that_was_moved_while_nobody_read_it_is_noticed(looks: list[tuple[int, bool]], position: int, told: int | None) -> None:
-    slot = Slot()
+    slot = Hold()
     for sent_from, is_read in looks:
         slot.add(Identities(200, {}, frozenset(), sent_from, is_read))
     assert slot.moved_to(position) == told

@@ -10,6 +10,7 @@ from cdc_service.config import Config, load
 from cdc_service.core.errors import ConfigError
 from connectors.debezium import wires
 from connectors.debezium.wires import APICURIO, CONFLUENT, JSON, UNWRAP
+from connectors.sources.postgresql.events import PostgresEvents
 
 AS_CONFLUENT = {
     f"{side}.apicurio.registry.{name}": value
@@ -58,7 +59,7 @@ def test_a_registry_makes_the_connector_write_avro_that_is_exact(tmp_path: Path)
     assert "secret" not in str(made)
     assert wires.is_avro(made)
     assert not wires.writes_defaults_for_null(made)
-    wires.require_readable(config(tmp_path, REGISTRY), made)
+    wires.require_readable(config(tmp_path, REGISTRY), made, PostgresEvents())
 
 
 def test_a_chosen_converter_is_kept_and_gets_the_names(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_what_could_not_be_read_is_refused_with_the_settings(
     tmp_path: Path, registry: str, connector: dict[str, str], says: str, cure: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        wires.require_readable(config(tmp_path, registry), connector)
+        wires.require_readable(config(tmp_path, registry), connector, PostgresEvents())
     assert says in caught.value.message
     assert cure in caught.value.hint
 
@@ -109,8 +110,8 @@ def test_what_could_not_be_read_is_refused_with_the_settings(
     "connector", [{}, both(JSON), FLAT, FLAT | {"transforms.unwrap.delete.tombstone.handling.mode": "rewrite-with-tombstone"}]
 )
 def test_what_can_be_read_is_let_through(tmp_path: Path, connector: dict[str, str]) -> None:
-    wires.require_readable(config(tmp_path), connector)
-    wires.require_readable(config(tmp_path, REGISTRY), connector | both(APICURIO) | AS_CONFLUENT)
+    wires.require_readable(config(tmp_path), connector, PostgresEvents())
+    wires.require_readable(config(tmp_path, REGISTRY), connector | both(APICURIO) | AS_CONFLUENT, PostgresEvents())
     assert wires.flattens(connector) == ("transforms" in connector)
 
 

@@ -300,7 +300,8 @@ class Reconciler:
 
         def explained(found: Sequence[Found], mapped: Mapping[str, str]) -> Sequence[Difference]:
             with destination.view(target, schema) as v:
-                return explain(found, log, v, mapped, [c.name for c in schema.columns if c.type.kind is Kind.DATE])
+                dates = [c.name for c in schema.columns if c.type.kind is Kind.DATE]
+                return explain(found, log, v, mapped, dates, o.sources.format_position)
 
         def columns() -> tuple[Mapping[str, str], Mapping[str, str]]:
             found = o.sources.primary.tables(config.source)

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from cdc_service.core.errors import ConfigError
-from cdc_service.core.postgresql import INTERVAL_TEXT, input_text
 from cdc_service.core.types import TableId
+from cdc_service.databases.postgresql import INTERVAL_TEXT, input_text
 from cdc_service.ports.source import Hazard
 
 

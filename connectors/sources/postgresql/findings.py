@@ -113,7 +113,7 @@ def slot(slot: RowMapping, names: Names) -> Finding:
     return Finding(
         "slot",
         not lost and slot["plugin"] == "pgoutput",
-        f"slot {names.slot} is {slot['wal_status']}{kept}",
+        f"slot {names.at_source} is {slot['wal_status']}{kept}",
         ("cdc register, after which all tables are read anew; or begin anew: " if lost else "")
         + "cdc register --delete, then cdc register, then cdc resync each table",
     )

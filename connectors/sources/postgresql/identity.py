@@ -146,13 +146,18 @@ def read(
     which the configuration itself leaves columns out."""
     position, locked = connection.execute(_POSITION_AND_LOCKED).one()
     # In a snapshot that is taken after the position and the locks: what is not in it and has written below the position holds one.
-    asked = {"schemas": [t.schema for t in tables], "names": [t.name for t in tables], "publication": names.publication, "slot": names.slot}
+    asked = {
+        "schemas": [t.schema for t in tables],
+        "names": [t.name for t in tables],
+        "publication": names.at_source,
+        "slot": names.at_source,
+    }
     rows = connection.execute(_all((connection.dialect.server_version_info or (15,))[0]), asked).all()
     common = {name: json.loads(told or "null") for schema, name, told in rows if schema is None}
     slot, types = common.get("slot") or {}, common["types"] or {}
     shared = {
         "publication": common.get("publication"),
-        "published_as": names.publication,
+        "published_as": names.at_source,
         "role": common["role"],
         "slot": slot.get("plugin"),
         "sealed": None if connector is None else is_sealed(connector),

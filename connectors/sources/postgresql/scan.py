@@ -24,8 +24,8 @@ from sqlalchemy.engine import URL
 from cdc_service.core.canonical import digests
 from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.logical import Kind
-from cdc_service.core.postgresql import CANONICAL, unwrapped
 from cdc_service.core.types import Column, TableId
+from cdc_service.databases.postgresql import CANONICAL, unwrapped
 from connectors.sources.postgresql.catalog import COMPARABLE_ELEMENTS, event_text, key_parameter, qualified, quoted
 from connectors.sources.postgresql.findings import refused_row_security
 from connectors.sources.postgresql.settings import session_options

@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cdc_service.core.types import TableSchema
+from cdc_service.ports.events import Unsupported
 from cdc_service.ports.source import SourceTable
-from connectors.formats.connect_schema import LENGTH, SCALE, SOURCE_TYPE, Unsupported, field_of
+from connectors.formats.connect_schema import LENGTH, SCALE, SOURCE_TYPE, field_of
 from connectors.formats.layout import Layout, ValueFields, make_layout, read_key_schema
+from connectors.sources.postgresql.events import PostgresEvents
 
 Row = Mapping[Any, Any]
 Form = dict[str, Any]
+_EVENTS = PostgresEvents()
 
 COLUMNS = """
 SELECT a.attname AS name, a.atttypid::bigint AS type, a.atttypmod AS modifier, a.attnotnull AS required, a.attgenerated <> '' AS generated
@@ -100,8 +103,10 @@ def schema_of(table: SourceTable, columns: Sequence[Row], types: Mapping[int, Ro
     try:
         fields = [field for column in wanted if (field := _field(column, types)) is not None]
         by_name = {field["field"]: field for field in fields}
-        key = read_key_schema({"type": "struct", "fields": [by_name[name] for name in table.key]})
-        value = ValueFields(tuple(field_of(field) for field in fields), read_key_schema({"type": "struct", "fields": fields}))
+        key = read_key_schema(_EVENTS, {"type": "struct", "fields": [by_name[name] for name in table.key]})
+        value = ValueFields(
+            tuple(field_of(field, _EVENTS) for field in fields), read_key_schema(_EVENTS, {"type": "struct", "fields": fields})
+        )
     except (Uncertain, Unsupported, KeyError):
         return None
     layout = make_layout(value, key)

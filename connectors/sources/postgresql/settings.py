@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 
 from cdc_service.core.errors import ConfigError
-from cdc_service.core.postgresql import SPELLING
+from cdc_service.databases.postgresql import SPELLING
 from cdc_service.ports.source import MESSAGE_BYTES_MAX, ConnectorRequest
 
 HEARTBEAT_SECONDS = 1.0

@@ -53,7 +53,7 @@ _IN_USE, _NO_SUCH, _CANCELLED = "55006", "42704", "57014"
 def open_transactions(connection: Connection, names: Names | None = None, *, seconds: float = 0.0) -> list[tuple[str, str]]:
     """The transactions of the server that have written and are open for so long, the oldest first: who, and what ends it. With ``names``
     those alone that are as old as the publication."""
-    found = connection.execute(text(_OPEN), {"publication": names and names.publication}).mappings().all()
+    found = connection.execute(text(_OPEN), {"publication": names and names.at_source}).mappings().all()
     now = connection.execute(text("SELECT now()")).scalar_one()
     # When a session's transaction began is told to its own role and to monitors alone.
     old = [row for row in found if not seconds or (row["begun"] and (now - row["begun"]).total_seconds() >= seconds)]
@@ -80,21 +80,23 @@ def busy(what: str, found: list[tuple[str, str]]) -> Unavailable:
 
 
 def gap(connection: Connection, names: Names) -> str | None:
-    state = connection.execute(text(_STATE), {"slot": names.slot, "publication": names.publication}).mappings().one()
+    state = connection.execute(text(_STATE), {"slot": names.at_source, "publication": names.at_source}).mappings().one()
     if state["slot_name"] is None:
-        return f"slot {names.slot} is gone"
+        return f"slot {names.at_source} is gone"
     if state["wal_status"] == "lost":
-        return f"slot {names.slot} has lost the log that it needs"
+        return f"slot {names.at_source} has lost the log that it needs"
     if state["publication"] is None:
-        return f"publication {names.publication} is gone, and with it what slot {names.slot} holds"
+        return f"publication {names.at_source} is gone, and with it what slot {names.at_source} holds"
     if state["younger"] and not _readable(connection, names):
-        return f"publication {names.publication} was made anew after the position of slot {names.slot}, which cannot be read on from there"
+        return (
+            f"publication {names.at_source} was made anew after the position of slot {names.at_source}, which cannot be read on from there"
+        )
     return None
 
 
 def _readable(connection: Connection, names: Names) -> bool:
     """Whether the slot can be decoded from where it stands, as far as a look that consumes nothing tells."""
-    values = {"slot": names.slot, "rows": PEEK_ROWS, "names": quoted(names.publication)}
+    values = {"slot": names.at_source, "rows": PEEK_ROWS, "names": quoted(names.at_source)}
     try:
         _when_free(lambda: connection.execute(text(_PEEK), values), LOOK_SECONDS)
     except DBAPIError as error:
@@ -109,8 +111,8 @@ def _readable(connection: Connection, names: Names) -> bool:
 def skip(connection: Connection, names: Names) -> int:
     """Lets the slot begin at the end of the log, made anew where it is gone or lost; the position. The publication is there, the connector
     stands still. Raises Unavailable (source_busy) where transactions stand in the way for longer than SKIP_SECONDS."""
-    state = connection.execute(text(_STATE), {"slot": names.slot, "publication": names.publication}).mappings().one()
-    what, slot = f"slot {names.slot}", {"slot": names.slot}
+    state = connection.execute(text(_STATE), {"slot": names.at_source, "publication": names.at_source}).mappings().one()
+    what, slot = f"slot {names.at_source}", {"slot": names.at_source}
     if state["slot_name"] is None or state["wal_status"] == "lost":
         if state["slot_name"] is not None:
             connection.execute(text("SELECT pg_drop_replication_slot(:slot)"), slot)

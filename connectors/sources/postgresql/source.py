@@ -26,8 +26,8 @@ from cdc_service.core.identity import Identities, Judgement
 from cdc_service.core.names import Names
 from cdc_service.core.types import TableId, TableSchema
 from cdc_service.core.wording import some
-from cdc_service.ports.capture import ConnectorProgress, LogHold
-from cdc_service.ports.events import Positions
+from cdc_service.ports.capture import ConnectorProgress, Failures, LogHold
+from cdc_service.ports.events import EventModel
 from cdc_service.ports.reader import Scan
 from cdc_service.ports.source import (
     UNKNOWN_FILL,
@@ -52,7 +52,8 @@ from connectors.sources.postgresql import identity, kept, reading
 from connectors.sources.postgresql import schema as learned
 from connectors.sources.postgresql import slot as slots
 from connectors.sources.postgresql.catalog import column_alone, leave_out, pattern, qualified, quoted
-from connectors.sources.postgresql.positions import PostgresPositions
+from connectors.sources.postgresql.events import PostgresEvents
+from connectors.sources.postgresql.failures import PostgresFailures
 from connectors.sources.postgresql.settings import PINNED, SETTINGS, keyless_settings, sealed, session_options, signal_settings
 from connectors.sources.postgresql.settle import settle
 from connectors.sources.postgresql.statements import grants, publication_statements, signal_table
@@ -74,7 +75,8 @@ class PostgresSource:
 
     name = "postgresql"
     connector_class = SETTINGS["connector.class"]
-    positions: Positions = PostgresPositions()
+    events: EventModel = PostgresEvents()
+    failures: Failures = PostgresFailures()
 
     def __init__(self, url: URL) -> None:
         self._url = url
@@ -133,7 +135,7 @@ class PostgresSource:
 
     def hold(self, names: Names) -> LogHold | None:
         with self._connected() as connection:
-            row = _row(connection, sql.SLOT, slot=names.slot)
+            row = _row(connection, sql.SLOT, slot=names.at_source)
         if row["slot_name"] is None:
             return None
         return LogHold(row["slot_name"], bool(row["active"]), row["wal_status"] or "lost", row["retained"], row["safe_wal_size"])
@@ -271,7 +273,7 @@ class PostgresSource:
     def check(self, tables: Sequence[SourceTable], names: Names) -> list[Finding]:
         with self._connected() as connection:
             facts = _row(connection, sql.FACTS)
-            slot = _row(connection, sql.SLOT, slot=names.slot)
+            slot = _row(connection, sql.SLOT, slot=names.at_source)
             published = _published(connection, names, facts["version_number"])
             unreadable = [findings_of.unreadable_type(row) for row in _rows(connection, sql.UNREADABLE_TYPES)]
             asked = [one for table in tables if table.readable and not table.row_security for one in findings_of.of_values(table)]
@@ -298,20 +300,20 @@ class PostgresSource:
         if filters:
             narrowed = [str(t.table) for t in tables if published.get(t.table)]
             whom = "cdc register will do it" if all(s.allowed for s in filters) else f"{filters[0].by_whom} must run this"
-            message = f"{names.publication} has a row filter or a column list on {some(narrowed)}: rows would be missing; {whom}"
+            message = f"{names.at_source} has a row filter or a column list on {some(narrowed)}: rows would be missing; {whom}"
             cure = "\n".join(f"{s.sql};" for s in filters)
             findings.append(Finding("publication filters", ok=False, message=message, cure=cure, names=tuple(narrowed)))
         if preparation.signals is None:
             table = TableId(tables[0].table.schema, names.signal_table)
             by_hand = [f"{s.sql};" for s in signal_table(table, str(self._url.username), allowed=False)]
-            cure = "\n".join([*by_hand, f"ALTER PUBLICATION {quoted(names.publication)} ADD TABLE {qualified(table)};"])
+            cure = "\n".join([*by_hand, f"ALTER PUBLICATION {quoted(names.at_source)} ADD TABLE {qualified(table)};"])
             message = (
                 "no table for signals: the snapshot of a table that is added later may fail under load, and its rows are not in order"
                 " with the stream until it ends"
             )
             findings.append(Finding("signals", False, message, cure, Level.WARNING))
         if not needed:
-            return [*findings, Finding("publication", ok=True, message=f"{names.publication} covers the tables")]
+            return [*findings, Finding("publication", ok=True, message=f"{names.at_source} covers the tables")]
         return findings + [
             Finding(
                 "publication",
@@ -329,7 +331,7 @@ class PostgresSource:
         home = next((t.table.schema for t in wanted if re.fullmatch(r"\w+", t.table.schema)), "public")
         with self._connected() as connection:
             facts = _row(connection, sql.FACTS)
-            head = _row(connection, sql.PUBLICATION, name=names.publication)
+            head = _row(connection, sql.PUBLICATION, name=names.at_source)
             published = _published(connection, names, facts["version_number"])
             twins = {TableId(row["schema"], row["name"]) for row in _rows(connection, sql.TWINS)} if published else set()
             signals = _row(connection, sql.SIGNALS, name=names.signal_table, home=home)
@@ -350,17 +352,17 @@ class PostgresSource:
     def release(self, names: Names) -> list[Statement]:
         with self._connected() as connection:
             facts = _row(connection, sql.FACTS)
-            slot = _row(connection, sql.SLOT, slot=names.slot)
-            head = _row(connection, sql.PUBLICATION, name=names.publication)
+            slot = _row(connection, sql.SLOT, slot=names.at_source)
+            head = _row(connection, sql.PUBLICATION, name=names.at_source)
             signals = _row(connection, sql.SIGNALS, name=names.signal_table, home="public")
         made = []
         if slot["slot_name"] is not None:
-            literal = "'" + names.slot.replace("'", "''") + "'"
+            literal = "'" + names.at_source.replace("'", "''") + "'"
             drop = f"SELECT pg_drop_replication_slot({literal})"
             made.append(Statement("slot", drop, "the slot keeps the log", bool(facts["may_replicate"]), "a role with REPLICATION"))
         if head["pubname"] is not None:
             allowed = bool(facts["superuser"] or head["owned"])
-            drop = f"DROP PUBLICATION {quoted(names.publication)}"
+            drop = f"DROP PUBLICATION {quoted(names.at_source)}"
             made.append(Statement("publication", drop, "nothing reads it any more", allowed, "the owner of the publication or a superuser"))
         if signals["schema"] is not None:
             allowed = bool(facts["superuser"] or signals["owned"])
@@ -396,8 +398,8 @@ class PostgresSource:
             "database.dbname": url.database or url.username or "postgres",
             **{_TLS[k]: v for k, v in query.items() if k in _TLS},
             "topic.prefix": names.topic_prefix,
-            "slot.name": names.slot,
-            "publication.name": names.publication,
+            "slot.name": names.at_source,
+            "publication.name": names.at_source,
             "table.include.list": ",".join(sorted(_table_pattern(t.table, request.siblings) for t in request.tables)),
             "unavailable.value.placeholder": placeholder,
             "notification.sink.topic.name": names.notification_topic,
@@ -468,11 +470,11 @@ class PostgresSource:
 
     def awaited(self, names: Names) -> Unavailable | None:
         with self._connected() as connection:
-            slot = _row(connection, sql.SLOT, slot=names.slot)
+            slot = _row(connection, sql.SLOT, slot=names.at_source)
             if slot["slot_name"] is not None and slot["confirmed"] is not None:
                 return None
             found = slots.open_transactions(connection, seconds=0.0 if slot["slot_name"] is not None else AWAITED_SECONDS)
-        return slots.busy(f"the making of slot {names.slot}", found) if found else None
+        return slots.busy(f"the making of slot {names.at_source}", found) if found else None
 
     @contextmanager
     def _connected(self, table: TableId | None = None, *, kept: bool = False) -> Iterator[Connection]:
@@ -616,7 +618,7 @@ def _silent(kind: str, part: TableId, parent: TableId) -> SilentPart:
 def _published(connection: Connection, names: Names, version: int) -> dict[TableId, bool]:
     """Each published table, and whether only a part of it is."""
     statement = sql.PUBLISHED if version >= 150000 else sql.PUBLISHED_14
-    return {TableId(r["schema"], r["name"]): r["narrow"] for r in _rows(connection, statement, name=names.publication)}
+    return {TableId(r["schema"], r["name"]): r["narrow"] for r in _rows(connection, statement, name=names.at_source)}
 
 
 def _fill(connection: Connection, leaf: RowMapping, column: str) -> Fill:

@@ -47,7 +47,7 @@ def publication_statements(
 ) -> Iterator[Statement]:
     """What brings the publication to cover ``entries`` (each with whether the role owns it), and none that is ``harmful`` to the connector
     though nobody asks for it."""
-    name = quoted(names.publication)
+    name = quoted(names.at_source)
 
     def statement(body: str, why: str, touched: Iterable[TableId], *, entitled: bool, subject: str = "publication") -> Statement:
         foreign = [t for t in touched if not entries.get(t, True)]
@@ -58,19 +58,19 @@ def publication_statements(
     if head["pubname"] is None:
         if entries:
             listed = ", ".join(qualified(t) for t in entries)
-            why = f"publication {names.publication} does not exist"
+            why = f"publication {names.at_source} does not exist"
             yield statement(f"CREATE PUBLICATION {name} FOR TABLE {listed} WITH {_WITH}", why, entries, entitled=facts["may_create"])
         return
     if set(head["operations"]) != _OPERATIONS or not head["pubviaroot"]:
-        why = f"publication {names.publication} leaves out operations or names partitions"
+        why = f"publication {names.at_source} leaves out operations or names partitions"
         yield statement(f"ALTER PUBLICATION {name} SET {_WITH}", why, (), entitled=head["owned"])
     added = [t for t in entries if t not in published]
     if added and not head["puballtables"]:
-        why = f"publication {names.publication} lacks {some([str(t) for t in added])}"
+        why = f"publication {names.at_source} lacks {some([str(t) for t in added])}"
         body = f"ALTER PUBLICATION {name} ADD TABLE {', '.join(map(qualified, added))}"
         yield statement(body, why, added, entitled=head["owned"])
     for table in (t for t in entries if published.get(t)):
-        why = f"publication {names.publication} has a row filter or a column list on {table}, so rows or values are missing"
+        why = f"publication {names.at_source} has a row filter or a column list on {table}, so rows or values are missing"
         # Together: what is changed between the two would not be in the log.
         body = (
             f"BEGIN; ALTER PUBLICATION {name} DROP TABLE {qualified(table)}; ALTER PUBLICATION {name} ADD TABLE {qualified(table)}; COMMIT"

@@ -1,4 +1,4 @@
-"""Wire forms: how one value of each source type stands in Debezium's events, and how whole columns of them become exact Arrow values.
+"""Codecs: how one value of each source type stands in Debezium's events, and how whole columns of them become exact Arrow values.
 
 A conversion never rounds, truncates or guesses: a value it cannot hold exactly is marked bad, for its record to be rejected.
 """
@@ -13,7 +13,6 @@ import re
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -21,45 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc_service.core.logical import INFINITY, Kind, LogicalType, array
+from cdc_service.ports.events import Codec, Unsent
 
 Mask = npt.NDArray[np.bool_]
 
 
-class Unsent(StrEnum):
-    """How a value that the source did not send stands in the record.
-
-    NEVER: the type is always sent. TEXT: the placeholder; BASE64, HSTORE, UUID: its form in that type; LIST: a list of its form in the
-    elements' type. NULL: the connector has no form for the type and sends NULL, which cannot be told from a real one.
-    """
-
-    NEVER = "never"
-    TEXT = "text"
-    BASE64 = "base64"
-    HSTORE = "hstore"
-    UUID = "uuid"
-    LIST = "list"
-    NULL = "null"
-
-
-@dataclass(frozen=True, slots=True)
-class Wire:
-    """The wire form of one column: ``codec`` names its conversion, ``read`` is the Arrow type that a JSON reader gives for it.
-
-    ``parameter`` is the codec's: bits of a bit string, units of a count. ``reason`` tells why the codec ``refused`` takes no value.
-    """
-
-    codec: str
-    type: LogicalType
-    read: pa.DataType
-    parameter: int = 0
-    unsent: Unsent = Unsent.NEVER
-    element: Wire | None = None
-    reason: str = ""
-
-
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """``values`` of the wire's logical type, NULL where ``bad``; ``bad`` is None when every value is exact.
+    """``values`` of the codec's logical type, NULL where ``bad``; ``bad`` is None when every value is exact.
 
     ``doubtful`` are those of which the event does not tell what they are, and the source does (None: there are none)."""
 
@@ -68,7 +36,7 @@ class Converted:
     doubtful: Mask | None = None
 
 
-Codec = Callable[[Wire, pa.Array], Converted]
+Conversion = Callable[[Codec, pa.Array], Converted]
 
 POSITIVE_INFINITY_US = 9223372036825200000
 NEGATIVE_INFINITY_US = -9223372036832400000
@@ -80,18 +48,18 @@ _DATE_INFINITIES = {-2147472692: 1, -622191234: 1, -2147472691: -1, -625821272: 
 _DAY_US = 86_400_000_000
 
 
-def convert(wire: Wire, column: pa.Array) -> Converted:
-    """The exact values of ``column``, an array of ``wire.read``. Raises nothing for what a value holds."""
-    return CODECS[wire.codec](wire, column)
+def convert(codec: Codec, column: pa.Array) -> Converted:
+    """The exact values of ``column``, an array of ``codec.read``. Raises nothing for what a value holds."""
+    return CONVERSIONS[codec.name](codec, column)
 
 
-def unsent(wire: Wire, column: pa.Array, placeholder: str) -> Mask | None:
+def unsent(codec: Codec, column: pa.Array, placeholder: str) -> Mask | None:
     """Where ``column`` holds the connector's placeholder for a value that the source did not send; None when nowhere."""
-    if wire.element is not None:
-        return _unsent_list(wire.element, column, placeholder)
-    if wire.unsent in (Unsent.NEVER, Unsent.NULL):
+    if codec.element is not None:
+        return _unsent_list(codec.element, column, placeholder)
+    if codec.unsent in (Unsent.NEVER, Unsent.NULL):
         return None
-    spelled = placeholder.encode() if pa.types.is_binary(column.type) else _spelled(wire.unsent, placeholder)
+    spelled = placeholder.encode() if pa.types.is_binary(column.type) else _spelled(codec.unsent, placeholder)
     mask = _true(pc.equal(column, pa.scalar(spelled, column.type)))
     return mask if mask.any() else None
 
@@ -99,7 +67,7 @@ def unsent(wire: Wire, column: pa.Array, placeholder: str) -> Mask | None:
 def _spelled(form: Unsent, placeholder: str) -> str:
     if form is Unsent.BASE64:
         return base64.b64encode(placeholder.encode()).decode()
-    if form is Unsent.HSTORE:
+    if form is Unsent.OBJECT:
         return json.dumps({placeholder: placeholder}, separators=(",", ":"), ensure_ascii=False)
     if form is Unsent.UUID:
         # Java's UUID.nameUUIDFromBytes: version 3 without a namespace.
@@ -107,7 +75,7 @@ def _spelled(form: Unsent, placeholder: str) -> str:
     return placeholder
 
 
-def _unsent_list(element: Wire, column: pa.ListArray, placeholder: str) -> Mask | None:
+def _unsent_list(element: Codec, column: pa.ListArray, placeholder: str) -> Mask | None:
     if pa.types.is_string(element.read):
         expected: list[str | int | bytes] = [_spelled(element.unsent, placeholder)]
     elif pa.types.is_binary(element.read):
@@ -144,23 +112,23 @@ def _integers(column: pa.Array) -> tuple[npt.NDArray[np.int64], Mask]:
     return np.array(values, np.int64), _nulls(column)
 
 
-def _temporal(wire: Wire, values: npt.NDArray[np.int64], null: Mask, bad: Mask) -> Converted:
-    width = pa.int32() if wire.type.kind is Kind.DATE else pa.int64()
+def _temporal(codec: Codec, values: npt.NDArray[np.int64], null: Mask, bad: Mask) -> Converted:
+    width = pa.int32() if codec.type.kind is Kind.DATE else pa.int64()
     counted = pa.array(values, mask=null | bad).cast(width)
-    return Converted(counted.view(wire.type.arrow), bad if bad.any() else None)
+    return Converted(counted.view(codec.type.arrow), bad if bad.any() else None)
 
 
-def _plain(wire: Wire, column: pa.Array) -> Converted:
+def _plain(codec: Codec, column: pa.Array) -> Converted:
     return Converted(column)
 
 
-def _refused(wire: Wire, column: pa.Array) -> Converted:
-    """A type that the wire does not carry exactly: NULL is NULL, and any value is bad."""
+def _refused(codec: Codec, column: pa.Array) -> Converted:
+    """A type that events do not carry exactly: NULL is NULL, and any value is bad."""
     bad = ~_nulls(column)
-    return Converted(pa.nulls(len(column), wire.type.arrow), bad if bad.any() else None)
+    return Converted(pa.nulls(len(column), codec.type.arrow), bad if bad.any() else None)
 
 
-def _float32(wire: Wire, column: pa.Array) -> Converted:
+def _float32(codec: Codec, column: pa.Array) -> Converted:
     """Real numbers come as text of up to 9 digits, read as float64: the one rounding to float32 restores them. A number that no
     float32 stands for (1e39, 1e-60) is bad."""
     null = _nulls(column)
@@ -175,11 +143,11 @@ _NUMBER = r"^-?[0-9]+(\.[0-9]+)?$"
 _NUMERIC_SPECIAL = {"NAN": "NaN", "POSITIVE_INFINITY": "Infinity", "NEGATIVE_INFINITY": "-Infinity"}
 
 
-def _decimal(wire: Wire, column: pa.Array) -> Converted:
+def _decimal(codec: Codec, column: pa.Array) -> Converted:
     try:
-        return Converted(column.cast(wire.type.arrow))
+        return Converted(column.cast(codec.type.arrow))
     except pa.ArrowInvalid:
-        return _one_by_one(column, wire.type.arrow, lambda text: _decimal_scalar(text, wire.type.arrow))
+        return _one_by_one(column, codec.type.arrow, lambda text: _decimal_scalar(text, codec.type.arrow))
 
 
 def _decimal_scalar(text: str, kind: pa.DataType) -> object:
@@ -201,13 +169,13 @@ def _one_by_one(column: pa.Array, kind: pa.DataType, parse: Callable[[str], obje
     return Converted(values, _true(pc.is_in(encoded.indices, pa.array(bad_codes, encoded.indices.type))))
 
 
-def _numeric(wire: Wire, column: pa.Array) -> Converted:
+def _numeric(codec: Codec, column: pa.Array) -> Converted:
     special = pc.is_in(column, pa.array(list(_NUMERIC_SPECIAL)))
     if pc.any(special).as_py():
         for spelled, text in _NUMERIC_SPECIAL.items():
             column = pc.if_else(pc.equal(column, spelled), pa.scalar(text), column)
-    if wire.parameter < 0:
-        # A negative scale: the connector pads the integer with zeros behind a point that PostgreSQL does not print.
+    if codec.parameter < 0:
+        # A negative scale: the connector pads the integer with zeros behind a point, which the source does not print.
         column = pc.replace_substring_regex(column, r"\.0+$", "")
     bad = ~_true(pc.match_substring_regex(column, _NUMBER)) & ~_true(special) & ~_nulls(column)
     return _without(column, bad)
@@ -234,7 +202,7 @@ def _assemble(kind: pa.DataType, offsets: npt.NDArray[np.int64], content: npt.ND
     return pa.Array.from_buffers(kind, len(null), [validity, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(content.tobytes())])
 
 
-def _base64(wire: Wire, column: pa.Array) -> Converted:
+def _base64(codec: Codec, column: pa.Array) -> Converted:
     """Base64 of all rows at once: every value is whole groups of four, so the column's text decodes as one and is cut up after."""
     ends, chars = _pieces(column)
     lengths = np.diff(ends)
@@ -257,12 +225,12 @@ def _base64(wire: Wire, column: pa.Array) -> Converted:
     return Converted(_assemble(pa.binary(), cuts, decoded[keep], _nulls(column)))
 
 
-def _base64_text(wire: Wire, column: pa.Array) -> Converted:
+def _base64_text(codec: Codec, column: pa.Array) -> Converted:
     """A type that the connector does not know comes as the source's text, as bytes."""
-    return _text_of(_base64(wire, column), _nulls(column))
+    return _text_of(_base64(codec, column), _nulls(column))
 
 
-def _bytes_text(wire: Wire, column: pa.Array) -> Converted:
+def _bytes_text(codec: Codec, column: pa.Array) -> Converted:
     return _text_of(Converted(column), _nulls(column))
 
 
@@ -281,33 +249,33 @@ def _utf8(value: bytes | None) -> str | None:
         return None
 
 
-def _bits(wire: Wire, column: pa.Array) -> Converted:
-    return _bits_of(wire, _base64(wire, column))
+def _bits(codec: Codec, column: pa.Array) -> Converted:
+    return _bits_of(codec, _base64(codec, column))
 
 
-def _bytes_bits(wire: Wire, column: pa.Array) -> Converted:
-    return _bits_of(wire, Converted(column))
+def _bytes_bits(codec: Codec, column: pa.Array) -> Converted:
+    return _bits_of(codec, Converted(column))
 
 
-def _bits_of(wire: Wire, decoded: Converted) -> Converted:
-    """bit(n) comes as little-endian bytes without the high zero bytes: back to PostgreSQL's own text of n zeros and ones."""
+def _bits_of(codec: Codec, decoded: Converted) -> Converted:
+    """bit(n) comes as little-endian bytes without the high zero bytes: back to a text of n zeros and ones."""
     null = _nulls(decoded.values)
     offsets, content = _pieces(decoded.values)
     lengths = np.diff(offsets)
-    width = max((wire.parameter + 7) // 8, int(lengths.max(initial=0)))
+    width = max((codec.parameter + 7) // 8, int(lengths.max(initial=0)))
     square = np.zeros((len(null), width), np.uint8)
     row = np.repeat(np.arange(len(null)), lengths)
     square[row, np.arange(len(content)) - offsets[:-1][row]] = content
     digits = np.unpackbits(square, axis=1, bitorder="little")
-    bad = np.asarray(digits[:, wire.parameter :].any(axis=1), np.bool_)
+    bad = np.asarray(digits[:, codec.parameter :].any(axis=1), np.bool_)
     if decoded.bad is not None:
         bad = bad | decoded.bad
-    text = np.ascontiguousarray(digits[:, : wire.parameter][:, ::-1]) + np.uint8(ord("0"))
-    cuts = np.arange(len(null) + 1, dtype=np.int64) * wire.parameter
+    text = np.ascontiguousarray(digits[:, : codec.parameter][:, ::-1]) + np.uint8(ord("0"))
+    cuts = np.arange(len(null) + 1, dtype=np.int64) * codec.parameter
     return Converted(_assemble(pa.string(), cuts, text.reshape(-1), null | bad), bad if bad.any() else None)
 
 
-def _date_days(wire: Wire, column: pa.Array) -> Converted:
+def _date_days(codec: Codec, column: pa.Array) -> Converted:
     days, null = _integers(column)
     result = days.copy()
     bad = ((days < _DATE_MIN) | (days > _DATE_MAX)) & ~null
@@ -315,29 +283,29 @@ def _date_days(wire: Wire, column: pa.Array) -> Converted:
         found = days == stand_in
         result[found] = sign * INFINITY[Kind.DATE]
         bad &= ~found
-    return _temporal(wire, result, null, bad)
+    return _temporal(codec, result, null, bad)
 
 
-def _timestamp(wire: Wire, column: pa.Array) -> Converted:
+def _timestamp(codec: Codec, column: pa.Array) -> Converted:
     """Microseconds (parameter 1) or milliseconds (1000) since 1970, with the connector's two stand-ins for infinity."""
     counts, null = _integers(column)
-    unit = wire.parameter
+    unit = codec.parameter
     bad = (counts < _TIMESTAMP_MIN_US // unit) | (counts > _TIMESTAMP_MAX_US // unit)
     result = np.where(bad, 0, counts) * unit
     for stand_in, sign in ((POSITIVE_INFINITY_US, 1), (NEGATIVE_INFINITY_US, -1)):
         found = counts == stand_in // unit
         result[found] = sign * INFINITY[Kind.TIMESTAMP]
         bad &= ~found
-    return _temporal(wire, result, null, bad & ~null)
+    return _temporal(codec, result, null, bad & ~null)
 
 
-def _time(wire: Wire, column: pa.Array) -> Converted:
-    """A count since midnight: ``parameter`` nanoseconds each. 24:00:00 is a time in PostgreSQL."""
+def _time(codec: Codec, column: pa.Array) -> Converted:
+    """A count since midnight: ``parameter`` nanoseconds each. 24:00:00 is a time too."""
     counts, null = _integers(column)
-    bad = (counts < 0) | (counts > _DAY_US * 1000 // wire.parameter)
-    nanos = np.where(bad, 0, counts) * wire.parameter
+    bad = (counts < 0) | (counts > _DAY_US * 1000 // codec.parameter)
+    nanos = np.where(bad, 0, counts) * codec.parameter
     bad |= nanos % 1000 != 0
-    return _temporal(wire, nanos // 1000, null, bad & ~null)
+    return _temporal(codec, nanos // 1000, null, bad & ~null)
 
 
 _ISO = re.compile(
@@ -353,18 +321,18 @@ _ISO_INFINITIES = {
 }
 
 
-def _iso_timestamp(wire: Wire, column: pa.Array) -> Converted:
+def _iso_timestamp(codec: Codec, column: pa.Array) -> Converted:
     """ISO 8601 text in UTC. Years of four digits go as a whole column; infinities and far years one distinct value at a time."""
     plain = _true(pc.match_substring_regex(column, r"^[0-9]{4}-[^+]*Z$"))
     kind = pa.timestamp("us", tz="UTC")
     null = _nulls(column)
     if bool((plain | null).all()):
         try:
-            return Converted(column.cast(kind).cast(wire.type.arrow))
+            return Converted(column.cast(kind).cast(codec.type.arrow))
         except pa.ArrowInvalid:
             pass
-    done = _one_by_one(column, pa.int64(), lambda text: _iso_micros(text, wire.type.kind))
-    return Converted(done.values.view(wire.type.arrow), done.bad)
+    done = _one_by_one(column, pa.int64(), lambda text: _iso_micros(text, codec.type.kind))
+    return Converted(done.values.view(codec.type.arrow), done.bad)
 
 
 def _iso_micros(text: str, kind: Kind) -> int:
@@ -403,9 +371,9 @@ def _days(match: re.Match[str]) -> int:
     return era * 146097 + year_of_era * 365 + year_of_era // 4 - year_of_era // 100 + day_of_year - 719468
 
 
-def _iso_date(wire: Wire, column: pa.Array) -> Converted:
+def _iso_date(codec: Codec, column: pa.Array) -> Converted:
     done = _one_by_one(column, pa.int32(), _iso_days)
-    return Converted(done.values.view(wire.type.arrow), done.bad)
+    return Converted(done.values.view(codec.type.arrow), done.bad)
 
 
 def _iso_days(text: str) -> int:
@@ -418,9 +386,9 @@ def _iso_days(text: str) -> int:
     return days
 
 
-def _iso_time(wire: Wire, column: pa.Array) -> Converted:
+def _iso_time(codec: Codec, column: pa.Array) -> Converted:
     done = _one_by_one(column, pa.int64(), _iso_time_micros)
-    return Converted(done.values.view(wire.type.arrow), done.bad)
+    return Converted(done.values.view(codec.type.arrow), done.bad)
 
 
 def _iso_time_micros(text: str) -> int:
@@ -430,8 +398,8 @@ def _iso_time_micros(text: str) -> int:
     return _micros_of_day(match)
 
 
-def _point(wire: Wire, column: pa.Array) -> Converted:
-    """PostgreSQL's point as a list of two numbers."""
+def _point(codec: Codec, column: pa.Array) -> Converted:
+    """A point as a list of two numbers."""
     x, y = column.field("x"), column.field("y")
     null = _nulls(column)
     bad = (_nulls(x) | _nulls(y)) & ~null
@@ -452,18 +420,18 @@ def _without_rows(values: pa.Array, null: Mask, bad: Mask) -> Converted:
 _GREGORIAN = -141_417
 """Days since 1970 of 1582-10-25."""
 _BEFORE_CHRIST = (84_006, 1_002_590)
-"""Days since 1970 of 2200-01-01 and 4715-01-01. 4714 BC, the first year of PostgreSQL's dates, may have become 4714. The years up to 2199,
+"""Days since 1970 of 2200-01-01 and 4715-01-01. 4714 BC, the first year that a source has, may have become 4714. The years up to 2199,
 of which nearly all dates are, are believed: a date of 2199 BC to 1583 BC in an array is not found so."""
 _JAVA_OBJECT = r"^\[+L?[A-Za-z.]*;?@[0-9a-f]+$"
 
 
-def _list(wire: Wire, column: pa.ListArray) -> Converted:
+def _list(codec: Codec, column: pa.ListArray) -> Converted:
     """The elements as one column, then cut up again.
 
     Doubtful are what the connector makes of arrays of more than one dimension (nothing but NULLs, or names of Java objects), and times that
     it takes through another calendar.
     """
-    element = wire.element
+    element = codec.element
     assert element is not None
     child = column.flatten()
     lengths = np.array(pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False), np.int64)
@@ -502,7 +470,7 @@ def _of_another_calendar(kind: Kind, values: pa.Array) -> Mask:
     return np.asarray(found & ~null, np.bool_)
 
 
-CODECS: dict[str, Codec] = {
+CONVERSIONS: dict[str, Conversion] = {
     "plain": _plain,
     "refused": _refused,
     "float32": _float32,
@@ -524,8 +492,8 @@ CODECS: dict[str, Codec] = {
 }
 
 
-def list_of(element: Wire, unsent: Unsent) -> Wire:
-    return Wire("list", array(element.type), pa.list_(element.read), unsent=unsent, element=element)
+def list_of(element: Codec, unsent: Unsent) -> Codec:
+    return Codec("list", array(element.type), pa.list_(element.read), unsent=unsent, element=element)
 
 
 def point_type() -> LogicalType:
