@@ -18,6 +18,7 @@ install: .venv/.installed ## Make .venv from the locked packages; afterwards the
 	@touch $@
 
 test: install ## All tests, those on the real stack included, in two processes (ARGS="-n 0 -k word" chooses)
+	.venv/bin/python -m deploy.local.artifacts
 	.venv/bin/python -m pytest -n 2 $(ARGS)
 
 unit: install ## The tests that need no server (ARGS="-k word" chooses)
@@ -31,7 +32,7 @@ lint: install ## ruff, mypy --strict and the import rules
 	.venv/bin/python -m pytest -q tests/unit/test_imports.py
 
 demo: install ## The main job on real parts, compared row for row at the end (KEEP=1 leaves it running, DEST=postgresql is another warehouse)
-	.venv/bin/python -m deploy.local.demo $(if $(KEEP),--keep) $(if $(DEST),--destination $(DEST))
+	.venv/bin/python -m deploy.local.demo $(if $(KEEP),--keep) $(if $(DEST),--destination $(DEST)) $(ARGS)
 
 bench: install ## This service, its peers and the limits on the same topics (ARMS=plain,duckdb N=400000 WORKLOADS=insert WIRES=json PARTITIONS=1)
 	.venv/bin/python -m tests.bench.bench $(BENCH_OPTIONS) $(if $(strip $(BENCH_CHOICE)),,--page)

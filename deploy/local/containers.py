@@ -355,7 +355,7 @@ class ContainerStack(Stack):
 
     def _registry(self) -> artifacts.Registry:
         """The program, which runs in the Java of Kafka's image, and the converter: those of the processes."""
-        return artifacts.fetch_registry(artifacts.find_java(), self._say)
+        return artifacts.fetch_registry(artifacts.Lines(self._say))
 
     def _registry_plan(self) -> Plan:
         program = self._registry().program

@@ -26,10 +26,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from deploy.local import shop
+from deploy.local.artifacts import prepare
 from deploy.local.compare import Comparison, compare
 from deploy.local.process import Daemon, StackError, tail
 from deploy.local.service import SAMPLE_SECONDS, Cdc, Watch
-from deploy.local.stack import HOST, chosen_kind, open_stack, private
+from deploy.local.stack import COMPONENTS, HOST, KINDS, chosen_kind, open_stack, private
 from deploy.local.steps import Steps, results, show
 
 DIR = Path(".demo")
@@ -58,6 +59,8 @@ class Demo:
 
     def run(self) -> bool:
         """All steps; returns whether source and warehouse were equal. Raises StackError when a step does not come to its end."""
+        if self.stack.kind == KINDS[0]:
+            prepare(COMPONENTS, self.steps.console)  # The first start fetches, and takes as long as the network does.
         began = time.monotonic()
         self.start_stack()
         self.fill_shop()
@@ -94,7 +97,7 @@ class Demo:
 
     def start_stack(self) -> None:
         with self.steps.step("start PostgreSQL, Kafka, Connect with Debezium") as step:
-            self.stack._say = step.note  # The first start fetches jars, and says so here.
+            self.stack._say = step.note
             took = self.stack.start()
             step.done(", ".join(f"{name} {seconds:.1f} s" for name, seconds in took.items()))
 

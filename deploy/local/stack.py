@@ -32,6 +32,7 @@ from threading import Event
 
 import psycopg
 from psycopg import sql
+from rich.console import Console
 
 from deploy.local import artifacts
 from deploy.local.process import Account, Daemon, Guard, Part, Refused, StackError, birth, keep_guard, tail
@@ -331,17 +332,18 @@ class Stack:
     def _starters(self, wanted: Sequence[str], connect_env: Mapping[str, str]) -> dict[str, Callable[[], None]]:
         """Find or fetch what the parts need; the result starts one part each. Raises StackError naming what is missing."""
         starters: dict[str, Callable[[], None]] = {}
+        watcher = artifacts.Lines(self._say)
         if "postgres" in wanted:
             postgres = artifacts.find_postgres()
             starters["postgres"] = lambda: self._start_postgres(postgres)
         if "kafka" in wanted or "connect" in wanted:
-            java = artifacts.find_java()
-            jars = artifacts.fetch_jars(java, self._say)
+            java = artifacts.find_java(watcher)
+            jars = artifacts.fetch_jars(java, watcher)
             starters["kafka"] = lambda: self._start_kafka(java, jars)
             starters["connect"] = lambda: self._start_connect(java, jars, connect_env)
         if "registry" in wanted:
-            server = artifacts.find_java()
-            registry = artifacts.fetch_registry(server, self._say)
+            server = artifacts.find_java(watcher)
+            registry = artifacts.fetch_registry(watcher)
             starters["registry"] = lambda: self._start_registry(server, registry)
         return starters
 
@@ -430,7 +432,7 @@ class Stack:
     def _start_connect(self, java: artifacts.Java, jars: artifacts.Jars, extra_env: Mapping[str, str]) -> None:
         plugins = [str(jars.plugins)]
         if "registry" in self.state.ports:
-            plugins.append(str(artifacts.fetch_registry(java, self._say).plugins))
+            plugins.append(str(artifacts.fetch_registry(artifacts.Lines(self._say)).plugins))
         properties = self._connect_properties(HOST, plugins)
         self._java("connect", java, jars, "org.apache.kafka.connect.cli.ConnectDistributed", properties, self._connect_env(extra_env))
 
@@ -656,6 +658,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         stack = open_stack(options.dir, say=lambda text: print(text, file=sys.stderr), there=options.verb != "start")
         if options.verb == "start":
+            if stack.kind == KINDS[0]:
+                artifacts.prepare(options.component or COMPONENTS, Console(stderr=True))
             stack.start(options.component or COMPONENTS)
         elif options.verb == "guard":  # The other end of Stack.guard.
             if keep_guard(sys.stdin):

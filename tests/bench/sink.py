@@ -21,7 +21,6 @@ from tests.bench.filled import Filled
 from tests.bench.measure import family, peak_rss_mb
 from tests.bench.progress import say
 
-PLUGIN = "io.debezium:debezium-connector-jdbc:3.6.0.Final:tar.gz:plugin"
 HEAP = "1g"
 START_SECONDS = 120.0
 BATCH = {
@@ -48,8 +47,9 @@ class Worker:
 
     def __init__(self, stack: Stack, folder: Path) -> None:
         folder.mkdir(parents=True)
-        java = artifacts.find_java()
-        jars, plugin = artifacts.fetch_jars(java, say), artifacts.fetch_plugin(java, PLUGIN, say)
+        watcher = artifacts.Lines(say)
+        java = artifacts.find_java(watcher)
+        jars, plugin = artifacts.fetch_jars(java, watcher), artifacts.fetch_plugin("sink", watcher)
         self.url = f"http://{HOST}:{free_ports(['rest'])['rest']}"
         settings = {"bootstrap.servers": stack.kafka, "plugin.path": str(plugin), "listeners": self.url}
         settings |= {"offset.storage.file.filename": str(folder / "offsets"), "offset.flush.interval.ms": "250"}

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import termios
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from deploy.local.artifacts import Lines, find_java
+from deploy.local.jars import REPOSITORY
 from deploy.local.process import birth
 from deploy.local.stack import Stack
 from tests.support.registration import eventually
@@ -109,6 +120,106 @@ def test_a_demo_that_is_killed_leaves_nothing_running(tmp_path: Path) -> None:
             eventually("all parts have ended", lambda: gone(processes), 60)
         finally:
             killed(processes)
+
+
+def marked(mark: str) -> dict[int, str]:
+    """The living processes that have this in their environment, and with it all that a run has started, whatever became of its parent."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (born := birth(int(entry.name))) is not None:
+            with contextlib.suppress(OSError):
+                if mark.encode() in (entry / "environ").read_bytes():
+                    found[int(entry.name)] = born
+    return found
+
+
+class Terminal:
+    """A terminal with one command at work in it, and what it shows."""
+
+    def __init__(self, argv: Sequence[str], **environment: str) -> None:
+        self.mark = f"CDC_TEST_MARK={uuid.uuid4().hex}"
+        name, _, value = self.mark.partition("=")
+        kept = {key: text for key, text in os.environ.items() if not key.startswith(("CDC_STACK", "CDC_TEST_STACK", "PYTEST"))}
+        self._ours, theirs = pty.openpty()
+
+        def at_the_terminal() -> None:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+        self.process = subprocess.Popen(
+            argv, cwd=ROOT, env=kept | environment | {name: value, "TERM": "xterm"}, stdin=theirs, stdout=theirs, stderr=theirs,
+            start_new_session=True, preexec_fn=at_the_terminal,
+        )  # fmt: skip
+        os.close(theirs)
+        self._shown = bytearray()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # Nobody is at the terminal any more.
+            while more := os.read(self._ours, 65536):
+                self._shown += more
+
+    def shown(self) -> str:
+        return self._shown.decode(errors="replace")
+
+    def ctrl_c(self) -> None:
+        os.write(self._ours, b"\x03")
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        killed(marked(self.mark))
+        self.process.wait(20)
+        self._reader.join(20)
+        os.close(self._ours)
+
+
+def installed() -> bool:
+    """Whether `make` finds its environment here, and so makes none."""
+    return shutil.which("make") is not None and subprocess.run(["make", "-q", ".venv/.installed"], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.stack
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("verb", ["demo", "test"])
+def test_ctrl_c_at_the_terminal_of_make_leaves_nothing_running(verb: str, times: int, tmp_path: Path) -> None:
+    if not installed():
+        pytest.skip("these tests do not run in the environment of `make install`")
+    if verb == "demo":
+        begun, arguments = tmp_path / "demo" / "run" / "service.json", f"--dir {tmp_path / 'demo'} --factor 0.01"
+    else:
+        (tmp_path / "test_waits.py").write_text(TEST.replace('"begun', f'"{tmp_path}/begun'))
+        (tmp_path / "pytest.ini").write_text("[pytest]\n")
+        begun, arguments = tmp_path / "begun", f"-p tests.conftest -p no:cacheprovider -c {tmp_path}/pytest.ini {tmp_path}/test_waits.py"
+    with Terminal(["make", verb, f"ARGS={arguments}"]) as terminal:
+        eventually("it is at work", lambda: begun.exists() or terminal.process.poll() is not None, 120, terminal.shown)
+        assert begun.exists(), terminal.shown()[-2000:]
+        assert len(marked(terminal.mark)) > 4
+        for _ in range(times):
+            terminal.ctrl_c()
+            time.sleep(0.1)
+        assert terminal.process.wait(60) != 0
+        eventually("nothing is left", lambda: not marked(terminal.mark), 60, terminal.shown)
+
+
+@pytest.mark.timeout(120)
+def test_ctrl_c_while_the_first_start_fetches_does_not_wait_for_the_network(tmp_path: Path) -> None:
+    home = Path(find_java(Lines(lambda _text: None)).executable).resolve().parents[1]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environment = {
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+            "M2_REPO": str(tmp_path / "m2"),
+            "JAVA_HOME": str(home),
+            REPOSITORY: f"http://127.0.0.1:{silent.getsockname()[1]}/maven",
+        }
+        with Terminal([sys.executable, "-m", "deploy.local.demo", "--dir", str(tmp_path / "demo")], **environment) as terminal:
+            eventually("it fetches", lambda: "fetch Kafka" in terminal.shown(), 60, terminal.shown)
+            terminal.ctrl_c()
+            assert terminal.process.wait(10) == 130, terminal.shown()
+            eventually("nothing is left", lambda: not marked(terminal.mark))
 
 
 def test_what_is_released_is_left_alone(tmp_path: Path) -> None:

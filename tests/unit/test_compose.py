@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cdc_service.config import load
-from deploy.local import artifacts, shop
+from deploy.local import jars, shop
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "deploy" / "compose"
@@ -95,7 +95,7 @@ def test_every_file_that_is_mounted_or_copied_exists(document: dict[str, Any]) -
 
 
 def test_versions_are_those_of_the_stack_without_containers(document: dict[str, Any]) -> None:
-    kafka, debezium = artifacts.pinned("kafka"), artifacts.pinned("debezium")
+    kafka, debezium = jars.versions()["kafka"], jars.versions()["debezium"]
     assert document["services"]["kafka"]["image"].partition("@")[0] == f"apache/kafka:{kafka}"
     assert document["services"]["connect"]["image"].endswith(f":kafka-{kafka}-debezium-{debezium}")
     assert re.search(rf"^FROM apache/kafka:{re.escape(kafka)}(@sha256:\w+)?$", (COMPOSE / "connect.Dockerfile").read_text(), re.MULTILINE)
