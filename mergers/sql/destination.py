@@ -28,7 +28,6 @@ from mergers.sql import comparisons, meta, quarantine, states
 from mergers.sql import upsert as rows
 from mergers.sql.connection import Connection, Mismatch, run
 from mergers.sql.ledger import LedgerOpen, account, highs, parked
-from mergers.sql.meta import SCOPE
 from mergers.sql.schema_text import schema_from_json, schema_to_json
 from mergers.sql.spelling import Spelling, Statement
 from mergers.sql.statements import (
@@ -62,6 +61,7 @@ class SqlDestination(abc.ABC):
         self._pipeline = pipeline
         self._meta_schema = meta_schema
         self._pruned = float("-inf")
+        self._enrolled: set[tuple[str, str, str]] = set()
 
     @abc.abstractmethod
     def connection(self) -> Connection:
@@ -107,8 +107,10 @@ class SqlDestination(abc.ABC):
     def claim(self, target: Target, log: LogId, starts: Mapping[int, int], generation: int | None = None) -> Sequence[Checkpoint]:
         if not starts:
             return []
+        s = self._sql(target)
+        self._enrol(s)
         with self._transaction() as c:
-            taken = self._take(c, self._sql(target), log, starts)
+            taken = self._take(c, s, log, starts)
             # Behind the writer's number, which a resync takes too: none begins between this and the commit.
             if generation is not None and self.load_state(target).generation != generation:
                 raise Fenced(f"{target.source} was read anew meanwhile; its partitions are opened again")
@@ -132,10 +134,11 @@ class SqlDestination(abc.ABC):
         return [Checkpoint(log, row[3], row[4], row[5]) for row in taken]
 
     def _next_epoch(self, c: Connection, s: MergeSql) -> int:
-        q, table = s.spelling.quote, s.meta(meta.WRITER)
-        sql = f"""{s.insert(meta.WRITER, 1).replace("INSERT INTO " + table, "INSERT INTO " + table + " AS w")}
-ON CONFLICT ({", ".join(map(q, SCOPE))}) DO UPDATE SET epoch = w.epoch + 1 RETURNING epoch"""
-        return int(c.fetch(sql, [*s.scope, 1])[0][0])
+        """A number that no other transaction gets: the update makes whoever wants one too wait, or fail."""
+        place = s.meta(meta.WRITER)
+        if not c.execute(f"UPDATE {place} SET epoch = epoch + 1 WHERE {s.in_scope()}", s.scope):
+            raise self._struck(s)
+        return int(c.fetch(f"SELECT MAX(epoch) FROM {place} WHERE {s.in_scope()}", s.scope)[0][0])
 
     def begin_anew(
         self, target: Target, log: LogId, starts: Mapping[int, int], state: TableState, *, forget: bool = True, retire: bool = False
@@ -198,12 +201,26 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
         return states.of_pipeline(self.connection(), self.spelling, self._meta_schema, self._pipeline)
 
     def save_state(self, target: Target, state: TableState) -> TableState:
-        with self._transaction() as c:
-            return states.store(c, self._sql(target), state)
+        s = self._sql(target)
+        # Two processes may both find no state: the first one is made under the writer's lock.
+        with self._transaction() if state.version else self._locked(s) as c:
+            return states.store(c, s, state)
 
     def save_progress(self, moved: Mapping[Target, TableState]) -> Mapping[Target, TableState]:
-        with self._transaction() as c:
-            return states.advance(c, self.spelling, self._meta_schema, self._pipeline, moved)
+        left = dict(moved)
+        while left:
+            c = self.connection()
+            try:
+                c.stage(states.MOVED, *states.staged(left, self.spelling))
+                with self._transaction():
+                    states.advance(c, self.spelling, self._meta_schema, self._pipeline, len(left))
+                return {target: replace(state, version=state.version + 1) for target, state in left.items()}
+            except states.Overtaken:
+                kept = self.states()
+                left = {t: s for t, s in left.items() if (now := kept.get((str(t.source), str(t)))) and now.version == s.version}
+            finally:
+                c.unstage(states.MOVED)
+        return {}
 
     # Comparisons with the source
 
@@ -375,6 +392,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
     def merge(self, delta: Delta, epochs: Mapping[int, int], log: LogId, table: TableSchema) -> Receipt:
         s, c = self._sql(delta.target, table), self.connection()
         self._prune()
+        self._enrol(s)
         try:
             if delta.meta.num_rows:
                 staged, types = stage_table(delta, table)
@@ -531,17 +549,34 @@ WHERE {s.in_scope()} AND cluster_id = {p} AND topic = {p} AND topic_id = {p} AND
     def _meta_type(self, type_: LogicalType) -> str:
         return self.spelling.blob if type_.kind is Kind.BYTES else self.spelling.column_type(type_)
 
+    def _enrol(self, s: MergeSql) -> None:
+        """Gives the target its row in WRITER, of which everything that two writers must not do at the same time begins with a lock or an
+        update. The row is made before that, in a transaction of its own: an insert that a unique index refuses ends the transaction that
+        it is in, and where nothing is unique two rows do no harm, because they are counted up together."""
+        if s.scope in self._enrolled:
+            return
+        c = self.connection()
+        try:
+            run(c, s.insert_once(meta.WRITER, [0]))
+        except (Fenced, Mismatch):
+            if not c.fetch(f"SELECT epoch FROM {s.meta(meta.WRITER)} WHERE {s.in_scope()}", s.scope):
+                raise
+            # Another process was first.
+        self._enrolled.add(s.scope)
+
+    def _struck(self, s: MergeSql) -> Fenced:
+        self._enrolled.discard(s.scope)
+        return Fenced(f"{s.target}: somebody removed its row from {s.meta(meta.WRITER)}", hint="nothing to do: it is made again")
+
     @contextmanager
     def _locked(self, s: MergeSql) -> Iterator[Connection]:
         """A transaction in which no other writer changes the target: two that see each other's half would leave a row that one of them
         removed, or lose a column that one of them added."""
+        self._enrol(s)
         with self._transaction() as c:
             lock = f"SELECT epoch FROM {s.meta(meta.WRITER)} WHERE {s.in_scope()}{self.spelling.row_lock}"
             if self.spelling.row_lock and not c.fetch(lock, s.scope):
-                c.execute(
-                    f"{s.insert(meta.WRITER, 1)} ON CONFLICT ({', '.join(map(self.spelling.quote, SCOPE))}) DO NOTHING", [*s.scope, 0]
-                )
-                c.fetch(lock, s.scope)
+                raise self._struck(s)
             yield c
 
     @contextmanager

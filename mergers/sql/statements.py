@@ -198,6 +198,14 @@ class MergeSql:
         values = f"({', '.join('now()' if name == now else self.spelling.placeholder for name in names)})"
         return f"INSERT INTO {self.meta(table)} ({', '.join(map(q, names))}) VALUES {', '.join([values] * rows)}"
 
+    def insert_once(self, table: MetaTable, values: Sequence[object], *, now: str = "") -> Statement:
+        """An INSERT of one row where the scope has none yet; ``now`` as in ``insert``."""
+        q, names = self.spelling.quote, table.names
+        row = ", ".join("now()" if name == now else self.spelling.placeholder for name in names)
+        sql = f"""INSERT INTO {self.meta(table)} ({", ".join(map(q, names))}) SELECT {row} FROM (SELECT 1 AS one) AS o
+WHERE NOT EXISTS (SELECT 1 FROM {self.meta(table)} AS k WHERE {self.in_scope("k")})"""
+        return Statement(sql, [*self.scope, *values, *self.scope])
+
     # The checkpoint
 
     def swap(
@@ -206,27 +214,29 @@ class MergeSql:
         """The compare-and-swap: one statement for all partitions; it must hit as many rows as there are spans. It hits none where another
         writer has given the target a newer schema."""
         p = self.spelling.placeholder
-        first = ", ".join(f"CAST({p} AS {t})" for t in ("INTEGER", *["BIGINT"] * 9))
-        more = f", ({', '.join([p] * 10)})" * (len(delta.spans) - 1)
+        longs = ("start", "stop", "epoch", "com", "rec", "snap", "last_rec", "last_ord", "last_seq")
+        types = {"batch": "VARCHAR", "part": "INTEGER", **dict.fromkeys(longs, "BIGINT")}
+        # All parameters but those of WHERE are in here: some databases number them by clauses, and not as they stand in the text.
+        row = "SELECT " + ", ".join(f"CAST({p} AS {type_}) AS {name}" for name, type_ in types.items())
         values: list[object] = []
         for span in delta.spans:
             commit, record = highs.get(span.partition, (None, None))
-            values += [span.partition, span.start, span.stop, epochs.get(span.partition, -1), commit, record, delta.snapshot_record]
+            values += [delta.batch_id, span.partition, span.start, span.stop, epochs.get(span.partition, -1)]
+            values += [commit, record, delta.snapshot_record]
             tail = delta.tails.get(span.partition)
             values += [None, None, None] if tail is None else [tail.record, tail.order, tail.seq]
-        sql = f"""WITH v(part, start, stop, epoch, com, rec, snap, last_rec, last_ord, last_seq) AS (VALUES ({first}){more})
-UPDATE {self.meta(meta)} AS k SET next_offset = v.stop, batch_id = {p}, committed_at = now(),
+        sql = f"""UPDATE {self.meta(meta)} AS k SET next_offset = v.stop, batch_id = v.batch, committed_at = now(),
   high_commit = GREATEST(COALESCE(k.high_commit, v.com), COALESCE(v.com, k.high_commit)),
   high_record = GREATEST(COALESCE(k.high_record, v.rec), COALESCE(v.rec, k.high_record)),
   high_snapshot = GREATEST(COALESCE(k.high_snapshot, v.snap), COALESCE(v.snap, k.high_snapshot)),
   last_record = COALESCE(v.last_rec, k.last_record),
   last_order = CASE WHEN v.last_rec IS NULL THEN k.last_order ELSE v.last_ord END,
   last_seq = COALESCE(v.last_seq, k.last_seq)
-FROM v WHERE k.{self.spelling.quote("partition")} = v.part AND k.next_offset = v.start AND k.epoch = v.epoch
+FROM ({" UNION ALL ".join([row] * len(delta.spans))}) AS v
+WHERE k.{self.spelling.quote("partition")} = v.part AND k.next_offset = v.start AND k.epoch = v.epoch
   AND {self.in_scope("k")} AND k.cluster_id = {p} AND k.topic = {p} AND k.topic_id = {p} AND {self.newest(history)} = {p}"""
-        return Statement(
-            sql, [*values, delta.batch_id, *self.scope, log.cluster_id, log.topic, log.topic_id, *self.scope, self.table.version]
-        )
+        where = [*self.scope, log.cluster_id, log.topic, log.topic_id, *self.scope, self.table.version]
+        return Statement(sql, [*values, *where])
 
     def newest(self, history: MetaTable) -> str:
         """The number of the target's newest schema, an expression of three parameters."""
