@@ -28,7 +28,8 @@ from cdc_service.ports.destination import Capabilities, Misfit, RightsLacking
 from mergers.sql.connection import Mismatch
 from mergers.sql.destination import ANOTHER_TARGET, SqlDestination
 from mergers.sql.spelling import Spelling, Statement
-from mergers.sql.statements import STAGE, MergeSql
+from mergers.sql.staging import STAGE
+from mergers.sql.statements import TargetSql
 from mergers.sql.view import View
 
 SPELLING = Spelling(
@@ -316,7 +317,7 @@ class DuckDbView(View):
     native = True
     canonical = CANONICAL
 
-    def __init__(self, statements: MergeSql, cursor: duckdb.DuckDBPyConnection, left: Callable[[], None]) -> None:
+    def __init__(self, statements: TargetSql, cursor: duckdb.DuckDBPyConnection, left: Callable[[], None]) -> None:
         self._cursor = cursor
         self._left = left
         try:

@@ -20,29 +20,17 @@ import pyarrow as pa
 from cdc_service.core.errors import CdcError, ConfigError, Fenced, TableStopped
 from cdc_service.core.evolve import AddColumn, Change, CreateTable, DropColumn, RenameColumn, RestoreColumn, WidenType
 from cdc_service.core.logical import Kind, LogicalType
-from cdc_service.core.types import Checkpoint, Column, Decision, Delta, LogId, Mode, PartitionCounts, Receipt, TableSchema, Tail, Target
+from cdc_service.core.types import Checkpoint, Column, Decision, Delta, LogId, PartitionCounts, Receipt, TableSchema, Tail, Target
 from cdc_service.failpoints import failpoint
 from cdc_service.ports.destination import Capabilities, Misfit, Quarantined, TableState, Totals
-from mergers.sql import append as changelog
 from mergers.sql import comparisons, meta, quarantine, states
-from mergers.sql import upsert as rows
 from mergers.sql.connection import Connection, Mismatch, run
 from mergers.sql.ledger import LedgerOpen, account, highs, parked
+from mergers.sql.modes import MODES, RESERVED, kept_as
 from mergers.sql.schema_text import schema_from_json, schema_to_json
 from mergers.sql.spelling import Spelling, Statement
-from mergers.sql.statements import (
-    CHANGE,
-    DELETED,
-    FILLED,
-    METADATA,
-    MINOR,
-    PARKED,
-    STAGE,
-    High,
-    MergeSql,
-    metadata_columns,
-    stage_table,
-)
+from mergers.sql.staging import FILLED, PARKED, STAGE
+from mergers.sql.statements import High, TargetSql
 
 PRUNE_SECONDS = 3600
 ANOTHER_TARGET = "give the table another target in the configuration"
@@ -101,7 +89,7 @@ class SqlDestination(abc.ABC):
         rows = self.connection().fetch(f"{self._select_checkpoints(s)} WHERE {s.in_scope()} ORDER BY 4", s.scope)
         return [Checkpoint(LogId(cluster, topic, topic_id), p, offset, epoch) for cluster, topic, topic_id, p, offset, epoch in rows]
 
-    def _select_checkpoints(self, s: MergeSql) -> str:
+    def _select_checkpoints(self, s: TargetSql) -> str:
         return f"SELECT cluster_id, topic, topic_id, {s.spelling.quote('partition')}, next_offset, epoch FROM {s.meta(meta.CHECKPOINT)}"
 
     def claim(self, target: Target, log: LogId, starts: Mapping[int, int], generation: int | None = None) -> Sequence[Checkpoint]:
@@ -116,7 +104,7 @@ class SqlDestination(abc.ABC):
                 raise Fenced(f"{target.source} was read anew meanwhile; its partitions are opened again")
             return taken
 
-    def _take(self, c: Connection, s: MergeSql, log: LogId, starts: Mapping[int, int]) -> Sequence[Checkpoint]:
+    def _take(self, c: Connection, s: TargetSql, log: LogId, starts: Mapping[int, int]) -> Sequence[Checkpoint]:
         p, table = self.spelling.placeholder, s.meta(meta.CHECKPOINT)
         here = f"{s.in_scope()} AND cluster_id = {p} AND topic = {p} AND topic_id = {p}"
         log_params = [*s.scope, log.cluster_id, log.topic, log.topic_id]
@@ -133,7 +121,7 @@ class SqlDestination(abc.ABC):
         taken = c.fetch(f"{self._select_checkpoints(s)} WHERE {here} AND {listed} ORDER BY 4", [*log_params, *partitions])
         return [Checkpoint(log, row[3], row[4], row[5]) for row in taken]
 
-    def _next_epoch(self, c: Connection, s: MergeSql) -> int:
+    def _next_epoch(self, c: Connection, s: TargetSql) -> int:
         """A number that no other transaction gets: the update makes whoever wants one too wait, or fail."""
         place = s.meta(meta.WRITER)
         if not c.execute(f"UPDATE {place} SET epoch = epoch + 1 WHERE {s.in_scope()}", s.scope):
@@ -149,11 +137,9 @@ class SqlDestination(abc.ABC):
             run(c, quarantine.settle_all(s, "the table was read anew (resync)"))
             gone = [meta.CHECKPOINT] if forget else []
             if retire:
-                there = [name for name, _ in c.columns(target.namespace, target.name) or ()]
-                if self._history(target) and "_cdc_op" in there:
-                    self._put_aside(c, s, target, state.generation - 1)
-                elif self._history(target):
-                    c.execute(f"DROP TABLE IF EXISTS {s.place}")
+                if self._history(target):
+                    there = [name for name, _ in c.columns(target.namespace, target.name) or ()]
+                    self._sql(replace(target, mode=kept_as(there))).retire(c, state.generation - 1)
                 gone += [meta.DELETED_KEYS, meta.SCHEMA_HISTORY]
             for table in gone:
                 c.execute(f"DELETE FROM {s.meta(table)} WHERE {s.in_scope()}", s.scope)
@@ -253,8 +239,8 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
         s = self._sql(target)
         if self.connection().columns(target.namespace, target.name) is None:
             return None
-        where = f" WHERE NOT {self.spelling.quote(DELETED[0])}" if target.mode is Mode.SOFT_DELETE else ""
-        return int(self.connection().fetch(f"SELECT COUNT(*) FROM {s.place}{where}")[0][0])
+        where = f" WHERE {live}" if (live := s.live("t")) else ""
+        return int(self.connection().fetch(f"SELECT COUNT(*) FROM {s.place} AS t{where}")[0][0])
 
     def schemas(self, target: Target) -> Sequence[TableSchema]:
         return [replace(schema_from_json(text), version=version) for version, text in self._history(target)]
@@ -271,7 +257,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
         with self._locked(s) as c:
             self._evolve(c, s, changes, schema)
 
-    def _evolve(self, c: Connection, s: MergeSql, changes: Sequence[Change], schema: TableSchema) -> None:
+    def _evolve(self, c: Connection, s: TargetSql, changes: Sequence[Change], schema: TableSchema) -> None:
         target, ran = s.target, list[str]()
         history, text = self._history(target), schema_to_json(schema)
         newest = history[-1] if history else (0, "")
@@ -296,7 +282,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
     def misfit(self, target: Target, schema: TableSchema) -> Misfit | None:
         if self.fold(target.namespace) == self.fold(self._meta_schema) and self.fold(target.name) in map(self.fold, meta.NAMES):
             return Misfit(f"{target.source}: {target} is a table of this service's own", hint=ANOTHER_TARGET)
-        seen = {self.fold(name): "a column of this service" for name, *_ in (*METADATA, MINOR, DELETED, *CHANGE)}
+        seen = {self.fold(name): "a column of this service" for name in RESERVED}
         for column in schema.columns:
             folded = self.fold(column.name)
             if folded in seen:
@@ -316,14 +302,14 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
                 found.append(CdcError(message, hint=cure, code="drift"))
         return found
 
-    def _ddl(self, c: Connection, s: MergeSql, target: Target, change: Change) -> Iterator[str]:
+    def _ddl(self, c: Connection, s: TargetSql, target: Target, change: Change) -> Iterator[str]:
         """What is done already is left out: some databases end the transaction at each of these."""
         q, type_of = self.spelling.quote, self.spelling.column_type
         there = {self.fold(name): type_ for name, type_ in c.columns(target.namespace, target.name) or ()}
         match change:
             case CreateTable(schema):
-                columns = [*((col.name, col.type) for col in schema.columns), *((name, t) for name, t, *_ in metadata_columns(target))]
-                parts = [*(f"{q(name)} {type_of(type_)}" for name, type_ in columns), *self._constraints(target, schema)]
+                columns = [*((col.name, col.type) for col in schema.columns), *((name, t) for name, t, *_ in s.metadata)]
+                parts = [*(f"{q(name)} {type_of(type_)}" for name, type_ in columns), *self._constraints(s, schema)]
                 yield from self._make_namespace(target.namespace)
                 yield f"CREATE TABLE IF NOT EXISTS {s.place} ({', '.join(parts)})"
             case AddColumn(column):
@@ -344,7 +330,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
         """The statements that make a namespace which may be there already."""
         return [f"CREATE SCHEMA IF NOT EXISTS {self.spelling.quote(namespace)}"] if self.spelling.namespaces else []
 
-    def _constraints(self, target: Target, schema: TableSchema) -> Sequence[str]:
+    def _constraints(self, s: TargetSql, schema: TableSchema) -> Sequence[str]:
         """What stands behind the columns where a target is made, such as its key."""
         return ()
 
@@ -376,7 +362,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
         if there is None:
             return [f"the table {target} is gone"]
         found = {self.fold(name): (name, type_) for name, type_ in there}
-        expected = [(c.name, c.type) for c in schema.columns] + [(name, t) for name, t, *_ in metadata_columns(target)]
+        expected = [(c.name, c.type) for c in schema.columns] + [(name, t) for name, t, *_ in self._sql(target).metadata]
         sentences = []
         for name, type_ in expected:
             _, actual = found.pop(self.fold(name), ("", None))
@@ -395,7 +381,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
         self._enrol(s)
         try:
             if delta.meta.num_rows:
-                staged, types = stage_table(delta, table)
+                staged, types = s.stage(delta)
                 c.stage(STAGE, staged, [self.spelling.column_type(t) for t in types])
             if delta.rejected:
                 rejected, rejected_types = parked(delta, log)
@@ -409,8 +395,7 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
                 failpoint("merge.swapped")
                 news = self._truncate(c, s, delta, log)
                 failpoint("merge.truncated")
-                apply = changelog.apply if s.append else rows.apply
-                winners = apply(c, s, delta, self._watermark(c, s), self._discard) if delta.meta.num_rows else {}
+                winners = s.apply(c, delta, self._watermark(c, s), self._discard) if delta.meta.num_rows else {}
                 counts = account(delta, winners, truncated_before=not news)
                 self._record(c, s, delta, log, counts)
                 failpoint("merge.recorded")
@@ -430,23 +415,23 @@ WHERE {s.in_scope()} AND state = 'parked' AND key_text IS NOT NULL"""
         records = [record for _, record in reached.values() if record is not None]
         return Receipt(delta.batch_id, delta.target, counts, max(commits, default=None), max(records, default=None))
 
-    def _swap(self, c: Connection, s: MergeSql, delta: Delta, epochs: Mapping[int, int], log: LogId, reached: Mapping[int, High]) -> None:
-        hit = run(c, s.swap(meta.CHECKPOINT, meta.SCHEMA_HISTORY, log, delta, epochs, reached)) if delta.spans else 0
+    def _swap(self, c: Connection, s: TargetSql, delta: Delta, epochs: Mapping[int, int], log: LogId, reached: Mapping[int, High]) -> None:
+        hit = run(c, s.swap(log, delta, epochs, reached)) if delta.spans else 0
         if hit != len(delta.spans):
             raise Fenced(
                 f"{delta.target}: {len(delta.spans) - hit} of {len(delta.spans)} partitions of the batch are no longer this writer's",
                 hint="nothing to do: the batch is dropped and the partitions are read again from their checkpoint",
             )
 
-    def _decide(self, c: Connection, s: MergeSql, decision: Decision) -> None:
+    def _decide(self, c: Connection, s: TargetSql, decision: Decision) -> None:
         p = self.spelling.placeholder
-        if c.fetch(f"SELECT {s.newest(meta.SCHEMA_HISTORY)}", s.scope)[0][0] != s.table.version:
+        if c.fetch(f"SELECT {s.newest()}", s.scope)[0][0] != s.table.version:
             raise Fenced(f"{s.target}: its schema was changed meanwhile", hint="do it again")
         quarantine.decide(c, s, decision)
         # Whoever reads the partitions still holds back what need not wait any more.
         c.execute(f"UPDATE {s.meta(meta.CHECKPOINT)} SET epoch = {p} WHERE {s.in_scope()}", [self._next_epoch(c, s), *s.scope])
 
-    def _truncate(self, c: Connection, s: MergeSql, delta: Delta, log: LogId) -> bool:
+    def _truncate(self, c: Connection, s: TargetSql, delta: Delta, log: LogId) -> bool:
         """Applies the delta's truncation; False where it, or a later one, was applied before."""
         t, p = delta.truncation, self.spelling.placeholder
         if t is None:
@@ -459,14 +444,14 @@ WHERE {s.in_scope()} AND cluster_id = {p} AND topic = {p} AND topic_id = {p} AND
         where = [*s.scope, log.cluster_id, log.topic, log.topic_id, t.partition]
         if c.execute(sql, [t.generation, t.record, *where]) != 1:
             raise LedgerOpen(f"{delta.target}: a truncation came from partition {t.partition}, which is not in its batch")
-        run(c, s.remove_below(t.generation, t.record))
+        run(c, s.sweep(t.generation, t.record))
         return True
 
     @staticmethod
-    def _set_watermark(s: MergeSql) -> str:
+    def _set_watermark(s: TargetSql) -> str:
         return f"UPDATE {s.meta(meta.CHECKPOINT)} SET truncate_gen = {s.spelling.placeholder}, truncate_commit = {s.spelling.placeholder}"
 
-    def _watermark(self, c: Connection, s: MergeSql) -> tuple[int, int] | None:
+    def _watermark(self, c: Connection, s: TargetSql) -> tuple[int, int] | None:
         sql = f"""SELECT truncate_gen, truncate_commit FROM {s.meta(meta.CHECKPOINT)}
 WHERE {s.in_scope()} AND truncate_commit IS NOT NULL ORDER BY 1 DESC, 2 DESC LIMIT 1"""
         rows = c.fetch(sql, s.scope)
@@ -478,9 +463,9 @@ WHERE {s.in_scope()} AND truncate_commit IS NOT NULL ORDER BY 1 DESC, 2 DESC LIM
         stage = self.spelling.quote(self.spelling.temporary, STAGE)
         return self.connection().execute(f"DELETE FROM {stage} WHERE n IN ({numbers.sql})", numbers.params)
 
-    def _record(self, c: Connection, s: MergeSql, delta: Delta, log: LogId, counts: Sequence[PartitionCounts]) -> None:
+    def _record(self, c: Connection, s: TargetSql, delta: Delta, log: LogId, counts: Sequence[PartitionCounts]) -> None:
         if delta.rejected:
-            kept = run(c, s.park(meta.QUARANTINE))
+            kept = run(c, s.park())
             if kept != len(delta.rejected):
                 raise LedgerOpen(f"{delta.target}: {len(delta.rejected)} records were to be parked, {kept} were")
         values: list[object] = []
@@ -496,7 +481,7 @@ WHERE {s.in_scope()} AND truncate_commit IS NOT NULL ORDER BY 1 DESC, 2 DESC LIM
             known = self._watermark(c, s)
             if known is None or known < (generation, record):
                 c.execute(f"{self._set_watermark(s)} WHERE {s.in_scope()}", [generation, record, *s.scope])
-            return run(c, (changelog.remove_readings if s.append else MergeSql.remove_below)(s, generation, record))
+            return run(c, s.sweep(generation, record))
 
     def tails(self, target: Target, log: LogId) -> Mapping[int, Tail]:
         s, p = self._sql(target), self.spelling.placeholder
@@ -520,7 +505,9 @@ WHERE {s.in_scope()} AND cluster_id = {p} AND topic = {p} AND topic_id = {p} AND
                 return before, [generation, position]
             return f"{before} AND ({commit} IS NULL OR {commit} < {p})", [generation, position, position]
 
-        row, row_params = early(q("_cdc_gen"), q("_cdc_record"), q("_cdc_commit") if target.full_metadata or s.append else "")
+        row, row_params = early(
+            q("_cdc_gen"), q("_cdc_record"), q("_cdc_commit") if "_cdc_commit" in {name for name, *_ in s.metadata} else ""
+        )
         deleted, deleted_params = early("gen", "record", q("commit"))
         truncated, truncated_params = early("truncate_gen", "truncate_commit")
         found = [
@@ -530,26 +517,17 @@ WHERE {s.in_scope()} AND cluster_id = {p} AND topic = {p} AND topic_id = {p} AND
         ]
         return any(self.connection().fetch(f"{sql} LIMIT 1", params) for sql, params in found)
 
-    def _put_aside(self, c: Connection, s: MergeSql, target: Target, generation: int) -> None:
-        """A log of changes is what nothing can make anew: it goes on under another name."""
-        ends = (f"_until_{generation}{more}" for more in ("", *(f"_{n}" for n in range(2, 100))))
-        # As long a name as PostgreSQL takes; it would cut a longer one, and meet another.
-        names = (target.name.encode()[: 63 - len(end)].decode(errors="ignore") + end for end in ends)
-        name = next(n for n in names if c.columns(target.namespace, n) is None)
-        path = (name,) if self.spelling.namespaces else (target.namespace, name)
-        c.execute(f"ALTER TABLE {s.place} RENAME TO {self.spelling.quote(*path)}")
-
     # Helpers
 
-    def _sql(self, target: Target, table: TableSchema | None = None) -> MergeSql:
+    def _sql(self, target: Target, table: TableSchema | None = None) -> TargetSql:
         empty = TableSchema(target.source, (), ())
         scope = (self._pipeline, str(target.source), str(target))
-        return MergeSql(self.spelling, self._meta_schema, scope, target, table or empty)
+        return MODES[target.mode](self.spelling, self._meta_schema, scope, target, table or empty)
 
     def _meta_type(self, type_: LogicalType) -> str:
         return self.spelling.blob if type_.kind is Kind.BYTES else self.spelling.column_type(type_)
 
-    def _enrol(self, s: MergeSql) -> None:
+    def _enrol(self, s: TargetSql) -> None:
         """Gives the target its row in WRITER, of which everything that two writers must not do at the same time begins with a lock or an
         update. The row is made before that, in a transaction of its own: an insert that a unique index refuses ends the transaction that
         it is in, and where nothing is unique two rows do no harm, because they are counted up together."""
@@ -564,12 +542,12 @@ WHERE {s.in_scope()} AND cluster_id = {p} AND topic = {p} AND topic_id = {p} AND
             # Another process was first.
         self._enrolled.add(s.scope)
 
-    def _struck(self, s: MergeSql) -> Fenced:
+    def _struck(self, s: TargetSql) -> Fenced:
         self._enrolled.discard(s.scope)
         return Fenced(f"{s.target}: somebody removed its row from {s.meta(meta.WRITER)}", hint="nothing to do: it is made again")
 
     @contextmanager
-    def _locked(self, s: MergeSql) -> Iterator[Connection]:
+    def _locked(self, s: TargetSql) -> Iterator[Connection]:
         """A transaction in which no other writer changes the target: two that see each other's half would leave a row that one of them
         removed, or lose a column that one of them added."""
         self._enrol(s)

@@ -20,13 +20,13 @@ from mergers.sql import meta
 from mergers.sql.connection import Connection, run
 from mergers.sql.meta import SCOPE
 from mergers.sql.spelling import Spelling
-from mergers.sql.statements import MergeSql
+from mergers.sql.statements import TargetSql
 
 MOVED = "_cdc_moved"
 """The staged table of what ``advance`` writes."""
 
 
-def load(c: Connection, s: MergeSql) -> TableState:
+def load(c: Connection, s: TargetSql) -> TableState:
     rows = c.fetch(f"{_select(s.spelling, s.meta(meta.TABLE_STATE))} WHERE {s.in_scope()}", s.scope)
     return _state(rows[0][2:]) if rows else TableState()
 
@@ -37,7 +37,7 @@ def of_pipeline(c: Connection, spelling: Spelling, meta_schema: str, pipeline: s
     return {(row[0], row[1]): _state(row[2:]) for row in c.fetch(sql, [pipeline])}
 
 
-def store(c: Connection, s: MergeSql, state: TableState) -> TableState:
+def store(c: Connection, s: TargetSql, state: TableState) -> TableState:
     """The state with its new version. Raises Fenced where it is not the one that was read. Inside of a transaction."""
     p, table, kept = s.spelling.placeholder, s.meta(meta.TABLE_STATE), replace(state, version=state.version + 1)
     offsets = None if kept.opened_at is None else json.dumps({str(n): offset for n, offset in kept.opened_at.items()})
