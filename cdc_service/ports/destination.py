@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -52,6 +53,21 @@ class Misfit(TableStopped):
         self.column = column
 
 
+class Commit(StrEnum):
+    """What makes a batch part of the warehouse, and so what a reader, and a writer after a crash, can rely on. In each kind nothing has a
+    visible effect twice, and a stale writer changes nothing."""
+
+    TRANSACTION = "transaction"
+    """Rows, checkpoint, ledger and quarantine of a batch are there at once or not at all. Who wants to know how far a target is reads its
+    checkpoint."""
+    SNAPSHOT = "snapshot"
+    """The rows of a batch are there at once, by a commit of the target's own table, which holds the batch's token (offsets, epoch, id).
+    Checkpoint, ledger and quarantine are kept elsewhere and follow it: where the two differ after a crash, the table is right."""
+    IDEMPOTENT = "idempotent"
+    """The rows come by steps of which each may be done again with the same outcome, and the checkpoint moves behind the last one. Until
+    then a reader may see a part of the batch; after a crash the whole batch is applied again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a destination can hold and do. A False or a bound is a gap that docs and the conformance suite name.
@@ -65,6 +81,7 @@ class Capabilities:
     nul_in_text: bool
     reads_while_writing: bool
     """Whether other processes can read, and write other tables or partitions, while the service writes."""
+    commit: Commit
     gaps: Mapping[str, str]
     """By the names here, why each that falls short does: "ranges" always, "infinity" and "modes" where one of them misses, the others where
     False."""

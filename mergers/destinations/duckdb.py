@@ -24,7 +24,7 @@ from cdc_service.core.canonical import Canonical
 from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Fenced, Unavailable
 from cdc_service.core.logical import Kind
 from cdc_service.core.types import Column, TableSchema, Target
-from cdc_service.ports.destination import Capabilities, Misfit, RightsLacking
+from cdc_service.ports.destination import Capabilities, Commit, Misfit, RightsLacking
 from mergers.sql.connection import Mismatch
 from mergers.sql.destination import ANOTHER_TARGET, SqlDestination
 from mergers.sql.spelling import Spelling, Statement
@@ -99,6 +99,7 @@ CAPABILITIES = Capabilities(
     infinity=frozenset({Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ}),
     nul_in_text=True,
     reads_while_writing=False,
+    commit=Commit.TRANSACTION,
     gaps={
         "ranges": "an earlier moment stores, and no reading of it succeeds; instants keep a day's distance: time zones move them",
         "reads_while_writing": "one process at a time can open the file",

@@ -27,7 +27,7 @@ from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Unavai
 from cdc_service.core.evolve import Change, CreateTable
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import TableSchema, Target
-from cdc_service.ports.destination import Capabilities, Misfit
+from cdc_service.ports.destination import Capabilities, Commit, Misfit
 from mergers.destinations._postgresql_binary import binary_blocks
 from mergers.destinations._postgresql_copy import csv_blocks
 from mergers.destinations._postgresql_errors import LOCK_TIMEOUT, translated
@@ -124,6 +124,7 @@ CAPABILITIES = Capabilities(
     infinity=frozenset({Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ}),
     nul_in_text=False,
     reads_while_writing=True,
+    commit=Commit.TRANSACTION,
     gaps={
         "ranges": "the first day is Julian day 0 (of instants the next: west of Greenwich a session fails on it), the last year 5874897",
         "nul_in_text": "no text type holds the character",
