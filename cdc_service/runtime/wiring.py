@@ -38,7 +38,7 @@ from cdc_service.pipeline.poll_loop import PollLoop
 from cdc_service.pipeline.table_task import Part, TableTask
 from cdc_service.pipeline.watermarks import Watermarks, signal_id
 from cdc_service.ports.capture import Facts
-from cdc_service.ports.destination import Destination, RightsLacking
+from cdc_service.ports.destination import Destination, RightsLacking, Writer
 from cdc_service.ports.events import Decoder, Positions
 from cdc_service.ports.feed import Assignment
 from cdc_service.ports.source import Finding, Identity, Source, SourceTable, without_columns
@@ -492,7 +492,7 @@ def _resolved(p: Parts, destination: Destination, connector: Mapping[str, str] |
     return configs, lambda: _decoder(p.source.positions, connector or {}, configs, destination, logs, told, schemas)
 
 
-def _as_kept(config: TableConfig, destination: Destination) -> TableConfig:
+def _as_kept(config: TableConfig, destination: Writer) -> TableConfig:
     """The table as the destination knows it, where the source cannot say whether it has a key."""
     known = destination.schemas(config.target)
     return config.without_key() if known and not known[-1].key else config
@@ -520,7 +520,7 @@ def _decoder(
     positions: Positions,
     connector: Mapping[str, str],
     configs: Sequence[TableConfig],
-    destination: Destination,
+    destination: Writer,
     whole: Collection[str],
     told: Callable[[Collection[TableId]], Mapping[TableId, TableSchema]],
     schemas: Schemas | None,

@@ -26,10 +26,11 @@ from cdc_service.core.logical import Kind
 from cdc_service.core.types import Column, TableSchema, Target
 from cdc_service.ports.destination import Capabilities, Commit, Misfit, RightsLacking
 from mergers.sql.connection import Mismatch
-from mergers.sql.destination import ANOTHER_TARGET, SqlDestination
+from mergers.sql.destination import SqlDestination
 from mergers.sql.spelling import Spelling, Statement
 from mergers.sql.staging import STAGE
 from mergers.sql.statements import TargetSql
+from mergers.sql.tables import ANOTHER_TARGET
 from mergers.sql.view import View
 
 SPELLING = Spelling(

@@ -35,9 +35,10 @@ from mergers.destinations._postgresql_results import arrow_column
 from mergers.destinations._postgresql_rights import lacking, namespace_rights
 from mergers.destinations._postgresql_view import PostgreSqlView
 from mergers.sql.connection import Connection
-from mergers.sql.destination import ANOTHER_TARGET, SqlDestination
+from mergers.sql.destination import SqlDestination
 from mergers.sql.spelling import Spelling
 from mergers.sql.statements import TargetSql
+from mergers.sql.tables import ANOTHER_TARGET
 
 NAME_BYTES = 63
 OWN_COLUMNS = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})
