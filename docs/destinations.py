@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 import mergers.destinations  # noqa: E402
 from cdc_service.core.logical import Kind, LogicalType, array, decimal  # noqa: E402
+from cdc_service.ports.destination import Commit  # noqa: E402
 
 PAGE = ROOT / "docs" / "destinations.md"
 TITLES = {"duckdb": "DuckDB", "postgresql": "PostgreSQL"}
@@ -37,6 +38,11 @@ GAPS = {
     "nul_in_text": "a NUL character in text",
     "reads_while_writing": "others read while the service writes",
     "modes": "ways in which a table is kept",
+}
+COMMITS = {
+    Commit.TRANSACTION: "one transaction: rows, checkpoint, ledger and quarantine",
+    Commit.SNAPSHOT: "one commit of the table, with the batch's offsets; the rest follows",
+    Commit.IDEMPOTENT: "steps that can be done again; the checkpoint comes last",
 }
 HEAD = """# Destinations
 
@@ -158,6 +164,7 @@ def page() -> str:
     readers = ["yes" if can.reads_while_writing else "through `cdc query`" for can in able]
     lines.append(f"| others read while the service writes | {' | '.join(readers)} |")
     lines.append(f"| names that differ by case only | {' | '.join(cases(module) for module in modules.values())} |")
+    lines.append(f"| what commits a batch | {' | '.join(COMMITS[can.commit] for can in able)} |")
     replaced = ["INSERT ... ON CONFLICT" if module.SPELLING.upsert else "delete + insert" for module in modules.values()]
     lines.append(f"| how rows are replaced | {' | '.join(replaced)} |")
     lines += ["", "| what falls short | where | why |", "|---|---|---|"]

@@ -1,6 +1,10 @@
 """The contract between the line and a destination: what is ordered, what may repeat, what a return promises.
 
 One destination is one file in mergers/destinations, found by the scheme of its URL (``open_destination``). The line calls from one thread.
+
+It is three contracts: the ``Writer`` of rows, the ``State`` that is kept about them, and what is ``Readable``. One object has all three,
+because in a database with transactions a merge moves rows and state at once; whoever needs one of them asks for that one alone, and a
+destination whose rows are committed elsewhere than its state can make each of its own parts (docs/adr/0009).
 """
 
 from __future__ import annotations
@@ -8,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -52,6 +57,21 @@ class Misfit(TableStopped):
         self.column = column
 
 
+class Commit(StrEnum):
+    """What makes a batch part of the warehouse, and so what a reader, and a writer after a crash, can rely on. In each kind nothing has a
+    visible effect twice, and a stale writer changes nothing."""
+
+    TRANSACTION = "transaction"
+    """Rows, checkpoint, ledger and quarantine of a batch are there at once or not at all. Who wants to know how far a target is reads its
+    checkpoint."""
+    SNAPSHOT = "snapshot"
+    """The rows of a batch are there at once, by a commit of the target's own table, which holds the batch's token (offsets, epoch, id).
+    Checkpoint, ledger and quarantine are kept elsewhere and follow it: where the two differ after a crash, the table is right."""
+    IDEMPOTENT = "idempotent"
+    """The rows come by steps of which each may be done again with the same outcome, and the checkpoint moves behind the last one. Until
+    then a reader may see a part of the batch; after a crash the whole batch is applied again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a destination can hold and do. A False or a bound is a gap that docs and the conformance suite name.
@@ -65,6 +85,7 @@ class Capabilities:
     nul_in_text: bool
     reads_while_writing: bool
     """Whether other processes can read, and write other tables or partitions, while the service writes."""
+    commit: Commit
     gaps: Mapping[str, str]
     """By the names here, why each that falls short does: "ranges" always, "infinity" and "modes" where one of them misses, the others where
     False."""
@@ -143,65 +164,8 @@ class Totals:
     verified_position: int | None = None
 
 
-class Destination(Protocol):
-    """A warehouse. Every method may be called again after any failure; none leaves staging behind that matters.
-
-    Raises Unavailable when the warehouse does not answer (nothing was applied), CommitUnknown when the reply to COMMIT was lost, Fenced
-    when another writer took a partition, TableStopped when this table needs a person, ConfigError for what was asked wrongly.
-    """
-
-    capabilities: Capabilities
-
-    def fold(self, identifier: str) -> str:
-        """The identifier as the destination compares it: two that fold together would be one table or column."""
-        ...
-
-    def probe(self) -> str:
-        """A sentence on what would be written to. Changes nothing; raises what ``prepare`` would raise, as far as it can be told."""
-        ...
-
-    def lacking(self, targets: Sequence[Target]) -> Sequence[CdcError]:
-        """What keeps the service from writing to its own tables and to ``targets``, whether they are there yet or not: a sentence each,
-        with the statement to paste that heals it. Changes nothing."""
-        ...
-
-    def misfit(self, target: Target, schema: TableSchema) -> Misfit | None:
-        """Why ``target`` can never hold rows of ``schema`` (names, their number, the key's types), or None. Asks nobody: it is said before
-        the first event, and again by ``evolve``, which raises it."""
-        ...
-
-    def prepare(self) -> None:
-        """Creates or migrates the meta schema (contract: checkpoint, batch, quarantine, ...). Errors name the grant that is missing."""
-        ...
-
-    def checkpoints(self, target: Target) -> Sequence[Checkpoint]:
-        """All checkpoint rows of the target, of any log. Takes nothing."""
-        ...
-
-    def claim(self, target: Target, log: LogId, starts: Mapping[int, int], generation: int | None = None) -> Sequence[Checkpoint]:
-        """Takes the partitions for this writer: a new epoch each, durable on return; older epochs are fenced from then on.
-
-        A partition that has no checkpoint row in ``log`` begins at ``starts[partition]``; one that has keeps its own next_offset. Raises
-        Fenced, and takes none, where the target is of another ``generation`` (given) by now: a resync began meanwhile.
-        """
-        ...
-
-    def begin_anew(
-        self, target: Target, log: LogId, starts: Mapping[int, int], state: TableState, *, forget: bool = True, retire: bool = False
-    ) -> TableState:
-        """The beginning of a resync, all of it or nothing: keeps ``state`` as ``save_state`` does, takes the partitions at ``starts``
-        (older writers are fenced), decides all parked records as superseded (their rows are read anew). ``forget`` drops all checkpoint
-        rows first; without it they stay, and say where each partition goes on.
-
-        ``retire`` also drops the target's table, the history of its schema and the versions of its deleted keys, so that ``evolve`` makes
-        it anew (after a change of key or type); a table that this service did not make (``schemas`` is empty) is left alone. A log of
-        changes (Mode.APPEND) is not dropped but renamed, to <name>_until_<generation>. Writer, ledger and quarantine stay.
-        """
-        ...
-
-    def tails(self, target: Target, log: LogId) -> Mapping[int, Tail]:
-        """The last change of each partition of ``log``, where the table has no key (``Delta.tails``); of the others none."""
-        ...
+class Writer(Protocol):
+    """The rows of targets, and the schemas that they have."""
 
     def table_rows(self, target: Target) -> int | None:
         """Number of live rows (soft-deleted ones not counted), or None where the table does not exist."""
@@ -248,27 +212,36 @@ class Destination(Protocol):
         With Mode.APPEND only rows of initial snapshots are concerned, and a resync removes none: ``record`` says which attempt counts."""
         ...
 
-    def highest_snapshot(self) -> int | None:
-        """The highest record order of an initial-snapshot row (< 0) that any merge of the pipeline was given, whether the row is still
-        there or not: the newest attempt at the snapshot. None where there was none, or all of it was forgotten since."""
-        ...
-
     def holds_before(self, target: Target, generation: int, position: int) -> bool:
         """Whether something of the stream that may have been committed before ``position`` stands in this generation: a row, a deleted key
         or a truncation. Beside a snapshot that was read at ``position`` it may be out of date."""
         ...
 
-    def totals(self, target: Target) -> Totals: ...
 
-    def parked_keys(self, target: Target) -> pa.Array:
-        """Canonical texts of the keys that have records parked and undecided (string array)."""
+class State(Protocol):
+    """What is kept about targets beside their rows: how far the log is in them and who writes them, what they are in, what became of their
+    records, what comparisons with the source found. Where a merge moves some of it (checkpoints, tails, quarantine, totals), it is
+    read here."""
+
+    def checkpoints(self, target: Target) -> Sequence[Checkpoint]:
+        """All checkpoint rows of the target, of any log. Takes nothing."""
         ...
 
-    def quarantined(
-        self, target: Target, *, state: str = "", key: str = "", code: str = "", ids: Sequence[str] = (), whole: bool = False, most: int
-    ) -> Sequence[Quarantined]:
-        """The first ``most`` records of the quarantine for which all that is given holds, oldest first, each partition's in the order of
-        its log; with their bytes where ``whole``."""
+    def claim(self, target: Target, log: LogId, starts: Mapping[int, int], generation: int | None = None) -> Sequence[Checkpoint]:
+        """Takes the partitions for this writer: a new epoch each, durable on return; older epochs are fenced from then on.
+
+        A partition that has no checkpoint row in ``log`` begins at ``starts[partition]``; one that has keeps its own next_offset. Raises
+        Fenced, and takes none, where the target is of another ``generation`` (given) by now: a resync began meanwhile.
+        """
+        ...
+
+    def tails(self, target: Target, log: LogId) -> Mapping[int, Tail]:
+        """The last change of each partition of ``log``, where the table has no key (``Delta.tails``); of the others none."""
+        ...
+
+    def highest_snapshot(self) -> int | None:
+        """The highest record order of an initial-snapshot row (< 0) that any merge of the pipeline was given, whether the row is still
+        there or not: the newest attempt at the snapshot. None where there was none, or all of it was forgotten since."""
         ...
 
     def load_state(self, target: Target) -> TableState:
@@ -288,9 +261,17 @@ class Destination(Protocol):
         transaction, and returns those states with their new versions; one that another process changed meanwhile is left out."""
         ...
 
-    def view(self, target: Target, schema: TableSchema) -> View:
-        """A read of the target as it is now, for another thread than the line's, which may call this. ``schema`` is the target's own.
-        Raises Unavailable as the others do."""
+    def totals(self, target: Target) -> Totals: ...
+
+    def parked_keys(self, target: Target) -> pa.Array:
+        """Canonical texts of the keys that have records parked and undecided (string array)."""
+        ...
+
+    def quarantined(
+        self, target: Target, *, state: str = "", key: str = "", code: str = "", ids: Sequence[str] = (), whole: bool = False, most: int
+    ) -> Sequence[Quarantined]:
+        """The first ``most`` records of the quarantine for which all that is given holds, oldest first, each partition's in the order of
+        its log; with their bytes where ``whole``."""
         ...
 
     def keep_run(
@@ -315,8 +296,62 @@ class Destination(Protocol):
         """Notes when the run's differences at these keys (as it recorded them) were repaired."""
         ...
 
+
+class Readable(Protocol):
+    """What others read, from any thread."""
+
+    def view(self, target: Target, schema: TableSchema) -> View:
+        """A read of the target as it is now, for another thread than the line's, which may call this. ``schema`` is the target's own.
+        Raises Unavailable as the others do."""
+        ...
+
     def query(self, sql: str, *, rows_max: int) -> pa.Table:
         """Runs a statement that can only read: no writes, no files, no settings. Raises ConfigError with the database's sentence."""
+        ...
+
+
+class Destination(Writer, State, Readable, Protocol):
+    """A warehouse. Every method may be called again after any failure; none leaves staging behind that matters.
+
+    Raises Unavailable when the warehouse does not answer (nothing was applied), CommitUnknown when the reply to COMMIT was lost, Fenced
+    when another writer took a partition, TableStopped when this table needs a person, ConfigError for what was asked wrongly.
+    """
+
+    capabilities: Capabilities
+
+    def fold(self, identifier: str) -> str:
+        """The identifier as the destination compares it: two that fold together would be one table or column."""
+        ...
+
+    def misfit(self, target: Target, schema: TableSchema) -> Misfit | None:
+        """Why ``target`` can never hold rows of ``schema`` (names, their number, the key's types), or None. Asks nobody: it is said before
+        the first event, and again by ``evolve``, which raises it."""
+        ...
+
+    def probe(self) -> str:
+        """A sentence on what would be written to. Changes nothing; raises what ``prepare`` would raise, as far as it can be told."""
+        ...
+
+    def lacking(self, targets: Sequence[Target]) -> Sequence[CdcError]:
+        """What keeps the service from writing to its own tables and to ``targets``, whether they are there yet or not: a sentence each,
+        with the statement to paste that heals it. Changes nothing."""
+        ...
+
+    def prepare(self) -> None:
+        """Creates or migrates the meta schema (contract: checkpoint, batch, quarantine, ...). Errors name the grant that is missing."""
+        ...
+
+    def begin_anew(
+        self, target: Target, log: LogId, starts: Mapping[int, int], state: TableState, *, forget: bool = True, retire: bool = False
+    ) -> TableState:
+        """The beginning of a resync, all of it or nothing: keeps ``state`` as ``save_state`` does, takes the partitions at ``starts``
+        (older writers are fenced), decides all parked records as superseded (their rows are read anew). ``forget`` drops all checkpoint
+        rows first; without it they stay, and say where each partition goes on.
+
+        ``retire`` also drops the target's table, the history of its schema and the versions of its deleted keys, so that ``evolve`` makes
+        it anew (after a change of key or type); a table that this service did not make (``schemas`` is empty) is left alone. A log of
+        changes (Mode.APPEND) is not dropped but renamed, to <name>_until_<generation>. Writer, ledger and quarantine stay.
+        """
         ...
 
     def release(self) -> None:

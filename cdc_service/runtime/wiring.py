@@ -39,7 +39,7 @@ from cdc_service.pipeline.poll_loop import PollLoop
 from cdc_service.pipeline.table_task import Part, TableTask
 from cdc_service.pipeline.watermarks import Watermarks, signal_id
 from cdc_service.ports.capture import Facts
-from cdc_service.ports.destination import Destination, RightsLacking
+from cdc_service.ports.destination import Destination, RightsLacking, Writer
 from cdc_service.ports.events import Decoder, EventModel
 from cdc_service.ports.feed import Assignment
 from cdc_service.ports.source import Finding, Identity, Source, SourceTable, without_columns
@@ -508,7 +508,7 @@ def _resolved(p: Parts, destination: Destination, connector: Mapping[str, str] |
     return configs, lambda: _decoder(p.source.events, connector or {}, configs, destination, logs, told, schemas)
 
 
-def _as_kept(config: TableConfig, destination: Destination) -> TableConfig:
+def _as_kept(config: TableConfig, destination: Writer) -> TableConfig:
     """The table as the destination knows it, where the source cannot say whether it has a key."""
     known = destination.schemas(config.target)
     return config.without_key() if known and not known[-1].key else config
@@ -536,7 +536,7 @@ def _decoder(
     model: EventModel,
     connector: Mapping[str, str],
     configs: Sequence[TableConfig],
-    destination: Destination,
+    destination: Writer,
     whole: Collection[str],
     told: Callable[[Collection[TableId]], Mapping[TableId, TableSchema]],
     schemas: Schemas | None,

@@ -38,7 +38,7 @@ from cdc_service.core.types import (
     Target,
 )
 from cdc_service.failpoints import failpoint
-from cdc_service.ports.destination import Capabilities, Quarantined, TableState, Totals, UnsentUnknown
+from cdc_service.ports.destination import Capabilities, Commit, Quarantined, TableState, Totals, UnsentUnknown
 
 CHANGE_COLUMNS = (
     *("_cdc_op", "_cdc_seq", "_cdc_before", "_cdc_unsent", "_cdc_source_ts"),
@@ -141,6 +141,7 @@ class MemoryDestination:
         infinity=frozenset(INFINITY),
         nul_in_text=True,
         reads_while_writing=True,
+        commit=Commit.TRANSACTION,
         gaps={"ranges": "the outermost numbers are the infinities"},
     )
 

@@ -24,7 +24,7 @@ from sqlalchemy.engine import make_url
 from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Unavailable
 from cdc_service.core.logical import Kind
 from cdc_service.core.rowtext import value_text
-from cdc_service.ports.destination import Capabilities
+from cdc_service.ports.destination import Capabilities, Commit
 from mergers.sql.connection import Mismatch
 from mergers.sql.destination import SqlDestination
 from mergers.sql.spelling import Spelling
@@ -59,6 +59,7 @@ CAPABILITIES = Capabilities(
     infinity=frozenset({Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ}),
     nul_in_text=False,
     reads_while_writing=True,
+    commit=Commit.TRANSACTION,
 )
 
 _READS = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)

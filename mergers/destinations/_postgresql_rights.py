@@ -9,7 +9,7 @@ from cdc_service.core.errors import CdcError
 from cdc_service.core.types import Target, spell
 from cdc_service.ports.destination import RightsLacking
 from mergers.sql import meta
-from mergers.sql.destination import ANOTHER_TARGET
+from mergers.sql.tables import ANOTHER_TARGET
 
 Fetch = Callable[[str, Sequence[object]], list[tuple[Any, ...]]]
 Quote = Callable[..., str]

@@ -20,7 +20,7 @@ from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.logical import Kind
 from cdc_service.core.types import Column, TableSchema
 from cdc_service.databases.postgresql import CANONICAL, INTERVAL_TEXT, SPELLING, input_text, unwrapped
-from mergers.sql.statements import MergeSql
+from mergers.sql.statements import TargetSql
 from mergers.sql.view import View
 
 BATCH_BYTES = 8 * 2**20
@@ -30,7 +30,7 @@ _AS_TEXT = (Kind.NUMERIC, Kind.UUID, Kind.JSON, Kind.DECIMAL)
 class PostgreSqlView(View):
     canonical = CANONICAL
 
-    def __init__(self, url: URL, statements: MergeSql, schema: TableSchema) -> None:
+    def __init__(self, url: URL, statements: TargetSql, schema: TableSchema) -> None:
         """``schema`` is the target's own, which says how each column is read."""
         self._columns = {c.name: c for c in schema.columns}
         try:

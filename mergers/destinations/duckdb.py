@@ -24,11 +24,13 @@ from cdc_service.core.canonical import Canonical
 from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Fenced, Unavailable
 from cdc_service.core.logical import Kind
 from cdc_service.core.types import Column, TableSchema, Target
-from cdc_service.ports.destination import Capabilities, Misfit, RightsLacking
+from cdc_service.ports.destination import Capabilities, Commit, Misfit, RightsLacking
 from mergers.sql.connection import Mismatch
-from mergers.sql.destination import ANOTHER_TARGET, SqlDestination
+from mergers.sql.destination import SqlDestination
 from mergers.sql.spelling import Spelling, Statement
-from mergers.sql.statements import STAGE, MergeSql
+from mergers.sql.staging import STAGE
+from mergers.sql.statements import TargetSql
+from mergers.sql.tables import ANOTHER_TARGET
 from mergers.sql.view import View
 
 SPELLING = Spelling(
@@ -98,6 +100,7 @@ CAPABILITIES = Capabilities(
     infinity=frozenset({Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ}),
     nul_in_text=True,
     reads_while_writing=False,
+    commit=Commit.TRANSACTION,
     gaps={
         "ranges": "an earlier moment stores, and no reading of it succeeds; instants keep a day's distance: time zones move them",
         "reads_while_writing": "one process at a time can open the file",
@@ -316,7 +319,7 @@ class DuckDbView(View):
     native = True
     canonical = CANONICAL
 
-    def __init__(self, statements: MergeSql, cursor: duckdb.DuckDBPyConnection, left: Callable[[], None]) -> None:
+    def __init__(self, statements: TargetSql, cursor: duckdb.DuckDBPyConnection, left: Callable[[], None]) -> None:
         self._cursor = cursor
         self._left = left
         try:

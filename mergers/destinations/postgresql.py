@@ -26,8 +26,8 @@ from sqlalchemy.engine import URL, make_url
 from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Unavailable
 from cdc_service.core.evolve import Change, CreateTable
 from cdc_service.core.logical import Kind, LogicalType
-from cdc_service.core.types import Mode, TableSchema, Target
-from cdc_service.ports.destination import Capabilities, Misfit
+from cdc_service.core.types import TableSchema, Target
+from cdc_service.ports.destination import Capabilities, Commit, Misfit
 from mergers.destinations._postgresql_binary import binary_blocks
 from mergers.destinations._postgresql_copy import csv_blocks
 from mergers.destinations._postgresql_errors import LOCK_TIMEOUT, translated
@@ -35,9 +35,10 @@ from mergers.destinations._postgresql_results import arrow_column
 from mergers.destinations._postgresql_rights import lacking, namespace_rights
 from mergers.destinations._postgresql_view import PostgreSqlView
 from mergers.sql.connection import Connection
-from mergers.sql.destination import ANOTHER_TARGET, SqlDestination
+from mergers.sql.destination import SqlDestination
 from mergers.sql.spelling import Spelling
-from mergers.sql.statements import MergeSql, metadata_columns
+from mergers.sql.statements import TargetSql
+from mergers.sql.tables import ANOTHER_TARGET
 
 NAME_BYTES = 63
 OWN_COLUMNS = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})
@@ -124,6 +125,7 @@ CAPABILITIES = Capabilities(
     infinity=frozenset({Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ}),
     nul_in_text=False,
     reads_while_writing=True,
+    commit=Commit.TRANSACTION,
     gaps={
         "ranges": "the first day is Julian day 0 (of instants the next: west of Greenwich a session fails on it), the last year 5874897",
         "nul_in_text": "no text type holds the character",
@@ -237,7 +239,7 @@ class PostgreSql(SqlDestination):
             if "json" in self.spelling.column_type(schema.column(name).type):
                 what = f"does not compare JSON, of which the key column {name} is"
                 return Misfit(f"{source}: PostgreSQL {what}", hint="give it another key at the source")
-        own = max(len(metadata_columns(target)), STAGED_BESIDE + len(schema.key))
+        own = max(len(self._sql(target).metadata), STAGED_BESIDE + len(schema.key))
         if len(schema.columns) + own > COLUMNS_MAX:
             what = f"has at most {COLUMNS_MAX} columns in a table; {len(schema.columns)} and {own} of this service's are more"
             return Misfit(
@@ -264,21 +266,21 @@ class PostgreSql(SqlDestination):
         if not c.fetch(f"SELECT 1 FROM pg_indexes WHERE schemaname = {_MARK} AND indexname = {_MARK}", [self._meta_schema, index]):
             c.execute(f"CREATE INDEX {_q(index)} ON {_q(self._meta_schema, 'deleted_keys')} (key_hash)")
 
-    def _ddl(self, c: Connection, s: MergeSql, target: Target, change: Change) -> Iterator[str]:
+    def _ddl(self, c: Connection, s: TargetSql, target: Target, change: Change) -> Iterator[str]:
         yield from super()._ddl(c, s, target, change)
-        if isinstance(change, CreateTable) and not _has_key(target, change.schema):
+        if isinstance(change, CreateTable) and not _has_key(s, change.schema):
             # A log of changes looks for what it holds already by position.
             there = f"SELECT 1 FROM pg_indexes WHERE schemaname = {_MARK} AND tablename = {_MARK} AND indexdef LIKE '%(_cdc_record)'"
             if not c.fetch(there, [target.namespace, target.name]):
                 yield f"CREATE INDEX ON {_q(target.namespace, target.name)} (_cdc_record)"
 
-    def _constraints(self, target: Target, schema: TableSchema) -> Sequence[str]:
-        return [f"PRIMARY KEY ({', '.join(map(_q, schema.key))})"] if _has_key(target, schema) else []
+    def _constraints(self, s: TargetSql, schema: TableSchema) -> Sequence[str]:
+        return [f"PRIMARY KEY ({', '.join(map(_q, schema.key))})"] if _has_key(s, schema) else []
 
     def drift(self, target: Target, schema: TableSchema) -> Sequence[str]:
         """Indexes that somebody added are no drift; a target without its key is."""
         found = list(super().drift(target, schema))
-        if not _has_key(target, schema) or found == [f"the table {target} is gone"]:
+        if not _has_key(self._sql(target), schema) or found == [f"the table {target} is gone"]:
             return found
         sql = f"""SELECT array_agg(CAST(a.attname AS TEXT)) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 JOIN pg_index AS i ON i.indrelid = c.oid JOIN pg_attribute AS a ON a.attrelid = c.oid
@@ -306,8 +308,8 @@ HAVING COUNT(*) = i.indnkeyatts"""
             return _query(raw, sql, rows_max)
 
 
-def _has_key(target: Target, schema: TableSchema) -> bool:
-    return bool(schema.key) and target.mode in (Mode.UPSERT, Mode.SOFT_DELETE)
+def _has_key(s: TargetSql, schema: TableSchema) -> bool:
+    return bool(schema.key) and s.by_key
 
 
 def _q(*path: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mergers.sql import meta
 from mergers.sql.connection import Connection
-from mergers.sql.statements import MergeSql
+from mergers.sql.statements import TargetSql
 
 ROWS_AT_ONCE = 200
 
@@ -16,7 +16,7 @@ Row = Mapping[str, object]
 """By the columns of its meta table; those that are not named are NULL."""
 
 
-def keep(c: Connection, s: MergeSql, run: Row, differences: Sequence[Row], buckets: Sequence[Row]) -> None:
+def keep(c: Connection, s: TargetSql, run: Row, differences: Sequence[Row], buckets: Sequence[Row]) -> None:
     """Inside of a transaction."""
     for table, rows in (
         (meta.RECONCILE_RUN, [run]),
@@ -29,16 +29,16 @@ def keep(c: Connection, s: MergeSql, run: Row, differences: Sequence[Row], bucke
             c.execute(s.insert(table, len(some)), [v for row in some for v in (*s.scope, *(row.get(n) for n in names))])
 
 
-def runs(c: Connection, s: MergeSql, most: int) -> Sequence[Mapping[str, Any]]:
+def runs(c: Connection, s: TargetSql, most: int) -> Sequence[Mapping[str, Any]]:
     """The last ones first."""
     return _rows(c, s, meta.RECONCILE_RUN, "", f" ORDER BY {s.spelling.quote('at')} DESC LIMIT {most:d}")
 
 
-def differences(c: Connection, s: MergeSql, run_id: str) -> Sequence[Mapping[str, Any]]:
+def differences(c: Connection, s: TargetSql, run_id: str) -> Sequence[Mapping[str, Any]]:
     return _rows(c, s, meta.RECONCILE_DIFFERENCE, f" AND run_id = {s.spelling.placeholder}", "", run_id)
 
 
-def mark_repaired(c: Connection, s: MergeSql, run_id: str, keys: Sequence[str], at: datetime) -> None:
+def mark_repaired(c: Connection, s: TargetSql, run_id: str, keys: Sequence[str], at: datetime) -> None:
     """Inside of a transaction."""
     p, q = s.spelling.placeholder, s.spelling.quote
     for first in range(0, len(keys), ROWS_AT_ONCE):
@@ -48,7 +48,7 @@ WHERE {s.in_scope()} AND run_id = {p} AND {q("key")} IN ({", ".join([p] * len(so
         c.execute(sql, [at, *s.scope, run_id, *some])
 
 
-def _rows(c: Connection, s: MergeSql, table: meta.MetaTable, also: str, tail: str, *params: object) -> Sequence[Mapping[str, Any]]:
+def _rows(c: Connection, s: TargetSql, table: meta.MetaTable, also: str, tail: str, *params: object) -> Sequence[Mapping[str, Any]]:
     names = [name for name, _ in table.columns]
     sql = f"SELECT {', '.join(map(s.spelling.quote, names))} FROM {s.meta(table)} WHERE {s.in_scope()}{also}{tail}"
     return [dict(zip(names, row, strict=True)) for row in c.fetch(sql, [*s.scope, *params])]

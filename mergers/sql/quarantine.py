@@ -17,7 +17,7 @@ from mergers.sql import meta
 from mergers.sql.connection import Connection
 from mergers.sql.ledger import key_hash
 from mergers.sql.spelling import Statement
-from mergers.sql.statements import MergeSql
+from mergers.sql.statements import TargetSql
 
 IDS_AT_ONCE = 200
 _LISTED = ("id", "batch_id", "topic_id", "partition", "offset", "key_text", "stage", "code", "message", "state")
@@ -25,7 +25,7 @@ _BYTES = ("key", "value", "headers")
 
 
 def read(
-    c: Connection, s: MergeSql, *, state: str, key: str, code: str, ids: Sequence[str], whole: bool, most: int
+    c: Connection, s: TargetSql, *, state: str, key: str, code: str, ids: Sequence[str], whole: bool, most: int
 ) -> Iterator[Quarantined]:
     """As ports.destination.Destination.quarantined says."""
     q, p, time = s.spelling.quote, s.spelling.placeholder, s.spelling.us_of_time
@@ -52,7 +52,7 @@ def _bytes(cells: Sequence[Any]) -> tuple[bytes | None, bytes | None, Headers] |
     return None if key is None else bytes(key), None if value is None else bytes(value), read
 
 
-def decide(c: Connection, s: MergeSql, decision: Decision) -> None:
+def decide(c: Connection, s: TargetSql, decision: Decision) -> None:
     """Marks the records. Raises Fenced where one of them is no longer parked."""
     p, parked = s.spelling.placeholder, "state = 'parked'"
     sets = f"state = {p}, decided_by = {p}, decided_at = now(), reason = {p}"
@@ -68,7 +68,7 @@ def decide(c: Connection, s: MergeSql, decision: Decision) -> None:
         _update(c, s, f"stage = {p}, code = {p}, message = {p}", list(reason), again, parked)
 
 
-def _update(c: Connection, s: MergeSql, sets: str, values: Sequence[object], ids: Sequence[str], condition: str) -> int:
+def _update(c: Connection, s: TargetSql, sets: str, values: Sequence[object], ids: Sequence[str], condition: str) -> int:
     p, hit = s.spelling.placeholder, 0
     for first in range(0, len(ids), IDS_AT_ONCE):
         some = ids[first : first + IDS_AT_ONCE]
@@ -77,7 +77,7 @@ def _update(c: Connection, s: MergeSql, sets: str, values: Sequence[object], ids
     return hit
 
 
-def settle_all(s: MergeSql, reason: str) -> Statement:
+def settle_all(s: TargetSql, reason: str) -> Statement:
     """Decides all that is parked: the table is read anew."""
     sets = f"state = 'superseded', decided_by = 'cdc', decided_at = now(), reason = {s.spelling.placeholder}"
     return Statement(f"UPDATE {s.meta(meta.QUARANTINE)} SET {sets} WHERE {s.in_scope()} AND state = 'parked'", [reason, *s.scope])

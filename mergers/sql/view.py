@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 
 from cdc_service.core.canonical import Canonical, digests
-from cdc_service.core.types import Column, LogId, Mode
+from cdc_service.core.types import Column, LogId
 from mergers.sql import meta
-from mergers.sql.statements import DELETED, MergeSql, metadata_columns
+from mergers.sql.statements import TargetSql
 
 TEXTS_AT_ONCE = 500
 
@@ -28,7 +28,7 @@ class View(abc.ABC):
     native = False
     canonical: Canonical
 
-    def __init__(self, statements: MergeSql) -> None:
+    def __init__(self, statements: TargetSql) -> None:
         self._s = statements
         self._checkpoints = self._read_checkpoints()  # First, so that the state is this moment's.
 
@@ -74,8 +74,7 @@ class View(abc.ABC):
         return {r["part"]: r["next_offset"] for r in self._checkpoints if (r["cluster_id"], r["topic"], r["topic_id"]) == own}
 
     def _live(self, *conditions: str | None) -> str:
-        deleted = f"NOT {self._s.spelling.quote(DELETED[0])}" if self._s.target.mode is Mode.SOFT_DELETE else None
-        said = [f"({c})" for c in (deleted, *conditions) if c]
+        said = [f"({c})" for c in (self._s.live("t"), *conditions) if c]
         return f"{self._s.place} AS t" + (f" WHERE {' AND '.join(said)}" if said else "")
 
     def count(self, where: str | None = None) -> int:
@@ -97,7 +96,7 @@ class View(abc.ABC):
         return self.read(digests(self._live(where) + tail, bucket, place, hash_))
 
     def fetch(self, key: Sequence[Column], columns: Sequence[str], keys: pa.Table) -> pa.Table:
-        q, kept = self._s.spelling.quote, {name for name, *_ in metadata_columns(self._s.target)}
+        q, kept = self._s.spelling.quote, {name for name, *_ in self._s.metadata}
         named = [f"{'CAST(NULL AS BIGINT)' if n.startswith('_cdc_') and n not in kept else self._form(n)} AS {q(n)}" for n in columns]
         batches = list(self.read(f"SELECT {', '.join(named)} FROM {self._live(self.matching(key, keys))}"))
         return pa.Table.from_batches(batches) if batches else pa.table({n: pa.nulls(0) for n in columns})

@@ -353,7 +353,8 @@ _PARSED: set[tuple[str, str]] = set()
 
 @contextlib.contextmanager
 def parsed_statements() -> Iterator[None]:
-    """Every statement that a SQL destination runs meanwhile is one that sqlglot can parse, as exactly one statement."""
+    """Every statement that a SQL destination runs meanwhile is one that sqlglot can parse, as exactly one statement. None needs what some
+    warehouses lack (INSERT ... ON CONFLICT, RETURNING, WITH before what writes), but for the upsert of rows where the spelling has one."""
     seen: set[tuple[str, str]] = set()
     spied: list[tuple[Any, str, str]] = [
         (DuckDbConnection, "fetch", "duckdb"),
@@ -377,6 +378,10 @@ def parsed_statements() -> Iterator[None]:
         assert statement is not None
         assert not isinstance(statement, exp.Command), f"sqlglot does not understand: {sql}"
         assert statement.sql(dialect=spelling)
+        if statement.find(exp.OnConflict, exp.Returning):
+            assert spelling == "postgres", sql
+            assert "_cdc" not in {table.db for table in statement.find_all(exp.Table)}, sql
+        assert not (isinstance(statement, (exp.Insert, exp.Update, exp.Delete)) and statement.find(exp.With)), sql
     _PARSED.update(seen)
 
 

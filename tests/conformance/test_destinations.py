@@ -933,6 +933,23 @@ def test_who_writes_a_state_must_have_seen_the_last_one(harness: Harness, feed: 
     other.close()
 
 
+def test_how_far_tables_are_is_written_for_all_but_those_that_another_process_changed(harness: Harness, feed: Feed) -> None:
+    d, other = feed.destination, harness.open()
+    targets = [replace(feed.target, source=TableId("public", f"t{n}"), name=f"t{n}") for n in range(5)]
+    kept = {target: d.save_state(target, TableState("streaming", error_code="code", complete_at=1)) for target in targets}
+    changed = other.save_state(targets[1], replace(kept[targets[1]], state="paused"))
+    moved = {t: replace(s, complete_through=n, complete_at=2**50 + n, identity_at=n + 7) for n, (t, s) in enumerate(kept.items())}
+    now = d.save_progress(moved)
+    assert now == {t: replace(s, version=2) for t, s in moved.items() if t != targets[1]}
+    assert {t: d.load_state(t) for t in targets} == {**now, targets[1]: changed}
+    again = {t: replace(s, complete_through=99) for t, s in {**now, targets[1]: changed}.items()}
+    assert d.save_progress(again) == {t: replace(s, version=3) for t, s in again.items()}
+    assert d.save_progress(now) == {}
+    assert {t: d.load_state(t).complete_through for t in targets} == dict.fromkeys(targets, 99)
+    assert d.save_progress({}) == {}
+    other.close()
+
+
 def test_a_writer_with_an_older_schema_is_fenced(harness: Harness, feed: Feed) -> None:
     """Its rows would lose what another writer's new column holds."""
     other = Feed(harness.open(), ITEMS, mode=feed.mode, partitions=(1,)).take()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +324,77 @@ def test_i13_a_merge_that_waits_for_a_taker_is_fenced_when_it_wakes(harness: Pos
     assert isinstance(merging.result(), Fenced)
     assert names(feed.destination) == {}
     other.close()
+
+
+@contextlib.contextmanager
+def another_session(harness: PostgreSqlHarness, *statements: str) -> Iterator[psycopg.Connection[Any]]:
+    """What another process has done and not committed yet."""
+    with psycopg.connect(harness.url) as session:
+        for statement in statements:
+            session.execute(statement.encode())
+        yield session
+
+
+@pytest.mark.parametrize("commits", [True, False])
+def test_i13_two_processes_make_the_first_row_of_a_writer(harness: PostgreSqlHarness, feed: Feed, commits: bool) -> None:
+    """The one that comes second is refused by the key of the table where the first one commits, and goes on with that row."""
+    schema = TableSchema(TableId("public", "new"), ITEMS.columns, ITEMS.key)
+    mine = Feed(feed.destination, schema, log=LogId("cluster", "new", "1"))
+    with another_session(harness, "INSERT INTO _cdc.writer VALUES ('shop', 'public.new', 'public.new', 6)") as session:
+        taking = Later(mine.take)
+        waits_for_a_lock(harness)
+        (session.commit if commits else session.rollback)()
+        assert taking.result() is mine
+    assert set(mine.epochs.values()) == {7 if commits else 1}
+    assert harness.admin("SELECT epoch FROM _cdc.writer WHERE source_table = 'public.new'") == [(7 if commits else 1,)]
+
+
+def test_a_writer_whose_row_somebody_removed_is_fenced_and_goes_on(harness: PostgreSqlHarness, feed: Feed) -> None:
+    for call in (feed.take, lambda: feed.apply(row(Op.CREATE, 1, 10, "a"))):
+        harness.admin("DELETE FROM _cdc.writer")
+        with pytest.raises(Fenced, match="removed"):
+            call()
+        call()
+    assert names(feed.destination) == {1: "a"}
+
+
+def test_two_processes_make_the_first_state_of_a_table(harness: PostgreSqlHarness, feed: Feed) -> None:
+    """Both have seen none: the second one waits for the first one's transaction, and is then told that it was late."""
+    other = harness.open()
+    inside, go_on = threading.Event(), threading.Event()
+    connection = feed.destination.connection()
+    real = connection.commit
+
+    def commit() -> None:
+        inside.set()
+        assert go_on.wait(WAIT)
+        real()
+
+    connection.commit = commit
+    first = Later(lambda: feed.destination.save_state(feed.target, TableState("snapshotting")))
+    assert inside.wait(WAIT), "the first one never came to its commit"
+    second = Later(lambda: other.save_state(feed.target, TableState("paused")))
+    waits_for_a_lock(harness)
+    go_on.set()
+    assert first.result() == TableState("snapshotting", version=1)
+    assert isinstance(second.result(), Fenced)
+    assert other.load_state(feed.target) == TableState("snapshotting", version=1)
+    other.close()
+
+
+def test_a_state_that_changes_while_progress_waits_for_it_is_left_out(harness: PostgreSqlHarness, feed: Feed) -> None:
+    """The others are written all the same."""
+    d = feed.destination
+    targets = [replace(feed.target, name=f"t{n}") for n in range(3)]
+    moved = {t: replace(d.save_state(t, TableState("streaming")), complete_through=5, complete_at=6) for t in targets}
+    paused = "UPDATE _cdc.table_state SET state = 'paused', version = 2 WHERE target_table = 'public.t1'"
+    with another_session(harness, paused) as session:
+        saving = Later(lambda: d.save_progress(moved))
+        waits_for_a_lock(harness)
+        session.commit()
+        assert saving.result() == {t: replace(moved[t], version=2) for t in (targets[0], targets[2])}
+    assert d.load_state(targets[1]) == TableState("paused", version=2)
+    assert [d.load_state(t).complete_through for t in targets] == [5, None, 5]
 
 
 FROZEN = """

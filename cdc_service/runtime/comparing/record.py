@@ -14,7 +14,7 @@ from typing import Any
 
 from cdc_service.core.errors import CdcError
 from cdc_service.core.types import Target
-from cdc_service.ports.destination import Destination
+from cdc_service.ports.destination import State
 from reconcile.report.document import Buckets, Difference, Event, Kind, Status, TableReport
 
 HISTORY_RUNS = 10
@@ -22,7 +22,7 @@ RUNS_LOOKED_AT = 1_000
 COUNTED = ("missing", "extra", "different", "representation", "late", "in_flight")
 
 
-def keep(destination: Destination, target: Target, run_id: str, report: TableReport) -> TableReport:
+def keep(destination: State, target: Target, run_id: str, report: TableReport) -> TableReport:
     """Records the report in the warehouse, and gives it the table's last runs."""
     row = {
         "run_id": run_id, "at": datetime.fromtimestamp(report.started_us / 1e6, UTC), "status": str(report.status), "reason": report.reason,
@@ -60,7 +60,7 @@ def keep(destination: Destination, target: Target, run_id: str, report: TableRep
     return replace(report, history=history)
 
 
-def recorded(destination: Destination, source: str, target: Target, run_id: str) -> TableReport | None:
+def recorded(destination: State, source: str, target: Target, run_id: str) -> TableReport | None:
     """The report that a run recorded of the table, if it came to its end there; with what the warehouse keeps of it."""
     row = next((r for r in destination.runs(target, RUNS_LOOKED_AT) if r["run_id"] == run_id), None)
     if row is None or row["status"] in (Status.PARTIAL, Status.ERROR):

@@ -10,17 +10,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
+
 from cdc_service.core.errors import Fenced
+from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Target
 from cdc_service.ports.destination import TableState
 from mergers.sql import meta
-from mergers.sql.connection import Connection
+from mergers.sql.connection import Connection, run
 from mergers.sql.meta import SCOPE
 from mergers.sql.spelling import Spelling
-from mergers.sql.statements import MergeSql
+from mergers.sql.statements import TargetSql
+
+MOVED = "_cdc_moved"
+"""The staged table of what ``advance`` writes."""
 
 
-def load(c: Connection, s: MergeSql) -> TableState:
+def load(c: Connection, s: TargetSql) -> TableState:
     rows = c.fetch(f"{_select(s.spelling, s.meta(meta.TABLE_STATE))} WHERE {s.in_scope()}", s.scope)
     return _state(rows[0][2:]) if rows else TableState()
 
@@ -31,7 +37,7 @@ def of_pipeline(c: Connection, spelling: Spelling, meta_schema: str, pipeline: s
     return {(row[0], row[1]): _state(row[2:]) for row in c.fetch(sql, [pipeline])}
 
 
-def store(c: Connection, s: MergeSql, state: TableState) -> TableState:
+def store(c: Connection, s: TargetSql, state: TableState) -> TableState:
     """The state with its new version. Raises Fenced where it is not the one that was read. Inside of a transaction."""
     p, table, kept = s.spelling.placeholder, s.meta(meta.TABLE_STATE), replace(state, version=state.version + 1)
     offsets = None if kept.opened_at is None else json.dumps({str(n): offset for n, offset in kept.opened_at.items()})
@@ -49,8 +55,7 @@ def store(c: Connection, s: MergeSql, state: TableState) -> TableState:
         ),
     ]
     if state.version == 0:
-        sql = f"{s.insert(meta.TABLE_STATE, 1, now='updated_at')} ON CONFLICT ({', '.join(map(s.spelling.quote, SCOPE))}) DO NOTHING"
-        written = c.execute(sql, [*s.scope, *values])
+        written = run(c, s.insert_once(meta.TABLE_STATE, values, now="updated_at"))
     else:
         sets = ", ".join(f"{name} = {p}" for name, _ in meta.TABLE_STATE.columns[:-1])
         sql = f"UPDATE {table} SET {sets}, updated_at = now() WHERE {s.in_scope()} AND version = {p}"
@@ -60,25 +65,29 @@ def store(c: Connection, s: MergeSql, state: TableState) -> TableState:
     return kept
 
 
-def advance(
-    c: Connection, spelling: Spelling, meta_schema: str, pipeline: str, moved: Mapping[Target, TableState]
-) -> dict[Target, TableState]:
-    """Writes how far tables are complete, in one statement (a thousand of them, each by itself, took over a second of a core); their states
-    with the new versions, without those that are not the ones that were read. Inside of a transaction."""
-    names = {
-        "source_table": "VARCHAR",
-        "target_table": "VARCHAR",
-        **dict.fromkeys(("through", "at_us", "identity_at", "version"), "BIGINT"),
-    }
-    rows = ", ".join(f"UNNEST(CAST({spelling.placeholder} AS {type_}[])) AS {name}" for name, type_ in names.items())
-    sql = f"""UPDATE {spelling.quote(meta_schema, meta.TABLE_STATE.name)} AS t SET complete_through = m.through, complete_at_us = m.at_us,
-    identity_at = m.identity_at, version = m.version + 1, updated_at = now()
-FROM (SELECT {rows}) AS m
-WHERE t.pipeline = {spelling.placeholder} AND t.source_table = m.source_table AND t.target_table = m.target_table AND t.version = m.version
-RETURNING t.source_table, t.target_table"""
-    told = [(str(t.source), str(t), s.complete_through, s.complete_at, s.identity_at, s.version) for t, s in moved.items()]
-    written = set(c.fetch(sql, [*map(list, zip(*told, strict=True)), pipeline]))
-    return {t: replace(s, version=s.version + 1) for t, s in moved.items() if (str(t.source), str(t)) in written}
+class Overtaken(Exception):
+    """Some of the states are no longer the ones that were read."""
+
+
+def staged(moved: Mapping[Target, TableState], spelling: Spelling) -> tuple[pa.Table, Sequence[str]]:
+    """What MOVED holds, and the types of its columns."""
+    text, long = LogicalType(Kind.STRING), LogicalType(Kind.INT64)
+    types = {"source_table": text, "target_table": text, **dict.fromkeys(("through", "at_us", "identity_at", "version"), long)}
+    rows = ((str(t.source), str(t), s.complete_through, s.complete_at, s.identity_at, s.version) for t, s in moved.items())
+    columns = [pa.array(values, type_.arrow) for values, type_ in zip(zip(*rows, strict=True), types.values(), strict=True)]
+    return pa.table(columns, names=list(types)), [spelling.column_type(type_) for type_ in types.values()]
+
+
+def advance(c: Connection, spelling: Spelling, meta_schema: str, pipeline: str, tables: int) -> None:
+    """Writes how far the tables in MOVED are complete, in one statement: a thousand of them, each by itself, took over a second of a core.
+    Raises Overtaken where it did not hit all of the ``tables``: which ones it hit, no database tells. Inside of a transaction."""
+    place, stage = spelling.quote(meta_schema, meta.TABLE_STATE.name), spelling.quote(spelling.temporary, MOVED)
+    sql = f"""UPDATE {place} AS t SET complete_through = m.through, complete_at_us = m.at_us, identity_at = m.identity_at,
+  version = m.version + 1, updated_at = now() FROM {stage} AS m
+WHERE t.source_table = m.source_table AND t.target_table = m.target_table AND t.version = m.version
+  AND t.pipeline = {spelling.placeholder}"""
+    if c.execute(sql, [pipeline]) != tables:
+        raise Overtaken
 
 
 def _select(spelling: Spelling, place: str) -> str:
