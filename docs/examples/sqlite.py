@@ -52,7 +52,6 @@ SPELLING = Spelling(
 
 _DAY_US, _FIRST_DAY, _LAST_DAY = 86_400_000_000, -719_162, 2_932_896
 _INSTANTS = (_FIRST_DAY * _DAY_US, (_LAST_DAY + 1) * _DAY_US - 1)
-
 CAPABILITIES = Capabilities(
     gaps={"ranges": "texts of years outside of 1 to 9999 do not sort", "nul_in_text": "stored, but SQLite's functions end a text there"},
     ranges={Kind.DATE: (_FIRST_DAY, _LAST_DAY), Kind.TIME: (0, _DAY_US), Kind.TIMESTAMP: _INSTANTS, Kind.TIMESTAMPTZ: _INSTANTS},
