@@ -1,7 +1,8 @@
-"""The source side's seam: what a source tells about its database, and what it does there.
+"""The contract of a source: what it says of its tables (``Catalog``), how their rows are read (``RowReader``), and how its log comes to
+Kafka (``Capture``). Who needs one of the three names that one.
 
-One file per source, ``connectors/sources/<name>.py``, found by the URL's scheme and imported only when it is used; it defines
-``open_source(url) -> Source``. Nothing else in the service knows which database it reads from.
+A source is a folder in connectors/sources, or a part of another package (core.plugins), found by the scheme of its URL and imported only
+when it is used. Nothing else in the service knows which database it reads from.
 """
 
 from __future__ import annotations
@@ -233,14 +234,10 @@ class ConnectorRequest:
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-class Source(Protocol):
-    """One source database. Every call opens what it needs and leaves no transaction behind; each raises ``Unavailable`` when the server
-    cannot be reached, ``ConfigError`` when it refuses who we are. Nothing here is called once per row or per batch."""
+class Catalog(Protocol):
+    """What the source says of its tables and of its log. Nothing here is called once per row or per batch."""
 
     name: str
-    connector_class: str
-    events: EventModel
-    failures: Failures
 
     def tables(self, only: TableId | None = None) -> tuple[SourceTable, ...]:
         """Every table outside the system's schemas (or ``only`` this one), partitions included, ordered by id; whether it can be replicated
@@ -264,14 +261,65 @@ class Source(Protocol):
         Asks nobody."""
         ...
 
+    def refusal(self, table: SourceTable) -> Finding | None:
+        """Why ``table`` cannot be replicated exactly, or None. A refused table must never be added to what the source publishes: the
+        source's own updates could fail."""
+        ...
+
+    def fill_of_added_column(self, table: TableId, column: str) -> Fill:
+        """What rows older than ``column`` got when it was added, where the catalog tells it exactly."""
+        ...
+
+    def position(self) -> int:
+        """The end of the log now, as an integer that compares with the positions of events. All that committed before the call lies
+        at or before it."""
+        ...
+
+    def parse_position(self, text: str) -> int:
+        """The source's own spelling (PostgreSQL: ``16/B374D848``), or a decimal number. Raises ConfigError on anything else."""
+        ...
+
+    def format_position(self, position: int) -> str: ...
+
+
+class RowReader(Protocol):
+    """The source's rows as they are now, read beside the stream: by comparisons, and where an event does not tell a value."""
+
+    def scan(self, table: TableId) -> Scan:
+        """Opens a snapshot of the table as it is now."""
+        ...
+
+    def settled(self, table: TableId) -> int:
+        """A position; a scan opened after the call shows every change of the table up to it that was ever committed. Raises Unavailable
+        (source_busy) while a transaction with uncommitted changes of the table stays open."""
+        ...
+
+    def reread(self, table: TableId, keys: pa.Table, columns: Sequence[str]) -> Reread:
+        """Reads ``columns`` of the rows with these keys (columns named as the key's); one that the source has dropped is NULL, as its
+        readers will see it. Meant for few rows: at most 10,000 keys a call.
+        Raises Unavailable (source_busy) while a transaction with uncommitted changes of the table stays open."""
+        ...
+
+    def misread(self, table: TableId, key: Sequence[str], rows: pa.Table) -> pa.Int8Array | None:
+        """Compares ``rows``, which the connector's snapshot brought, with what the source holds now, in those columns whose values such a
+        snapshot may change: for each row a core.order.Seen. None for a table without such columns."""
+        ...
+
+
+class Capture(Protocol):
+    """How the source's log comes to Kafka: what its connector needs, how it is configured, where it stands and what its failures mean."""
+
+    connector_class: str
+    events: EventModel
+    failures: Failures
+
     def check(self, tables: Sequence[SourceTable], names: Names) -> list[Finding]:
         """Pre-flight facts about the server, the role and ``tables``, each failure with its cure. Changes nothing; reads tables of up to a
         million rows where only their values tell."""
         ...
 
-    def refusal(self, table: SourceTable) -> Finding | None:
-        """Why ``table`` cannot be replicated exactly, or None. A refused table must never be added to what the source publishes: the
-        source's own updates could fail."""
+    def obstacles(self) -> list[Finding]:
+        """What at the source ends the connector at its start, whichever tables it captures; each with its cure."""
         ...
 
     def avoid(self, table: SourceTable, column: str) -> str:
@@ -281,10 +329,6 @@ class Source(Protocol):
 
     def snapshot_refusal(self, table: TableId) -> Finding | None:
         """Why the connector may not be asked for an incremental snapshot of ``table``, or None; its initial snapshot may hold it still."""
-        ...
-
-    def obstacles(self) -> list[Finding]:
-        """What at the source ends the connector at its start, whichever tables it captures; each with its cure."""
         ...
 
     def preparation(self, tables: Sequence[SourceTable], names: Names) -> Preparation:
@@ -315,41 +359,6 @@ class Source(Protocol):
 
     def awaited(self, names: Names) -> Unavailable | None:
         """What the making of the pipeline's hold waits for, where it is not made yet: an open transaction, with what ends it."""
-        ...
-
-    def position(self) -> int:
-        """The end of the log now, as an integer that compares with the positions of events. All that committed before the call lies
-        at or before it."""
-        ...
-
-    def parse_position(self, text: str) -> int:
-        """The source's own spelling (PostgreSQL: ``16/B374D848``), or a decimal number. Raises ConfigError on anything else."""
-        ...
-
-    def format_position(self, position: int) -> str: ...
-
-    def fill_of_added_column(self, table: TableId, column: str) -> Fill:
-        """What rows older than ``column`` got when it was added, where the catalog tells it exactly."""
-        ...
-
-    def reread(self, table: TableId, keys: pa.Table, columns: Sequence[str]) -> Reread:
-        """Reads ``columns`` of the rows with these keys (columns named as the key's); one that the source has dropped is NULL, as its
-        readers will see it. Meant for few rows: at most 10,000 keys a call.
-        Raises Unavailable (source_busy) while a transaction with uncommitted changes of the table stays open."""
-        ...
-
-    def misread(self, table: TableId, key: Sequence[str], rows: pa.Table) -> pa.Int8Array | None:
-        """Compares ``rows``, which the connector's snapshot brought, with what the source holds now, in those columns whose values such a
-        snapshot may change: for each row a core.order.Seen. None for a table without such columns."""
-        ...
-
-    def scan(self, table: TableId) -> Scan:
-        """Opens a snapshot of the table as it is now."""
-        ...
-
-    def settled(self, table: TableId) -> int:
-        """A position; a scan opened after the call shows every change of the table up to it that was ever committed. Raises Unavailable
-        (source_busy) while a transaction with uncommitted changes of the table stays open."""
         ...
 
     def connector_config(self, request: ConnectorRequest) -> dict[str, str]:
@@ -383,5 +392,12 @@ class Source(Protocol):
         """Those of a stopped connector's offsets that have to be set back, as they have to be, so that it loses nothing when it goes on:
         a connector that was stopped among the rows of one log record would skip the rest of them. Events that come again do no harm."""
         ...
+
+
+class Source(Catalog, RowReader, Capture, Protocol):
+    """One source database, which has all three: one object, because they share its connections and what was read of its catalog.
+
+    Every call opens what it needs and leaves no transaction behind; each raises ``Unavailable`` when the server cannot be reached,
+    ``ConfigError`` when it refuses who we are."""
 
     def close(self) -> None: ...

@@ -13,7 +13,7 @@ from cdc_service.config.problems import Problem
 from cdc_service.config.resolve import TableConfig, excluded_keys, excluded_unknown
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, TableId, TableSchema, Target
-from cdc_service.ports.source import Finding, Source, SourceTable
+from cdc_service.ports.source import Capture, Finding, SourceTable
 
 
 class Misfit(Protocol):
@@ -45,7 +45,7 @@ def excluded(config: Config, tables: Sequence[TableConfig], catalog: Sequence[So
     return [*excluded_keys(config, tables, keys), *excluded_unknown(config, tables, columns)]
 
 
-def of_destination(tables: Sequence[SourceTable], targets: Mapping[TableId, Target], source: Source, fits: Fits) -> Iterator[Finding]:
+def of_destination(tables: Sequence[SourceTable], targets: Mapping[TableId, Target], source: Capture, fits: Fits) -> Iterator[Finding]:
     """Tables that their targets can never hold."""
     for table in tables:
         # Names that differ by case only are the source's refusal already, and so is a key that is generated.

@@ -21,6 +21,7 @@ from cdc_service.core.types import TableId
 from cdc_service.ports.capture import ConnectorStatus
 from cdc_service.ports.source import (
     MESSAGE_BYTES_MAX,
+    Capture,
     ConnectorRequest,
     Finding,
     Offsets,
@@ -312,7 +313,7 @@ def plan_registration(
     )
 
 
-def _skip(names: Names, status: ConnectorStatus | None, offsets: Offsets, source: Source) -> str:
+def _skip(names: Names, status: ConnectorStatus | None, offsets: Offsets, source: Capture) -> str:
     """Why the connector can only go on at the end of the log; empty where it can read on. A new one has no slot yet."""
     streams = _streams(offsets, source)
     if (gap := source.gap(names)) is not None and (streams or source.hold(names) is not None):
@@ -320,7 +321,7 @@ def _skip(names: Names, status: ConnectorStatus | None, offsets: Offsets, source
     return next((f.message for f in (status.failures if status else ()) if f.skips), "") if streams else ""
 
 
-def _streams(offsets: Offsets, source: Source) -> bool:
+def _streams(offsets: Offsets, source: Capture) -> bool:
     """Whether a connector is beyond its initial snapshot. What runs may have stored less than that yet, what was stopped has stored all."""
     return bool(offsets) and not source.progress(offsets).snapshot
 
@@ -418,14 +419,14 @@ def request_snapshots(
     return asked
 
 
-def _ask_snapshots(config: Mapping[str, str], ids: Mapping[TableId, str], source: Source, kafka: KafkaAdmin) -> None:
+def _ask_snapshots(config: Mapping[str, str], ids: Mapping[TableId, str], source: Capture, kafka: KafkaAdmin) -> None:
     for signal_id in dict.fromkeys(ids.values()):
         record = source.ask_snapshot(config, [t for t, id_ in ids.items() if id_ == signal_id], signal_id)
         if record is not None:
             kafka.send(record.topic, [(record.key, record.value)])
 
 
-def plan_removal(config: Config, source: Source, connect: KafkaConnect) -> tuple[Step, ...]:
+def plan_removal(config: Config, source: Capture, connect: KafkaConnect) -> tuple[Step, ...]:
     """What ``unregister`` would take away: connector, its offsets, and what the source holds for it. Topics and targets stay."""
     names = config.names
     steps = []
@@ -434,7 +435,7 @@ def plan_removal(config: Config, source: Source, connect: KafkaConnect) -> tuple
     return (*steps, *_source_steps(source.release(names)))
 
 
-def unregister(config: Config, source: Source, connect: KafkaConnect, say: Callable[[str], None] = lambda _: None) -> None:
+def unregister(config: Config, source: Capture, connect: KafkaConnect, say: Callable[[str], None] = lambda _: None) -> None:
     """Deletes the connector with its offsets, then slot and publication; whatever is gone already is no error.
 
     Offsets go too: a connector made again under this name would otherwise go on behind a slot that is no more, and skip what lies between.
@@ -493,7 +494,7 @@ def _settle_new(plan: RegistrationPlan, source: Source, connect: KafkaConnect, k
     return True
 
 
-def _await_start(names: Names, source: Source, connect: KafkaConnect, *, initial: bool, seconds: float) -> ConnectorStatus:
+def _await_start(names: Names, source: Capture, connect: KafkaConnect, *, initial: bool, seconds: float) -> ConnectorStatus:
     """Waits until the connector reads the source, and has for ``seconds``. Connect says RUNNING before a task has tried anything, so the
     source is asked too: in an initial snapshot the slot is there, behind it somebody reads it."""
     deadline = time.monotonic() + CONNECTOR_START_SECONDS
@@ -520,7 +521,7 @@ def _await_start(names: Names, source: Source, connect: KafkaConnect, *, initial
         time.sleep(0.1)
 
 
-def _await_initial_snapshot(name: str, source: Source, connect: KafkaConnect) -> None:
+def _await_initial_snapshot(name: str, source: Capture, connect: KafkaConnect) -> None:
     """A connector that is stopped in its initial snapshot begins it anew, and rows deleted in between stay behind as ghosts."""
     deadline = time.monotonic() + SNAPSHOT_PATIENCE_SECONDS
     while source.progress(connect.offsets(name)).snapshot:

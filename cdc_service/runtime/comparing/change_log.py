@@ -23,7 +23,7 @@ from cdc_service.kafka.admin import Admin
 from cdc_service.kafka.reader import TopicReader
 from cdc_service.pipeline.prepare import Prepare
 from cdc_service.ports.reader import Scan
-from cdc_service.ports.source import Source
+from cdc_service.ports.source import Capture, RowReader, Source
 from connectors.debezium.connect import KafkaConnect
 from reconcile.protocol import LogEvent
 
@@ -41,7 +41,7 @@ class Sources:
     """reconcile.protocol.Source; whole tables are read at ``reads`` (a replica, or ``primary`` itself)."""
 
     primary: Source
-    reads: Source
+    reads: RowReader
 
     def scan(self, table: TableId) -> Scan:
         return self.reads.scan(table)
@@ -68,7 +68,7 @@ class TopicLog:
     """reconcile.protocol.Log over Kafka and Connect."""
 
     def __init__(
-        self, id_: LogId, schema: TableSchema, source: Source, connect: KafkaConnect, names: Names, kafka: Admin, reader: TopicReader,
+        self, id_: LogId, schema: TableSchema, source: Capture, connect: KafkaConnect, names: Names, kafka: Admin, reader: TopicReader,
         prepare: Prepare, placeholder: str,
     ) -> None:  # fmt: skip
         self.id = id_
