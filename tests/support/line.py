@@ -232,10 +232,16 @@ class Line:
         return None if answer is None else pa.ipc.open_stream(answer[1]).read_all()
 
     def act(self, action: str, table: str, **body: object) -> dict[str, Any]:
-        """pause, resume, resync or adopt through the API."""
-        answer = self.request("POST", f"/tables/{quote(table, safe='')}/{action}", body)
-        assert answer is not None, f"{action} {table}: no answer\n{self.report()}"
-        found: dict[str, Any] = json.loads(answer[1])
+        """pause, resume, resync or adopt through the API. A service that is opening all anew (its connector was registered anew, say) takes
+        no orders for a moment."""
+        found: dict[str, Any] = {}
+
+        def answered() -> bool:
+            answer = self.request("POST", f"/tables/{quote(table, safe='')}/{action}", body)
+            found.update(json.loads(answer[1]) if answer is not None else {})
+            return answer is not None
+
+        self.await_that(f"{action} {table} is answered", answered, START_SECONDS)
         return found
 
     def differences(self, table: str) -> list[str]:
