@@ -20,6 +20,7 @@ import pytest
 
 from cdc_service.failpoints import NAMES
 from connectors.debezium.connect import KafkaConnect
+from connectors.sources.postgresql.failures import PostgresFailures
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase
 from tests.support import hostile
@@ -157,7 +158,7 @@ def test_a_connector_that_begins_anew_after_it_streamed_leaves_nothing_out_of_da
         pipeline.execute("INSERT INTO a VALUES (21, 'gone'), (22, 'stale')")
         pipeline.execute("DELETE FROM a WHERE id = 1; UPDATE a SET v = 'stale' WHERE id = 2")
         eventually("the changes behind it", lambda: written() >= 25, 60)
-        connect = KafkaConnect(stack.connect_url)
+        connect = KafkaConnect(stack.connect_url, PostgresFailures())
         try:
             connect.stop(name)
             pipeline.execute("DELETE FROM a WHERE id = 21; INSERT INTO a VALUES (1, 'back'); UPDATE a SET v = 'new' WHERE id IN (2, 22)")

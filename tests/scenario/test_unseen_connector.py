@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from connectors.debezium.connect import KafkaConnect
+from connectors.sources.postgresql.failures import PostgresFailures
 from deploy.local.stack import Stack
 from tests.support.line import EACH, Line, database, line
 
@@ -37,7 +38,7 @@ def pipeline(stack: Stack, tmp_path_factory: pytest.TempPathFactory, request: py
 
 @pytest.fixture
 def connect(pipeline: Line) -> Iterator[KafkaConnect]:
-    made = KafkaConnect(pipeline.stack.connect_url)
+    made = KafkaConnect(pipeline.stack.connect_url, PostgresFailures())
     yield made
     made.close()
 

@@ -177,7 +177,8 @@ class Line:
         self.kill()
         with patch.dict(os.environ, {"CDC_PASSWORD": self.stack.password("cdc")}):
             config = load(self.cdc.config)
-        connect, opened = KafkaConnect(self.stack.connect_url), open_source(config.source.url.reveal())
+        opened = open_source(config.source.url.reveal())
+        connect = KafkaConnect(self.stack.connect_url, opened.failures)
         try:
             with contextlib.suppress(CdcError):  # What a role may not drop goes with the database.
                 unregister(config, opened, connect)
