@@ -22,7 +22,7 @@ test: install ## All tests, those on the real stack included, in two processes (
 	.venv/bin/python -m pytest -n 2 $(ARGS)
 
 unit: install ## The tests that need no server (ARGS="-k word" chooses)
-	.venv/bin/python -m pytest -n 4 tests/unit $(ARGS)  # More than cores: much of them is waiting.
+	.venv/bin/python -m pytest -n 3 tests/unit $(ARGS)  # More than cores: much of them is waiting.
 
 lint: install ## ruff, mypy --strict and the import rules
 	.venv/bin/ruff format --check --quiet
