@@ -175,11 +175,13 @@ class EnvelopeDecoder:
 
     def _key_of_topic(self, name: str, topic: _Topic, value: ValueFields, keys: Recognised[tuple[KeyField, ...]]) -> tuple[KeyField, ...]:
         """The key of a record without one (a truncate, or a table that has none)."""
+        # The last key that was seen may be called otherwise since: a later one may stand in the same records.
+        there = [prefix.meaning for prefix in keys.prefixes if not isinstance(prefix.meaning, Problem)]
+        for key in there if topic.key is None else (topic.key, *there):
+            if isinstance(make_layout(value, key), Layout):
+                return key
         if topic.key is not None:
             return topic.key
-        for prefix in keys.prefixes:
-            if not isinstance(prefix.meaning, Problem) and isinstance(make_layout(value, prefix.meaning), Layout):
-                return prefix.meaning
         known = self._known.get(name)
         by_name = {field.name: field for field in value.as_key}
         return tuple(by_name[column] for column in known.key if column in by_name) if known is not None else ()

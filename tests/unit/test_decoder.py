@@ -133,6 +133,17 @@ def test_a_broken_record_that_comes_first_names_its_key_as_later_ones_do() -> No
     assert [r.key_text for batch in ahead for r in batch.rejected] == [behind.rejected[0].key_text] == ['["0/1","1.5","2.50","ff"]']
 
 
+def test_a_truncation_behind_a_renamed_key_has_the_key_that_comes_after_it() -> None:
+    """It has no key itself, and the last one that was seen is none of its columns any more."""
+    renamed = Table([Col("number", optional=False), text("name")], key=("number",))
+    one_decoder = decoder()
+    one_decoder.decode(raw([PLAIN.change("c", row(1), lsn=1)]))
+    later = [Record(None, renamed.value("t", lsn=3)), renamed.change("c", {"number": 2, "name": "b"}, lsn=4)]
+    (batch,) = one_decoder.decode(raw(later, start=1))
+    assert (batch.rejected, batch.schema.key) == ((), ("number",))
+    assert batch.meta.column("op").to_pylist() == [Op.TRUNCATE, Op.CREATE]
+
+
 def test_the_order_of_a_composite_key_is_the_keys_own() -> None:
     table = Table([text("b"), Col("a"), text("c")], key=("a", "b"))
     batch = one([table.change("d", {"a": 1, "b": "x", "c": "y"})])
