@@ -18,7 +18,7 @@ from cdc_service.core.types import META, ChangeBatch, RawBatch, TableSchema
 from cdc_service.core.validate import Bounds, screen
 from cdc_service.ports.events import Decoder
 from cdc_service.ports.transform import Transform
-from cdc_service.transforms import transformed, transformed_schema
+from cdc_service.transforms import transformed
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,3 @@ class Prepare:
             return read
         own = TableSchema(schema.table, tuple(schema.column(name) for name in read.column_names), ())
         return transformed(self.transforms, ChangeBatch(own, read, META.empty_table(), ())).data
-
-    def schema(self, schema: TableSchema) -> TableSchema:
-        """What a table that is ``schema`` at its source is at its target."""
-        return transformed_schema(self.transforms, schema)
