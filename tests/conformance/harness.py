@@ -54,7 +54,7 @@ from mergers.destinations.duckdb import open as open_duckdb
 from mergers.destinations.postgresql import PostgreSql, PostgreSqlConnection
 from mergers.destinations.postgresql import open as open_postgresql
 
-mergers.destinations.__path__.append(str(Path(__file__).parents[2] / "docs" / "examples"))
+mergers.destinations.__path__.append(str(Path(__file__).parents[2] / "docs" / "examples" / "destinations"))
 """The examples of docs/ are destinations too, for the tests alone."""
 sqlite: Any = importlib.import_module("mergers.destinations.sqlite")
 

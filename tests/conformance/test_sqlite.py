@@ -20,7 +20,7 @@ from tests.conformance.harness import ITEMS, Change, Feed, SqliteHarness, number
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "adding-a-destination.md").read_text(encoding="utf-8")
-EXAMPLE = (ROOT / "docs" / "examples" / "sqlite.py").read_text(encoding="utf-8")
+EXAMPLE = (ROOT / "docs" / "examples" / "destinations" / "sqlite.py").read_text(encoding="utf-8")
 
 
 @pytest.fixture

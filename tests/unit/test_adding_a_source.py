@@ -25,7 +25,7 @@ from connectors.sources import open_source
 from tests.support.envelopes import PLACEHOLDER, Block, Col, Record, Table, raw, text
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = (ROOT / "docs/examples/toy.py").read_text()
+EXAMPLE = (ROOT / "docs/examples/sources/toy.py").read_text()
 PAGE = (ROOT / "docs/adding-a-source.md").read_text()
 ITEMS = TableId("shop", "items")
 TOPIC = "shop.shop.items"
@@ -50,7 +50,7 @@ class Kafka:
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module, installed as pip leaves a package: no file of the service is touched."""
-    shutil.copy(ROOT / "docs/examples/toy.py", tmp_path / "toy.py")
+    shutil.copy(ROOT / "docs/examples/sources/toy.py", tmp_path / "toy.py")
     about = tmp_path / "toy-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
