@@ -23,9 +23,9 @@ def register(app: typer.Typer) -> None:
         Looks at source, Kafka, Connect and destination, and changes nothing. Exit code 1 when something has to be done first.
         """
         config = shared.load()
-        from cdc_service.runtime import wiring
+        from cdc_service.runtime.wiring import registration
 
-        findings = wiring.check(config)
+        findings = registration.check(config)
         failed = [finding for finding in findings if finding.failed]
         if shared.json:
             shown = [documented(finding) for finding in findings]

@@ -105,9 +105,9 @@ def _ask(shared: Shared, action: str, body: dict[str, Any]) -> dict[str, Any]:
     config = shared.load()
 
     def here() -> dict[str, Any]:
-        from cdc_service.runtime import wiring
+        from cdc_service.runtime.wiring import offline
 
-        return wiring.quarantine(config, action, body)
+        return offline.quarantine(config, action, body)
 
     def read(answer: httpx.Response) -> dict[str, Any]:
         return dict(answer.json())

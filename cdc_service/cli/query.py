@@ -58,9 +58,9 @@ def ask(config: Config, sql: str, rows_max: int) -> pa.Table:
     from cdc_service.cli.service import QUERY_SECONDS, served
 
     def here() -> pa.Table:
-        from cdc_service.runtime import wiring
+        from cdc_service.runtime.wiring import offline
 
-        return wiring.query(config, sql, rows_max=rows_max)
+        return offline.query(config, sql, rows_max=rows_max)
 
     return served(config, "POST", "/query", {"sql": sql, "rows_max": rows_max}, read=_table, here=here, seconds=QUERY_SECONDS)
 

@@ -74,10 +74,10 @@ def run(shared: Shared, tables: list[str], options: dict[str, Any]) -> dict[str,
 
 
 def _here(config: Config, tables: list[str], options: dict[str, Any], bar: _Bar) -> dict[str, Any]:
-    from cdc_service.runtime import wiring
     from cdc_service.runtime.comparing.reconciler import asked
+    from cdc_service.runtime.wiring import reconciling
 
-    with wiring.comparing(config) as comparing:
+    with reconciling.comparing(config) as comparing:
         run = comparing.begin(*asked({"tables": tables, **options}))
         try:
             while not run.wait(POLL_SECONDS):

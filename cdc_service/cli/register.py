@@ -34,9 +34,9 @@ def register(app: typer.Typer) -> None:
         when something is pending or refused. --json has every setting of the connector.
         """
         config = shared.load()
-        from cdc_service.runtime import wiring
+        from cdc_service.runtime.wiring import registration
 
-        plan = wiring.plan(config)
+        plan = registration.plan(config)
         if shared.json:
             _document(shared, config, plan.steps, refused=plan.refused, applied=False)
         else:
@@ -57,12 +57,12 @@ def register(app: typer.Typer) -> None:
 def _register(shared: Shared) -> int:
     config = shared.load()
     from cdc_service.cli.service import find
-    from cdc_service.runtime import wiring
+    from cdc_service.runtime.wiring import registration
 
-    plan = wiring.plan(config)
+    plan = registration.plan(config)
     if not shared.json and not plan.refused:
         show_steps(shared.out, plan.steps)
-    done = wiring.register(config, plan, shared.out.say)
+    done = registration.register(config, plan, shared.out.say)
     snapshotting = [str(table) for table in done.snapshotting]
     if shared.json:
         connector = {"name": done.status.name, "state": done.status.overall.lower()}
@@ -79,14 +79,14 @@ def _register(shared: Shared) -> int:
 
 def _delete(shared: Shared) -> int:
     config = shared.load()
-    from cdc_service.runtime import wiring
+    from cdc_service.runtime.wiring import registration
 
-    steps = wiring.plan_removal(config)
+    steps = registration.plan_removal(config)
     if not shared.json:
         show_steps(shared.out, steps)
     agreed = not steps or shared.out.confirm(f"Delete these? After that, {config.pipeline} can only begin with a new snapshot.")
     if steps and agreed:
-        wiring.unregister(config, shared.out.say)
+        registration.unregister(config, shared.out.say)
     if shared.json:
         _document(shared, config, steps, applied=agreed)
     elif not agreed:

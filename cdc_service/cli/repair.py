@@ -65,9 +65,9 @@ def _ask(shared: Shared, path: str, body: dict[str, Any]) -> dict[str, Any]:
     config = shared.load()
 
     def here() -> dict[str, Any]:
-        from cdc_service.runtime import wiring
+        from cdc_service.runtime.wiring import reconciling
 
-        with wiring.comparing(config) as comparing:
+        with reconciling.comparing(config) as comparing:
             if path == "/explain":
                 return comparing.explain(body["table"], body["key"])
             return comparing.repair(body["table"], body["run"], dry_run=body["dry_run"])

@@ -77,7 +77,7 @@ def register(app: typer.Typer) -> None:
         try:
             with Signals(quiet=live) as signals:
                 config = shared.load()
-                from cdc_service.runtime.wiring import open_service
+                from cdc_service.runtime.wiring.running import open_service
 
                 with open_service(config) as service:
                     signals.stop = service.stop

@@ -79,8 +79,8 @@ def current(config: Config) -> dict[str, Any]:
     from cdc_service.cli.service import served
 
     def here() -> dict[str, Any]:
-        from cdc_service.runtime import wiring
+        from cdc_service.runtime.wiring import offline
 
-        return wiring.status(config)
+        return offline.status(config)
 
     return served(config, "GET", "/status", read=lambda answer: dict(answer.json()), here=here)

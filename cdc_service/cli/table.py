@@ -69,9 +69,9 @@ def _resume_all(shared: Shared) -> int:
     config = shared.load()
 
     def here() -> dict[str, Any]:
-        from cdc_service.runtime import wiring
+        from cdc_service.runtime.wiring import offline
 
-        return wiring.resume_all(config)
+        return offline.resume_all(config)
 
     result = served(config, "POST", "/resume", {}, read=lambda answer: dict(answer.json()), here=here)
     if shared.json:
@@ -92,9 +92,9 @@ def _act(shared: Shared, action: str, table: str, body: dict[str, Any] | None = 
     config = shared.load()
 
     def here() -> dict[str, Any]:
-        from cdc_service.runtime import wiring
+        from cdc_service.runtime.wiring import offline
 
-        return wiring.act(config, action, table, **(body or {}))
+        return offline.act(config, action, table, **(body or {}))
 
     path = f"/tables/{quote(table, safe='')}/{action}"
     result = served(config, "POST", path, body or {}, read=lambda answer: dict(answer.json()), here=here)

@@ -15,7 +15,8 @@ from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Unavai
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Column, Op, TableId, TableSchema
 from cdc_service.ports.destination import TableState
-from cdc_service.runtime import wiring as app
+from cdc_service.runtime.wiring.parts import open_configured
+from mergers.destinations import open_destination
 from tests.conformance.harness import ITEMS, Change, Feed, SqliteHarness, number
 
 ROOT = Path(__file__).parents[2]
@@ -185,7 +186,7 @@ tables:
 
 def test_the_scheme_of_the_url_finds_it(tmp_path: Path) -> None:
     (tmp_path / "cdc.yaml").write_text(CONFIG.replace("FILE", str(tmp_path / "w.db")), encoding="utf-8")
-    destination = app._destination(load(tmp_path / "cdc.yaml", {}))
+    destination = open_configured(load(tmp_path / "cdc.yaml", {}))
     assert destination.fold("Straße") == destination.fold("STRAßE") != destination.fold("STRASSE")
     assert "w.db" in destination.probe()
     assert not (tmp_path / "w.db").exists()
@@ -202,4 +203,4 @@ def test_the_scheme_of_the_url_finds_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
 def test_a_url_without_a_file_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="file"):
-        app.open_destination(url, pipeline="shop")
+        open_destination(url, pipeline="shop")

@@ -11,7 +11,7 @@ import pytest
 from cdc_service.config import Config, load
 from cdc_service.core.errors import ConfigError
 from cdc_service.ports.source import Finding
-from cdc_service.runtime import wiring as app
+from cdc_service.runtime.wiring import registration as app
 from deploy.local.stack import Stack
 from tests.conftest import PgDatabase
 from tests.scenario.test_check import failures

@@ -31,7 +31,7 @@ from psycopg import sql
 from cdc_service.config import load
 from cdc_service.core.errors import CdcError
 from cdc_service.kafka.admin import Admin
-from cdc_service.runtime import wiring as app
+from cdc_service.runtime.wiring import registration as app
 from connectors.debezium.connect import KafkaConnect
 from connectors.debezium.register import unregister
 from connectors.sources import open_source

@@ -44,7 +44,9 @@ def test_the_glossary_says_where_its_words_live() -> None:
 def test_each_step_is_called_in_a_file_of_the_walk() -> None:
     walk = PAGE.split("## The path of one event")[1].split("\n## ")[0]
     pairs = re.findall(r"`([\w/]+\.py)`\s+`([\w.]+)`", walk)
-    texts = {path: (ROOT / path).read_text() for path, _ in pairs} | {"wiring": (ROOT / "cdc_service/runtime/wiring.py").read_text()}
+    texts = {path: (ROOT / path).read_text() for path, _ in pairs} | {
+        "wiring": (ROOT / "cdc_service/runtime/wiring/running.py").read_text()
+    }
     for path, symbol in pairs[1:]:
         name = symbol.rpartition(".")[2]
         calls = re.compile(rf"(?<!def )\b{name}\(")

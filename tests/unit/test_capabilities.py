@@ -9,7 +9,7 @@ import pytest
 
 from cdc_service.config import InvalidConfig, load
 from cdc_service.core.types import Mode
-from cdc_service.runtime import wiring
+from cdc_service.runtime.wiring.parts import open_configured
 from mergers.destinations.duckdb import CAPABILITIES, DuckDb
 
 FILE = """pipeline: shop
@@ -45,10 +45,10 @@ def test_a_mode_that_the_destination_lacks_is_refused(
     (tmp_path / "cdc.yaml").write_text(FILE.format(defaults=defaults))
     config = load(tmp_path / "cdc.yaml")
     if not refused:
-        wiring._destination(config).close()
+        open_configured(config).close()
         return
     with pytest.raises(InvalidConfig) as caught:
-        wiring._destination(config)
+        open_configured(config)
     found = str(caught.value.message).splitlines()
     assert [line.removeprefix(f"{tmp_path}/").partition(": the destination")[0] for line in found] == refused
     assert found[0].endswith(f"it has: {', '.join(sorted(has))}")

@@ -7,14 +7,12 @@ import json
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import cdc_service.runtime
 from cdc_service import __version__
 from cdc_service.cli import exits
 from cdc_service.cli.check import documented, show
@@ -27,6 +25,7 @@ from cdc_service.core.names import Names
 from cdc_service.ports.source import Finding, Level
 from connectors.debezium.connect import ConnectorPlan
 from connectors.debezium.register import RegistrationPlan, Step
+from tests.support.wiring import wire
 from tests.unit.test_config import MINIMAL
 
 HEAVY = ("pyarrow", "pydantic", "sqlalchemy", "httpx", "rich", "duckdb", "confluent_kafka", "yaml", "numpy", "structlog")
@@ -283,10 +282,7 @@ def test_a_plan_with_refused_tables_shows_the_rest_of_it(
         *(Names("shop", "shop"), (Step("topic", "create topic t", "events of t"),), (), (), ConnectorPlan("c", "nothing", (), {})),
         wake=False, initial=False, refused=tuple(FINDINGS[1:2]) if refused else (),
     )  # fmt: skip
-    made = types.ModuleType("cdc_service.runtime.wiring")
-    made.plan = lambda config: plan  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "cdc_service.runtime.wiring", made)
-    monkeypatch.setattr(cdc_service.runtime, "wiring", made, raising=False)
+    wire(monkeypatch).plan = lambda config: plan  # type: ignore[attr-defined]
     assert run(["plan"]) == exits.FINDING
     said = capsys.readouterr().out
     assert ("ALTER x;" in said) is refused

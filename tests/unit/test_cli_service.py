@@ -23,12 +23,13 @@ import pyarrow as pa
 import pytest
 import structlog
 
-import cdc_service.runtime
+import cdc_service
 from cdc_service.cli import exits, view
 from cdc_service.cli.main import run
 from cdc_service.cli.run import exit_code
 from cdc_service.core.errors import Disposition, TableStopped, Unavailable
 from cdc_service.results import ARROW, column_values
+from tests.support.wiring import wire
 from tests.unit.test_config import MINIMAL
 
 LIMIT_SECONDS = 30.0
@@ -102,11 +103,7 @@ def api(folder: Path) -> Iterator[type[Api]]:
 
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """Stands for the module that wires the service; a test gives it what it needs."""
-    made = types.ModuleType("cdc_service.runtime.wiring")
-    monkeypatch.setitem(sys.modules, "cdc_service.runtime.wiring", made)
-    monkeypatch.setattr(cdc_service.runtime, "wiring", made, raising=False)
-    return made
+    return wire(monkeypatch)
 
 
 def good(value: Any) -> tuple[int, str, bytes]:
@@ -395,7 +392,7 @@ def test_how_a_run_ended_is_its_exit_code(ended: str, by: int | None, state: str
 
 SERVICE = """
 import contextlib, sys, time, types
-import cdc_service.runtime
+import cdc_service
 from cdc_service.cli.main import main
 from cdc_service.core.clock import Stop
 
@@ -416,9 +413,9 @@ class Service:
     def snapshot(self):
         return {status}
 
-app = types.ModuleType("cdc_service.runtime.wiring")
-app.open_service = lambda config: contextlib.nullcontext(Service())
-sys.modules["cdc_service.runtime.wiring"] = cdc_service.runtime.wiring = app
+running = types.ModuleType("cdc_service.runtime.wiring.running")
+running.open_service = lambda config: contextlib.nullcontext(Service())
+sys.modules["cdc_service.runtime.wiring.running"] = running
 main()
 """
 
