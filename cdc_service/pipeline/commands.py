@@ -110,7 +110,7 @@ class Commands:
         """Lets tables try again that stopped for a right that the destination's role lacked, with growing pauses: whoever gives it has done
         all that there is to do."""
         for table in self._tables:
-            if table.state.lacks_right and table.leads and not table.backoff.waiting:
+            if table.state.lacks_right and table.partitions.leads and not table.backoff.waiting:
                 try:
                     table.follow(self._context.destination.load_state(table.target))
                     if not table.state.lacks_right:
@@ -142,11 +142,12 @@ class Commands:
         anew = table.state.name in ("schema_stopped", "drift")
         table.drop()
         if not anew:
-            table.take_columns(identity_at)
+            table.recall()
+            table.follower.take_columns(identity_at)
         begin, forget = (ends, True) if anew else self._begin(table, facts, ends)
         table.state.now = self._context.destination.begin_anew(table.target, facts.log, begin, state, forget=forget, retire=anew)
         table.trouble = None
-        table.reload = ""
+        table.versions.reload = ""
         table.backoff.succeeded()
         self._begun(table)
         if table.target.mode is not Mode.APPEND:
@@ -201,8 +202,12 @@ class Commands:
     def look(self) -> None:
         """Begins the resyncs that tables found necessary by themselves."""
         for table in self._tables:
-            if table.reload and not table.backoff.waiting and (not table.state.stopped or table.state.now.error_code in HINDRANCES):
-                why, table.reload = table.reload, ""
+            if (
+                table.versions.reload
+                and not table.backoff.waiting
+                and (not table.state.stopped or table.state.now.error_code in HINDRANCES)
+            ):
+                why, table.versions.reload = table.versions.reload, ""
                 try:
                     state = self._context.destination.load_state(table.target)
                     if state.generation > table.state.now.generation:
@@ -212,7 +217,7 @@ class Commands:
                     table.state.now = state
                     self.resync(table)
                 except CdcError as error:
-                    table.reload = why
+                    table.versions.reload = why
                     structlog.get_logger().warning("table is not read anew yet", table=str(table.source), why=error.message)
                     table.backoff.failed()
                     with contextlib.suppress(CdcError):

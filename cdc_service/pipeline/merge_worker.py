@@ -19,7 +19,8 @@ from cdc_service.core.identity import Identities
 from cdc_service.core.types import TableId
 from cdc_service.failpoints import failpoint
 from cdc_service.pipeline.failures import topic_gone
-from cdc_service.pipeline.table_task import Asked, TableTask, not_asked
+from cdc_service.pipeline.follower import Asked
+from cdc_service.pipeline.table_task import TableTask, not_asked
 from cdc_service.ports.feed import Topics
 
 T = TypeVar("T")
@@ -155,7 +156,7 @@ class MergeWorker:
         began, before, moved = self._clock.monotonic(), table.tally.merges, dict[int, int]()
         error: Exception | None = None
         try:
-            if table.log is None or table.log.topic_id != topic_id:
+            if table.partitions.log is None or table.partitions.log.topic_id != topic_id:
                 raise topic_gone(table.config, exists=topic_id is not None)
             failpoint("line.flush")
             moved.update(table.flush(asked))

@@ -192,7 +192,7 @@ class PollLoop:
         held: list[Where] = []
         for table in self.tables:
             wanted = table.flows and not full
-            (flowing if wanted else held).extend((table.config.topic, p) for p in table.parts)
+            (flowing if wanted else held).extend((table.config.topic, p) for p in table.partitions.own)
         self._log.pause(held)
         self._log.resume(flowing)
 
@@ -344,7 +344,7 @@ class PollLoop:
         for topic, partitions in _grouped(where).items():
             table = self._by_topic[topic]
             self.flush([table])
-            others = set(table.parts) - set(partitions)
+            others = set(table.partitions.own) - set(partitions)
             table.drop()
             for number in partitions:
                 table.own(number)

@@ -6,9 +6,8 @@ the cure and leaves the others alone. Called from the line's thread only.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +19,18 @@ from cdc_service.core.append import gather
 from cdc_service.core.clock import Backoff
 from cdc_service.core.errors import CdcError, Fenced, TableStopped, Unavailable
 from cdc_service.core.fold import fold
-from cdc_service.core.identity import Identities, Judgement, Outcome
+from cdc_service.core.identity import Identities
 from cdc_service.core.order import generations
-from cdc_service.core.types import ChangeBatch, Delta, LogId, Mode, RawBatch, Receipt, TableId, Tail, Target
+from cdc_service.core.types import ChangeBatch, Delta, LogId, Mode, RawBatch, Receipt, TableId, Target
 from cdc_service.core.validate import nothing_parked
 from cdc_service.failpoints import failpoint
 from cdc_service.pipeline.breaker import Breaker
 from cdc_service.pipeline.buffer import Buffer, one_version, stream_records
 from cdc_service.pipeline.context import Context
 from cdc_service.pipeline.failures import drifted, scattered, snapshotted_anew
-from cdc_service.pipeline.goals import Goal, Goals, passed
+from cdc_service.pipeline.follower import Asked, Follower
+from cdc_service.pipeline.goals import Goal
+from cdc_service.pipeline.partitions import Part, Partitions
 from cdc_service.pipeline.prepare import Prepare
 from cdc_service.pipeline.reread import Unreadable, Why, completed, doubted
 from cdc_service.pipeline.resume import starts
@@ -38,39 +39,19 @@ from cdc_service.pipeline.table_state import State
 from cdc_service.pipeline.tally import Tally
 from cdc_service.ports.destination import RightsLacking, TableState, UnsentUnknown
 
-Asked = Callable[[], Identities | None]
-"""Waits for the answer to a question that was put to the source."""
 COMPLETIONS_MAX = 3
-COLUMN_SECONDS = 10.0
-"""How long an event is awaited that tells the form of a new column, where the catalog does not."""
 
 
 def not_asked() -> Identities | None:
     return None
 
 
-@dataclass(slots=True)
-class Part:
-    """A partition that this process owns: the destination's checkpoint and epoch, and the next offset that the line reads; of a table
-    without a key also the last change before the checkpoint."""
-
-    checkpoint: int
-    epoch: int
-    read: int
-    tail: Tail | None = None
-
-
 class TableTask:
-    """``others`` are the checkpoints of partitions that other processes own, as last seen."""
-
     def __init__(self, config: TableConfig, context: Context) -> None:
         self.config = config
         self.state = State(context.destination, config.target, context.clock)
         self.tally = Tally(context.destination, config.target, context.clock)
-        self.log: LogId | None = None
-        self.parts: dict[int, Part] = {}
-        self.others: Mapping[int, int] = {}
-        self.ends: Mapping[int, int] = {}
+        self.partitions = Partitions()
         self.trouble: CdcError | None = None
         self.backoff = Backoff(context.clock)
         self.held: list[RawBatch] = []
@@ -78,15 +59,13 @@ class TableTask:
         """The wait of records that cannot be decoded yet (``held``)."""
         self.opened_at = float("-inf")
         self.context = context
-        self._unknown_since: float | None = None
         self._opened = False
         self._batches = 0
         self.prepare = Prepare(config.topic, context.decoder, transforms.of(config), context.destination.capabilities)
-        self._versions = SchemaVersions(config.target, context, self.prepare)
-        self._applied_to = 0
+        self.versions = SchemaVersions(config.target, context, self.prepare)
+        self.follower = Follower(config, context, self.versions, self.state)
         self._parked = nothing_parked()
         self._breaker = Breaker(config.source, context.limits)
-        self._goals = Goals()
         self._refused: dict[tuple[int, int], Why] = {}
         self._buffer = Buffer(context.clock)
 
@@ -99,20 +78,6 @@ class TableTask:
         return self.config.target
 
     @property
-    def doubtful(self) -> bool:
-        """Whether rows of the generation may be wrong, so that its end has to be the beginning of another one."""
-        return bool(self._versions.doubtful)
-
-    @property
-    def reload(self) -> str:
-        """Why the table has to be read anew; empty where it has not."""
-        return self._versions.reload
-
-    @reload.setter
-    def reload(self, why: str) -> None:
-        self._versions.reload = why
-
-    @property
     def flows(self) -> bool:
         """Whether records of the table are wanted now."""
         return self.takes and not self.backoff.waiting and not self.held
@@ -123,19 +88,14 @@ class TableTask:
         return self._opened and not self.state.stopped
 
     @property
-    def leads(self) -> bool:
-        """Of the processes that share a table one watches over its state: the one that has its first partition."""
-        return 0 in self.parts
-
-    @property
     def must_open(self) -> bool:
-        return bool(self.parts) and not self._opened and not self.state.stopped and not self.backoff.waiting
+        return bool(self.partitions.own) and not self._opened and not self.state.stopped and not self.backoff.waiting
 
     # Opening
 
     def own(self, partition: int) -> None:
         """A partition came to this process; ``open`` takes it."""
-        self.parts.setdefault(partition, Part(0, 0, -1))
+        self.partitions.add(partition)
 
     def open(self) -> Mapping[int, int]:
         """Takes the partitions at the destination, and says where each is read on. The buffer must be empty.
@@ -157,34 +117,32 @@ class TableTask:
         self.recall()
         self.tally.refresh()
         if self.state.stopped:
-            self.parts |= {c.partition: Part(c.next_offset, 0, -1) for c in checkpoints if c.log == facts.log and c.partition in self.parts}
+            own = self.partitions.own
+            own |= {c.partition: Part(c.next_offset, 0, -1) for c in checkpoints if c.log == facts.log and c.partition in own}
             return {}
         rows = None if checkpoints else m.destination.table_rows(target)
-        begin = starts(self.source, facts.log, facts.ends, sorted(self.parts), checkpoints, rows)
+        begin = starts(self.source, facts.log, facts.ends, sorted(self.partitions.own), checkpoints, rows)
         taken = m.destination.claim(target, facts.log, begin, self.state.now.generation)
-        if self.log != facts.log:
-            self._goals.clear()  # Their ends are another log's.
-        self.log = facts.log
-        self.ends = {p: high for p, (_, high) in facts.ends.items()}
+        self.partitions.begin(facts.log, {p: high for p, (_, high) in facts.ends.items()})
         tails = m.destination.tails(target, facts.log) if target.mode is Mode.APPEND else {}
-        self.parts = {c.partition: Part(c.next_offset, c.epoch, c.next_offset, tails.get(c.partition)) for c in taken}
-        self._versions.load(self.applied_to, self.state.now.generation)
-        if self._versions.all and (found := m.destination.drift(target, self._versions.all[-1])):
+        self.partitions.claimed(taken, tails)
+        self.follower.load()
+        if self.versions.all and (found := m.destination.drift(target, self.versions.all[-1])):
             raise drifted(self.config, found)
         self._parked = m.destination.parked_keys(target)
         self._batches = 0
         self._opened = True
         self.opened_at = m.clock.monotonic()
         self.clear_error()
-        return {p: part.checkpoint for p, part in self.parts.items()}
+        return {p: part.checkpoint for p, part in self.partitions.own.items()}
 
     def close(self, partitions: Iterable[int] | None = None) -> None:
         """Gives partitions back (all where None); what is buffered is dropped, since a batch spans all of them."""
         self.drop()
         if partitions is None:
-            self.parts.clear()
+            self.partitions.own.clear()
         for number in partitions or ():
-            self.parts.pop(number, None)
+            self.partitions.own.pop(number, None)
 
     def drop(self) -> None:
         """Forgets what was read since the checkpoint; the next ``open`` says where to read on."""
@@ -219,14 +177,15 @@ class TableTask:
         self.clear_error()
 
     def _receive(self, raw: RawBatch) -> None:
+        own = self.partitions.own
         for span in raw.spans:
-            part = self.parts.get(span.partition)
+            part = own.get(span.partition)
             if part is None or part.read != span.start:
                 raise Fenced(f"{self.source}: records do not follow what was read before; they are read again from the checkpoint")
         arrived, self._parked = self.prepare.fitting(raw, self._parked, self._refused)
         self._buffer.add(arrived, sum(span.records for span in raw.spans))
         for span in raw.spans:
-            self.parts[span.partition].read = span.stop
+            own[span.partition].read = span.stop
 
     @property
     def full(self) -> bool:
@@ -277,6 +236,7 @@ class TableTask:
         ``receive``, and beside nothing else of the table.
         """
         moved: dict[int, int] = {}
+        own = self.partitions.own
         while aside := self._buffer.aside:
             aside[:] = [self.translated(batch) for batch in aside]
             count, run = one_version(aside)
@@ -284,25 +244,26 @@ class TableTask:
             self._buffer.merged(count)
             self.tally.merged(run, delta, receipt)
             for counts in receipt.partitions:
-                self.parts[counts.partition].checkpoint = counts.stop
+                own[counts.partition].checkpoint = counts.stop
             for partition, tail in delta.tails.items():
-                self.parts[partition].tail = tail
-            self._refused = {w: why for w, why in self._refused.items() if w[1] >= self.parts[w[0]].checkpoint}
+                own[partition].tail = tail
+            self._refused = {w: why for w, why in self._refused.items() if w[1] >= own[w[0]].checkpoint}
             moved.update({c.partition: c.stop for c in receipt.partitions})
             failpoint("line.merged")
         return moved
 
     def _merge(self, run: Sequence[ChangeBatch], asked: Asked) -> tuple[Delta, Receipt]:
-        assert self.log is not None
+        own, log = self.partitions.own, self.partitions.log
+        assert log is not None
         self._batches += 1
-        batch_id = f"{max(p.epoch for p in self.parts.values())}.{self._batches}"
+        batch_id = f"{max(p.epoch for p in own.values())}.{self._batches}"
         delta = self.folded(run, batch_id)
         failpoint("line.folded")
         self._refuse_second_snapshot(delta)
         self._breaker.check(delta, self.tally.waiting.total())
-        epochs = {span.partition: self.parts[span.partition].epoch for span in delta.spans}
+        epochs = {span.partition: own[span.partition].epoch for span in delta.spans}
         try:
-            return delta, self.apply(run, delta, epochs, self.log, asked)
+            return delta, self.apply(run, delta, epochs, log, asked)
         except Unreadable as lost:
             # Its raw bytes are gone by now: the log is read again from the checkpoint, and the record parked on its way.
             self._refused |= lost.records
@@ -313,21 +274,21 @@ class TableTask:
         Raises Unreadable where a value stands nowhere, and what the destination and the source raise."""
         m = self.context
         if any(batch.num_rows for batch in run):
-            self._identify(run, asked, others=self._versions.has_others(delta.schema))
-            if self._versions.may_be_renamed(delta.schema):
-                self._versions.distrust_passing(delta.schema)
-            self._versions.evolve(delta.schema, stream_records(run), initial=delta.snapshot_record is not None)
+            self.follower.identify(run, asked, others=self.versions.has_others(delta.schema))
+            if self.versions.may_be_renamed(delta.schema):
+                self.versions.distrust_passing(delta.schema)
+            self.versions.evolve(delta.schema, stream_records(run), initial=delta.snapshot_record is not None)
             failpoint("line.evolved")
 
         def merge() -> Receipt:
-            own = self._versions.all[-1] if self._versions.all else replace(delta.schema, version=0)
+            own = self.versions.all[-1] if self.versions.all else replace(delta.schema, version=0)
             return m.destination.merge(delta, epochs, log, own)
 
         def complete(unknown: UnsentUnknown) -> Delta:
             done = completed(delta, unknown, m.source, self.prepare)
             # Rows that were read again are later than changes still to come: what these tell of a column that came meanwhile is late.
             why = "rows were read again at the source for events of before it got the column {}"
-            self._versions.distrust_lacking(delta.schema.names, why)
+            self.versions.distrust_lacking(delta.schema.names, why)
             failpoint("line.completed")
             return done
 
@@ -340,82 +301,14 @@ class TableTask:
                 delta = complete(unknown)
         return merge()
 
-    def _identify(self, run: Sequence[ChangeBatch], asked: Asked, *, others: bool) -> None:
-        """Before rows are merged of which the source was not asked yet: what it says of the table since. An event does not tell that a
-        value that it leaves out was written anew, or that it lacks a column; ``others`` are rows with other columns than the target.
-        Where rows would show what never was, the table says first that it is not complete. Raises TableStopped, and what the source
-        raises where there are ``others``."""
-        kept = self.state.now
-        if not kept.identity or not (others or self.state.name == "streaming"):
-            return
-        records = stream_records(run)
-        latest = records[1] if records else 0
-        if not others and latest <= kept.identity_at:
-            return
-        found = asked()
-        if others and (found is None or found.position < latest):
-            found = self.context.identities([self.source])
-        now = found.tables.get(self.source) if found else None
-        if found is None or now is None or found.position < latest or self.source in found.busy:
-            if kept.columns_at < latest:
-                self.state.keep(columns_at=latest)  # Until it is known.
-            return
-        judged = self.context.source.judge(self.source, kept.identity, now)
-        if judged.outcome is Outcome.CARRIED:
-            self.carry(judged, now, found.position)
-        elif judged.outcome is Outcome.STOPS:
-            raise TableStopped(judged.why, state=judged.state, hint=judged.hint, code=judged.code)
-        elif judged.outcome is Outcome.ANEW:
-            self.reload = judged.why
-            if self.state.name == "streaming":
-                self.state.keep(state="snapshotting")
-
-    def carry(self, judged: Judgement, identity: str, position: int) -> None:
-        """Makes the target follow a change of the source that no row tells of, and keeps the ``identity`` that the source has since, as
-        of ``position``. ``reload`` says why where it cannot follow. Raises what the destination raises."""
-        if judged.renamed:
-            self.state.keep(columns_at=position)  # Before a reader sees the new names, under which the rows are older still.
-        unknown = self._versions.follow(judged.renamed, position) if judged.columns else ""
-        if unknown:
-            self._await_column(unknown, position)
-            return
-        self._unknown_since = None
-        if not self.reload:
-            self.state.keep(identity=identity, identity_at=position, columns_at=position if judged.renamed else self.state.now.columns_at)
-
-    def _await_column(self, name: str, position: int) -> None:
-        """Only an event tells the form of the new column. Until one comes the table is not complete; where none comes it is read anew."""
-        now = self.context.clock.monotonic()
-        if self._unknown_since is None:
-            self._unknown_since = now
-            self.state.keep(columns_at=position)
-        elif now - self._unknown_since >= COLUMN_SECONDS:
-            self._unknown_since = None
-            self.reload = f"only events tell the form of the new column {name}, and none came"
-
-    def take_columns(self, position: int) -> None:
-        """Makes the target hold the columns that the source's catalog has, as of ``position`` or later, before rows are read anew: those of
-        a snapshot bring no column back that was dropped. Where it cannot follow (it is gone, or has other types), that shows when such
-        rows come."""
-        self.look_up()
-        if self._versions.all and self.context.destination.drift(self.target, self._versions.all[-1]):
-            return  # Opening it says what somebody did to the target.
-        with contextlib.suppress(CdcError):
-            self._versions.follow(self._versions.key_called_again(), position)
-
-    @property
-    def applied_to(self) -> int:
-        """Up to here no row has news of columns: the highest position of rows that were applied, or of the catalog that was followed."""
-        return max(self._applied_to, self.state.now.identity_at)
-
     def translated(self, batch: ChangeBatch) -> ChangeBatch:
         """The batch with the names that its columns have now at the source."""
-        return self._versions.translated(batch)
+        return self.versions.translated(batch)
 
     def folded(self, run: Sequence[ChangeBatch], batch_id: str) -> Delta:
         """What ``run`` comes to, by the table's mode."""
         if self.target.mode is Mode.APPEND:
-            tails = {p: part.tail for p, part in self.parts.items() if part.tail is not None}
+            tails = {p: part.tail for p, part in self.partitions.own.items() if part.tail is not None}
             return gather(run, batch_id=batch_id, target=self.target, generations=self._generations, tails=tails)
         if not run[0].schema.key and any(batch.num_rows for batch in run):
             raise TableStopped(
@@ -440,7 +333,7 @@ class TableTask:
         if newest is None:
             return
         if self.state.now.resync and newest + 2**63 > self.state.now.opened_record:
-            self._versions.doubt(())
+            self.versions.doubt(())
         elif not self.state.now.resync and through is not None and newest + 2**63 > through:
             raise snapshotted_anew(self.config)
 
@@ -451,37 +344,20 @@ class TableTask:
     def look_up(self) -> None:
         """Reads anew what the destination tells of work done and of the target's schema."""
         self.recall()
-        self._versions.load(self.applied_to, self.state.now.generation)
-
-    def make(self, position: int) -> None:
-        """At the end of a load: makes the target of a table of which no event ever came, empty; none where it is not certain how its events
-        will look. Columns of the source, as of ``position``, that no row brought are added; ``reload`` says so where a column was called
-        otherwise while rows came."""
-        self._versions.load(self.applied_to, self.state.now.generation)
-        if not self._versions.all:
-            if (schema := self.context.schema_of(self.source)) is not None:
-                self._versions.evolve(schema, None)
-            return
-        there, live = set(self.context.columns_of(self.source)), {c.name for c in self._versions.all[-1].columns if not c.dropped}
-        if there == live or self.context.identities([self.source]).tables.get(self.source) != self.state.now.identity:
-            return  # What it became since is for the next look to judge.
-        if live <= there or (there - live and not self.context.destination.table_rows(self.target)):
-            self._versions.follow({}, position)
-        elif len(self._versions.all) > 1:
-            self.reload = f"its column {min(live - there)} was called otherwise, or dropped, while its rows came"
+        self.follower.load()
 
     # State
 
     def recall(self) -> None:
         """What the destination tells of the work done so far."""
         totals = self.tally.recount()
-        self._applied_to = max(0, totals.high_record or 0)
+        self.follower.applied_to = max(0, totals.high_record or 0)
 
     def see_others(self) -> None:
         """Reads how far other processes are in the partitions that are theirs."""
-        found = {c.partition: c.next_offset for c in self.context.destination.checkpoints(self.target) if c.log == self.log}
-        self.others = {p: offset for p, offset in found.items() if p not in self.parts}
-        if self._opened and not set(self.parts) <= set(found):
+        log = self.partitions.log
+        found = {c.partition: c.next_offset for c in self.context.destination.checkpoints(self.target) if c.log == log}
+        if not self.partitions.see_others(found) and self._opened:
             self.drop()  # Somebody removed them; others would wait for a partition that they cannot see.
 
     def follow(self, state: TableState) -> None:
@@ -513,36 +389,5 @@ class TableTask:
             self.backoff.failed()
         self.state.stop(error)
 
-    # Progress
-
-    def aim(self, goal: Goal) -> None:
-        self._goals.aim(goal)
-
     def advance(self, goal: Goal) -> None:
         self.state.change(complete_through=goal.position, complete_at=goal.at_us or self.state.now.complete_at)
-
-    def reached(self) -> Goal | None:
-        """The latest goal that the checkpoints have passed since the last call."""
-        return self._goals.reached(self.checkpoints)
-
-    def passed(self, ends: Mapping[int, int]) -> bool:
-        """Whether all below these ends is merged."""
-        return passed(self.checkpoints, ends)
-
-    @property
-    def checkpoints(self) -> Mapping[int, int]:
-        """How far each partition is merged, whoever reads it."""
-        return {**self.others, **{p: part.checkpoint for p, part in self.parts.items()}}
-
-    @property
-    def lag(self) -> int:
-        """Records between the checkpoints and the ends of the log, as last seen."""
-        return self._between(self.checkpoints)
-
-    @property
-    def own_lag(self) -> int:
-        """Of ``lag`` what lies in this process's partitions."""
-        return self._between({p: part.checkpoint for p, part in self.parts.items()})
-
-    def _between(self, checkpoints: Mapping[int, int]) -> int:
-        return sum(max(0, end - checkpoints[p]) for p, end in self.ends.items() if p in checkpoints)

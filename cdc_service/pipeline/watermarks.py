@@ -112,8 +112,8 @@ class Watermarks:
             try:
                 if news is not None:
                     self._compare(table, news)
-                goal = table.reached()
-                if goal is not None and not table.state.stopped and not table.reload:
+                goal = table.partitions.reached()
+                if goal is not None and not table.state.stopped and not table.versions.reload:
                     self._through(table, goal)
             except TableStopped as error:
                 self._line.stop(table, error)
@@ -157,8 +157,8 @@ class Watermarks:
             for table in self._line.tables:
                 table.follow(states.get((str(table.source), str(table.target)), TableState()))
                 topic = facts.topics.get(table.config.topic)
-                shared = topic is not None and not set(topic.ends) <= set(table.parts)
-                if shared and (table.leads or now - self._recounted.get(table.source, float("-inf")) >= RECOUNT_SECONDS):
+                shared = topic is not None and not set(topic.ends) <= set(table.partitions.own)
+                if shared and (table.partitions.leads or now - self._recounted.get(table.source, float("-inf")) >= RECOUNT_SECONDS):
                     table.see_others()
                     table.tally.recount()
                     self._recounted[table.source] = now
@@ -183,25 +183,25 @@ class Watermarks:
         if topic is None:
             return
         ends = {p: high for p, (_, high) in topic.ends.items()}
-        table.ends = ends
-        if table.state.stopped and table.state.known and table.leads and table.state.now.error_code in HINDRANCES:
+        table.partitions.ends = ends
+        if table.state.stopped and table.state.known and table.partitions.leads and table.state.now.error_code in HINDRANCES:
             self._identify(table, facts)
         # What was seen before the table was opened says nothing of it now: its topic may be another one since.
-        if table.log is None or table.state.stopped or facts.at < table.opened_at:
+        if table.partitions.log is None or table.state.stopped or facts.at < table.opened_at:
             return
-        if topic.log != table.log:
+        if topic.log != table.partitions.log:
             if table.takes:  # One that is still to be opened, after a resync perhaps, finds out by itself.
                 self._line.stop(table, topic_gone(table.config, exists=True))
             return
         self._watch_for_standstill(table)
-        if not table.leads:
+        if not table.partitions.leads:
             return
         self._watch_for_unread(table)
         if self._skipped(table, facts):
-            table.reload = "the connector went on at the end of the log; what was committed before that was not sent"
+            table.versions.reload = "the connector went on at the end of the log; what was committed before that was not sent"
             return
         if self._identify(table, facts) and facts.position is not None and not facts.snapshot:
-            table.aim(Goal(facts.position, ends, facts.reached_us))
+            table.partitions.aim(Goal(facts.position, ends, facts.reached_us))
         if table.state.stopped:
             return
         if table.state.name in ("waiting", "snapshotting"):
@@ -241,15 +241,15 @@ class Watermarks:
                     self._line.touched()
                 return False
             over = f"{kept.error_message}: this is over, and what was committed meanwhile did not arrive"
-            table.reload = over if table.state.stopped else judged.why
+            table.versions.reload = over if table.state.stopped else judged.why
         elif judged.outcome is not Outcome.SAME or not kept.identity:
             assert now is not None
-            table.carry(judged, now, found.position)
+            table.follower.carry(judged, now, found.position)
             self._line.touched()
             return table.state.now.identity == now
         else:
             table.state.now = replace(kept, identity_at=found.position)
-        return not table.reload
+        return not table.versions.reload
 
     def _is_read(self, table: TableTask, facts: Facts) -> bool:
         """Whether rows that were asked for may still be on their way. Another reading waits for them: in its generation they would be taken
@@ -279,12 +279,14 @@ class Watermarks:
 
     def _watch_for_standstill(self, table: TableTask) -> None:
         """A table that should flow, lags and does not move is opened anew, and says so: whatever held it must not hold it in silence."""
-        at, now = sum(part.checkpoint for part in table.parts.values()), self._clock.monotonic()
+        at, now = sum(part.checkpoint for part in table.partitions.own.values()), self._clock.monotonic()
         before, since = self._moved.get(table.source, (-1, now))
-        if at != before or not table.own_lag or not table.flows or table.has_buffer:
+        if at != before or not table.partitions.own_lag or not table.flows or table.has_buffer:
             self._moved[table.source] = (at, now)
         elif now - since >= STANDSTILL_SECONDS:
-            self._log.warning("stood still, is opened again", table=str(table.source), lag=table.own_lag, seconds=round(now - since))
+            self._log.warning(
+                "stood still, is opened again", table=str(table.source), lag=table.partitions.own_lag, seconds=round(now - since)
+            )
             self._moved.pop(table.source)
             table.drop()
 
@@ -292,7 +294,7 @@ class Watermarks:
         """Partitions that neither this process has nor another one ever had. Kafka is not asked who reads what: where the broker goes
         away under that question, librdkafka 2.16 aborts the process (seen; confluentinc/librdkafka 4605)."""
         now = self._clock.monotonic()
-        if set(table.ends) <= set(table.parts) | set(table.others):
+        if set(table.partitions.ends) <= set(table.partitions.own) | set(table.partitions.others):
             self._unread.pop(table.source, None)
         elif now - self._unread.setdefault(table.source, now) >= UNREAD_SECONDS:
             self._line.rejoin_group()
@@ -303,7 +305,7 @@ class Watermarks:
             self._line.touched()
         if table.state.now.resync and signal_id(table) in facts.scans.lost:
             self._forget(table)
-            table.reload = "the connector began anew after it had read the rows; what happened between the two was not sent"
+            table.versions.reload = "the connector began anew after it had read the rows; what happened between the two was not sent"
             return
         place = table.source, table.state.now.generation
         if place in self._ends:
@@ -386,13 +388,15 @@ class Watermarks:
             end = self._ends.get((table.source, table.state.now.generation))
             if end is None or goal.position <= end:
                 return  # At the very same position the connector may have been before it wrote the rows; a heartbeat moves it on.
-            if table.doubtful or self._outdated(table):
-                table.reload = "the connector began its snapshot anew after it had sent changes; what happened between the two was not sent"
+            if table.versions.doubtful or self._outdated(table):
+                table.versions.reload = (
+                    "the connector began its snapshot anew after it had sent changes; what happened between the two was not sent"
+                )
                 return
             swept = self._sweep(table)
             table.tally.swept()
-            table.make(goal.position)
-            if table.reload:
+            table.follower.make(goal.position)
+            if table.versions.reload:
                 return
             self._forget(table)
             table.state.keep(state="streaming", resync=False, complete_through=goal.position, complete_at=goal.at_us)
@@ -446,7 +450,7 @@ def lag_seconds(table: TableTask, now_us: int) -> float | None:
     """Where more is waiting: seconds since the target was last known to be complete, or since the source committed what was applied last,
     whichever is later. 0 where nothing waits and the connector keeps up; None before anything came."""
     complete_us = table.state.now.complete_at
-    if table.lag == 0 and table.ends and complete_us is not None and now_us - complete_us < KEEPS_UP_US:
+    if table.partitions.lag == 0 and table.partitions.ends and complete_us is not None and now_us - complete_us < KEEPS_UP_US:
         return 0.0
     known = [us for us in (table.tally.source_us, table.state.now.complete_at) if us is not None]
     return max(0.0, (now_us - max(known)) / 1e6) if known else None

@@ -152,7 +152,7 @@ class Service:
 
             def there() -> str | None:
                 done = all(
-                    t.state.stopped or (once and t.tally.merges) or t.passed(ends.get(t.config.topic, {}))
+                    t.state.stopped or (once and t.tally.merges) or t.partitions.passed(ends.get(t.config.topic, {}))
                     for t in tables
                     if t.config.topic in ends
                 )
@@ -172,7 +172,7 @@ class Service:
         flushed = self._clock.monotonic()
         for table in works.line.tables:
             try:
-                if table.log is not None and table.leads:
+                if table.partitions.log is not None and table.partitions.leads:
                     table.state.save()
             except CdcError as error:
                 self._log.warning("state not saved", table=str(table.source), why=error.message)

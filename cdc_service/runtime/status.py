@@ -52,7 +52,7 @@ def _connector(config: Config, facts: Facts | None) -> dict[str, Any]:
 def _table(table: TableTask, now_us: int) -> dict[str, Any]:
     kept = table.state.now
     claims = kept.complete_through is not None and not kept.resync
-    parts = sorted(table.checkpoints.items())
+    parts = sorted(table.partitions.checkpoints.items())
     return {
         "source": str(table.source),
         "target": str(table.target),
@@ -62,7 +62,7 @@ def _table(table: TableTask, now_us: int) -> dict[str, Any]:
         **{name: table.tally.counts[name] for name in OUTCOMES},
         "parked_waiting": table.tally.waiting.total(),
         "quarantine": {"waiting": dict(table.tally.waiting), "decided": dict(table.tally.decided)},
-        "lag_events": table.lag if parts else None,
+        "lag_events": table.partitions.lag if parts else None,
         "lag_seconds": lag_seconds(table, now_us) if parts else None,
         "position": _text(table.tally.high_commit),
         "source_commit_at": rfc3339(table.tally.source_us),
@@ -72,7 +72,8 @@ def _table(table: TableTask, now_us: int) -> dict[str, Any]:
         "verified_at": rfc3339(table.tally.verified[0]),
         "verified_position": _text(table.tally.verified[1]),
         "partitions": [
-            {"partition": p, "next_offset": offset, "end_offset": table.ends.get(p), "owned": p in table.parts} for p, offset in parts
+            {"partition": p, "next_offset": offset, "end_offset": table.partitions.ends.get(p), "owned": p in table.partitions.own}
+            for p, offset in parts
         ],
         "error": _error(table),
     }

@@ -582,11 +582,11 @@ def heal(world: World, group: Group, *, alone: bool = True) -> None:
         if world.warehouse[worker.table.target].parked:
             mend_and_replay(world, worker)
             continue
-        if kept.state == "streaming" and kept.complete_through == world.source.record and worker.table.passed(ends):
+        if kept.state == "streaming" and kept.complete_through == world.source.record and worker.table.partitions.passed(ends):
             with contextlib.suppress(Fenced):
                 worker.table.state.save()
                 return
-    states = [(w.table.state.name, w.table.trouble, w.table.parts, w.log.positions, w.log.paused) for w in group.workers]
+    states = [(w.table.state.name, w.table.trouble, w.table.partitions.own, w.log.positions, w.log.paused) for w in group.workers]
     pytest.fail(f"not caught up: {states}, ends {[len(log) for log in world.partitions]}")
 
 

@@ -237,7 +237,7 @@ class Worker:
     def operate(self, *, patient: bool = False) -> None:
         """What an operator does who reads why a table stands still; ``patient``: not where the source is to be mended."""
         for table in self.tables:
-            if not table.state.stopped or not table.parts or (patient and table.state.now.error_code in HINDRANCES):
+            if not table.state.stopped or not table.partitions.own or (patient and table.state.now.error_code in HINDRANCES):
                 continue
             action = "resync" if table.state.name in ("needs_resync", "schema_stopped", "drift") else "resume"
             body: dict[str, Any] = {}

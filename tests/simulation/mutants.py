@@ -24,8 +24,10 @@ from cdc_service.core.order import Ordering
 from cdc_service.core.types import Checkpoint, Delta, Op, PartitionCounts, RawBatch, Receipt
 from cdc_service.core.validate import nothing_parked
 from cdc_service.pipeline import commands as control_module
+from cdc_service.pipeline import follower as follower_module
 from cdc_service.pipeline import goals
 from cdc_service.pipeline import merge_worker as merging_module
+from cdc_service.pipeline import partitions as partitions_module
 from cdc_service.pipeline import prepare as prepare_module
 from cdc_service.pipeline import schema_versions as versions_module
 from cdc_service.pipeline import table_task as table_module
@@ -238,12 +240,12 @@ def _() -> Sequence[Patch]:
 
     def open_(self: Any) -> Mapping[int, int]:
         begin = dict(real_open(self))
-        told = self.context.topics.broker.committed
+        own, told = self.partitions.own, self.context.topics.broker.committed
         for p in begin:
             at = told.get((self.config.topic, p))
-            if at is not None and self.log == self.context.topics.broker.topics[self.config.topic].log:
-                self.context.destination.tables[self.target].checkpoints[self.log, p] = (at, self.parts[p].epoch)
-                begin[p] = self.parts[p].read = self.parts[p].checkpoint = at
+            if at is not None and self.partitions.log == self.context.topics.broker.topics[self.config.topic].log:
+                self.context.destination.tables[self.target].checkpoints[self.partitions.log, p] = (at, own[p].epoch)
+                begin[p] = own[p].read = own[p].checkpoint = at
         return begin
 
     return [(table_module.TableTask, "receive", receive), (table_module.TableTask, "open", open_)]
@@ -334,11 +336,11 @@ def _() -> Sequence[Patch]:
         return {p: min(start, ends[p][1]) for p, start in real(table, log, dict.fromkeys(ends, (0, 10**9)), partitions, same, rows).items()}
 
     def merge_one(self: Any, table: Any, topic_id: Any, found: Any) -> Any:
-        return real_merge_one(self, table, topic_id if table.log is None else table.log.topic_id, found)
+        return real_merge_one(self, table, topic_id if table.partitions.log is None else table.partitions.log.topic_id, found)
 
     def compare(self: Any, table: Any, facts: Any) -> None:
         topic = facts.topics.get(table.config.topic)
-        if topic is not None and table.log is not None and topic.log != table.log and not table.state.stopped:
+        if topic is not None and table.partitions.log is not None and topic.log != table.partitions.log and not table.state.stopped:
             table.drop()
             return
         real_compare(self, table, facts)
@@ -457,7 +459,7 @@ def _() -> Sequence[Patch]:
     def passed(checkpoints: Mapping[int, int], ends: Mapping[int, int]) -> bool:
         return any(checkpoints.get(p, -1) >= end for p, end in ends.items())
 
-    return [(goals, "passed", passed), (table_module, "passed", passed)]
+    return [(goals, "passed", passed), (partitions_module, "passed", passed)]
 
 
 @mutant("a second snapshot is believed", "a connector that began anew after it had streamed goes unnoticed")
@@ -540,7 +542,7 @@ def _() -> Sequence[Patch]:
 
 @mutant("rows ahead are taken as they come", "values that events leave out are kept in rows that were written anew meanwhile")
 def _() -> Sequence[Patch]:
-    return [(table_module.TableTask, "is_ahead", False), (table_module.TableTask, "_identify", lambda self, run, found, *, others: None)]
+    return [(table_module.TableTask, "is_ahead", False), (follower_module.Follower, "identify", lambda self, run, found, *, others: None)]
 
 
 @mutant("identities are names", "two identities are compared by the names of the columns alone")
@@ -558,8 +560,8 @@ def _() -> Sequence[Patch]:
 
     def identify(self: Any, table: Any, facts: Any) -> bool:
         stopped, good = table.state.stopped, real(self, table, facts)
-        if stopped and table.reload:
-            table.reload = ""
+        if stopped and table.versions.reload:
+            table.versions.reload = ""
             now = facts.identities
             gone = dict.fromkeys(("error_code", "error_message", "error_hint"), "")
             table.state.keep(state=flowing(table.state.now), identity=now.tables[table.source], identity_at=now.position, **gone)

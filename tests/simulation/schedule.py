@@ -431,7 +431,13 @@ class Simulation:
                 self.invariants.check_end()
                 return
         states = [
-            (w.name, [(str(t.source), t.state.name, t.trouble and t.trouble.message, dict(t.checkpoints), dict(t.ends)) for t in w.tables])
+            (
+                w.name,
+                [
+                    (str(t.source), t.state.name, t.trouble and t.trouble.message, dict(t.partitions.checkpoints), dict(t.partitions.ends))
+                    for t in w.tables
+                ],
+            )
             for w in group.workers
         ]
         raise Violation(f"I24: not caught up after {HEALING_TURNS} turns: {states}")
@@ -458,20 +464,20 @@ class Simulation:
                 worker.go(partial(worker.operate, patient=True), {})
                 for table in worker.tables:
                     # The documented way out of the quarantine.
-                    if table.leads and table.state.name == "streaming" and self.invariants.seen[table.target].parked:
+                    if table.partitions.leads and table.state.name == "streaming" and self.invariants.seen[table.target].parked:
                         worker.go(lambda worker=worker, table=table: worker.act("resync", table.source.name), {})
 
     def _healed(self) -> bool:
         ends = self.world.broker.describe()
         for target in self.targets:
             topic = self.world.broker.names[target.source.name]
-            leads = [t for w in self.group.workers for t in w.tables if t.target == target and t.leads]
+            leads = [t for w in self.group.workers for t in w.tables if t.target == target and t.partitions.leads]
             if len(leads) != 1:
                 return False
             (table,) = leads
             highs = {p: high for p, (_, high) in ends[topic].ends.items()}
             through = table.state.name == "streaming" and table.state.now.complete_through == self.world.source.lsn
-            if not (through and table.passed(highs)) or self.invariants.seen[target].parked:
+            if not (through and table.partitions.passed(highs)) or self.invariants.seen[target].parked:
                 return False
             try:
                 table.state.save()

@@ -132,9 +132,11 @@ def turns_to_the_end(line: PollLoop, table: TableTask) -> int:
     for turn in range(1, 1000):
         line.read(0)
         line.merge()
-        if table.checkpoints.get(0) == table.ends.get(0):
+        if table.partitions.checkpoints.get(0) == table.partitions.ends.get(0):
             return turn
-    raise AssertionError(f"{table.source} is at {table.checkpoints} of {table.ends}: {table.state.name}, {table.trouble}")
+    raise AssertionError(
+        f"{table.source} is at {table.partitions.checkpoints} of {table.partitions.ends}: {table.state.name}, {table.trouble}"
+    )
 
 
 WAYS: dict[str, Callable[[], Exception]] = {
@@ -160,7 +162,7 @@ def test_a_table_whose_merges_fail_for_ever_holds_nobody_back(way: str, memory: 
         line.merge()
         assert line.buffered_bytes <= memory + 4 * LITTLE
     world.records[GOOD] += RECORDS
-    good.ends = {0: world.records[GOOD]}
+    good.partitions.ends = {0: world.records[GOOD]}
     assert turns_to_the_end(line, good) <= alone + 2 + 20 * (memory == LITTLE), "however long the other has failed"
     assert destination.table_rows(good.target) == 2 * RECORDS
     assert not good.state.stopped
@@ -192,7 +194,7 @@ def test_a_table_that_parks_too_much_stops_alone_and_goes_on_when_asked(limits: 
     assert (bad.state.name, bad.state.now.error_code) == ("quarantine_stopped", "quarantine_stopped")
     assert destination.totals(bad.target).waiting == {"bad_json": first}, "it stops before it parks more"
     assert bad.tally.waiting == {"bad_json": first}
-    assert bad.checkpoints[0] <= 2000
+    assert bad.partitions.checkpoints[0] <= 2000
     assert not good.state.stopped
     assert control.act("resume", bad, {})["state"] != "quarantine_stopped"
     turns_to_the_end(line, bad)

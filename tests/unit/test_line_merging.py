@@ -13,8 +13,8 @@ from cdc_service.core.errors import Unavailable
 from cdc_service.core.identity import Identities
 from cdc_service.core.types import TableId
 from cdc_service.pipeline import merge_worker as merging
+from cdc_service.pipeline.follower import Asked
 from cdc_service.pipeline.merge_worker import MergeWorker, beside
-from cdc_service.pipeline.table_task import Asked
 
 NOW = Identities(7, {}, frozenset(), 0, False)
 
@@ -27,7 +27,7 @@ class Ahead:
     merges = 0
 
     def __init__(self) -> None:
-        self.config = self.log = self.tally = self
+        self.config = self.partitions = self.log = self.tally = self
         self.topic = self.topic_id = "t"
         self.told: list[Identities | None] = []
 

@@ -132,7 +132,7 @@ def test_i9_a_drop_is_seen_in_later_rows_alone(outside: Outside, warehouse: Memo
     assert dropped(warehouse, table)["x"], "a row from before the drop brought the column back"
     apply(table, outside, rows(1, 1, 50, schema("a", "x"), 4, "a4", "x4"))
     assert not dropped(warehouse, table)["x"]
-    assert "came back" in table.reload
+    assert "came back" in table.versions.reload
 
 
 def test_i9_a_log_of_changes_fills_no_column_and_is_read_anew_for_none(outside: Outside, warehouse: MemoryDestination) -> None:
@@ -147,7 +147,7 @@ def test_i9_a_log_of_changes_fills_no_column_and_is_read_anew_for_none(outside: 
     apply(table, outside, rows(0, 2, 30, schema("a"), 1, "a3"))
     apply(table, outside, rows(0, 3, 40, schema("a", "x"), 1, "a4", "x4"))
     assert [change.values["x"] for change in warehouse.kept(target).changes] == [None, "x2", None, "x4"]
-    assert table.reload == ""
+    assert table.versions.reload == ""
 
 
 @pytest.mark.parametrize("mode", [Mode.UPSERT, Mode.SOFT_DELETE])

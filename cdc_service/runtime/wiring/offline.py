@@ -16,7 +16,8 @@ from cdc_service.core.clock import RealClock
 from cdc_service.core.errors import CdcError
 from cdc_service.pipeline import quarantine as parked
 from cdc_service.pipeline.commands import Commands
-from cdc_service.pipeline.table_task import Part, TableTask
+from cdc_service.pipeline.partitions import Part
+from cdc_service.pipeline.table_task import TableTask
 from cdc_service.pipeline.watermarks import signal_id
 from cdc_service.ports.capture import Facts
 from cdc_service.ports.destination import Destination
@@ -102,7 +103,7 @@ def _fill(table: TableTask, destination: Destination, facts: Facts) -> None:
     topic = facts.topics.get(table.config.topic)
     for c in destination.checkpoints(table.target):
         if topic is None or c.log == topic.log:
-            table.parts[c.partition] = Part(c.next_offset, c.epoch, c.next_offset)
-    table.ends = {} if topic is None else {p: high for p, (_, high) in topic.ends.items()}
+            table.partitions.own[c.partition] = Part(c.next_offset, c.epoch, c.next_offset)
+    table.partitions.ends = {} if topic is None else {p: high for p, (_, high) in topic.ends.items()}
     table.recall()
     table.tally.rows = destination.table_rows(table.target)
