@@ -11,6 +11,7 @@ MODE = "upsert"
 TARGET = "{schema}.{table}"
 KEYLESS: Final = "refuse"
 METADATA: Final = "full"
+SNAPSHOT: Final = "connector"
 
 FLUSH_ROWS = 100_000
 FLUSH_BYTES = 64 * 2**20

@@ -31,6 +31,7 @@ from cdc_service.core.names import Names
 from cdc_service.core.types import Mode
 
 Keyless = Literal["refuse", "append"]
+Snapshot = Literal["connector", "direct"]
 Metadata = Literal["full", "minimal"]
 Secrets = Literal["env", "file", "inline"]
 
@@ -198,6 +199,11 @@ class Defaults(Section):
     )
     metadata: Metadata = Field(
         default=fallback.METADATA, description="Metadata columns of each row: full, or minimal (what ordering needs)."
+    )
+    snapshot: Snapshot = Field(
+        default=fallback.SNAPSHOT,
+        description="Who reads the rows that a table has at the beginning, or anew: the connector, event by event, or the service itself "
+        "at the source (direct), which is many times faster; a table that is kept as a log of changes is always read by the connector.",
     )
     flush: Flush = Field(default_factory=Flush, description="When a batch is merged.")
     reconcile: Reconcile = Field(default_factory=Reconcile, description="When and how tables are compared with their source.")

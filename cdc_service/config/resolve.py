@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from cdc_service.config.models import Config, Flush, Keyless, Reconcile, Section, Table
+from cdc_service.config.models import Config, Flush, Keyless, Reconcile, Section, Snapshot, Table
 from cdc_service.config.patterns import Pattern, parse_pattern, render_target
 from cdc_service.config.problems import InvalidConfig, Problem, dotted, nearest
 from cdc_service.core.order import BY_RECORD, Ordering
@@ -32,6 +32,12 @@ class TableConfig:
     reconcile: Reconcile = field(default_factory=Reconcile)
     exclude: tuple[str, ...] = ()
     """Columns of the source that the target never holds."""
+    snapshot: Snapshot = "connector"
+
+    @property
+    def direct(self) -> bool:
+        """Whether the service reads its rows itself. A log of changes has no key by which a row that is read twice would be one."""
+        return self.snapshot == "direct" and self.target.mode is not Mode.APPEND
 
     def without_key(self) -> TableConfig:
         """The same for a table that turned out to have no key."""
@@ -155,6 +161,7 @@ def _table(
         key=key,
         reconcile=_over(base.reconcile, own.reconcile),
         exclude=tuple(own.columns.exclude),
+        snapshot=base.snapshot,
     )
 
 

@@ -374,6 +374,33 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadRange:
+    """A part of a table that is read at the source itself, for one generation: ``low`` and ``high`` bound it in the source's own words, as
+    long as the table is stored as ``storage`` says. ``rows`` of it came so far, as of ``position``; ``done`` when these are all."""
+
+    generation: int
+    number: int
+    low: str
+    high: str
+    storage: str
+    rows: int | None = None
+    position: int | None = None
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPart:
+    """What a merge brings of a range: with it ``rows`` of the range are there, as the source had them at ``position``; all of them where
+    ``done``."""
+
+    generation: int
+    number: int
+    rows: int
+    position: int
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """What one transaction does to one target: at most one row a key, the latest version within the batch; with Mode.APPEND every change.
 
@@ -387,7 +414,8 @@ class Delta:
     target's ``_cdc_seq``, ``_cdc_before`` and ``_cdc_unsent`` hold them. Nothing is ``unsent`` then and there is no truncation: it is a
     row. ``tails`` are, by partition, the last changes where places count.
 
-    A delta of parked records has a ``decision`` and no spans: their offsets were passed when they were parked.
+    A delta of parked records has a ``decision`` and no spans: their offsets were passed when they were parked. Nor has one of rows that
+    were read at the source itself: ``loaded`` says of which range.
     """
 
     batch_id: str
@@ -405,6 +433,7 @@ class Delta:
     tails: Mapping[int, Tail] = field(default_factory=dict)
     decision: Decision | None = None
     doubtful: pa.Array | None = None
+    loaded: LoadedPart | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,6 +443,10 @@ class LogId:
     cluster_id: str
     topic: str
     topic_id: str
+
+
+NO_LOG = LogId("", "", "")
+"""Of rows that no record brought."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ def screen(
         where = zip(batch.meta["partition"].to_pylist(), batch.meta["offset"].to_pylist(), strict=True)
         misfits = {row: refused[place] for row, place in enumerate(where) if place in refused}
     for column in batch.schema.columns:
-        for row in np.flatnonzero(_outside(batch.data.column(column.name), column.type, bounds)).tolist():
+        for row in np.flatnonzero(outside(batch.data.column(column.name), column.type, bounds)).tolist():
             misfits.setdefault(row, ("out_of_range", f"column {column.name} holds a value outside of what the destination can hold"))
     new = [r.key_text for r in batch.rejected if r.key_text is not None]
     if not misfits and not new and not len(parked):
@@ -90,14 +90,14 @@ def _reject(raw: RawBatch, batch: ChangeBatch, row: int, text: pa.Array, stage: 
     )
 
 
-def _outside(column: pa.ChunkedArray, kind: LogicalType, bounds: Bounds) -> npt.NDArray[np.bool_]:
+def outside(column: pa.ChunkedArray, kind: LogicalType, bounds: Bounds) -> npt.NDArray[np.bool_]:
     """A mask of the rows of ``column`` that do not fit; all false, at the cost of a min and a max, in the usual case."""
     nothing = np.zeros(len(column), np.bool_)
     if kind.element is not None:
         if kind.element.kind not in (*_TEMPORAL, *_TEXT):
             return nothing
         flat = pa.chunked_array([c.flatten() for c in column.chunks], type=kind.element.arrow)
-        inner = _outside(flat, kind.element, bounds)
+        inner = outside(flat, kind.element, bounds)
         if inner.any():
             whole = column.combine_chunks()
             nothing[np.unique(pc.list_parent_indices(whole).to_numpy(zero_copy_only=False)[inner])] = True
@@ -114,11 +114,11 @@ def _outside(column: pa.ChunkedArray, kind: LogicalType, bounds: Bounds) -> npt.
     ends = pc.min_max(numbers)
     if not ends["min"].is_valid or (low <= ends["min"].as_py() and ends["max"].as_py() <= high):
         return nothing
-    outside = _mask(pc.less(numbers, low)) | _mask(pc.greater(numbers, high))
+    out = _mask(pc.less(numbers, low)) | _mask(pc.greater(numbers, high))
     if kind.kind in bounds.infinity:
         infinity = INFINITY[kind.kind]
-        outside &= ~(_mask(pc.equal(numbers, infinity)) | _mask(pc.equal(numbers, -infinity)))
-    return outside
+        out &= ~(_mask(pc.equal(numbers, infinity)) | _mask(pc.equal(numbers, -infinity)))
+    return out
 
 
 def _mask(values: pa.ChunkedArray) -> npt.NDArray[np.bool_]:

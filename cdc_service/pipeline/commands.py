@@ -145,6 +145,7 @@ class Commands:
             table.recall()
             table.follower.take_columns(identity_at)
         begin, forget = (ends, True) if anew else self._begin(table, facts, ends)
+        table.end_load()
         table.state.now = self._context.destination.begin_anew(table.target, facts.log, begin, state, forget=forget, retire=anew)
         table.trouble = None
         table.versions.reload = ""

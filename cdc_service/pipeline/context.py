@@ -14,12 +14,14 @@ from cdc_service.pipeline.reread import Rereads
 from cdc_service.ports.destination import Destination
 from cdc_service.ports.events import Decoder
 from cdc_service.ports.feed import Topics
+from cdc_service.ports.reader import Load
 from cdc_service.ports.source import Fill
 
 
 class RereadSource(Rereads, Protocol):
     """What a table asks of its source (ports.source)."""
 
+    def load(self, table: TableId) -> Load: ...
     def fill_of_added_column(self, table: TableId, column: str) -> Fill: ...
     def judge(self, table: TableId, before: str | None, after: str | None) -> Judgement: ...
 

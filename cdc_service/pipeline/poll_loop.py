@@ -410,6 +410,8 @@ class PollLoop:
         return next((t for t in self.tables if t.source == source), None)
 
     def close(self) -> None:
+        for table in self.tables:
+            table.end_load()
         self._log.close()
 
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from cdc_service.core.errors import CdcError
 from cdc_service.core.types import META, ChangeBatch, RawBatch, TableSchema
-from cdc_service.core.validate import Bounds, screen
+from cdc_service.core.validate import Bounds, outside, screen
 from cdc_service.ports.events import Decoder
 from cdc_service.ports.transform import Transform
 from cdc_service.transforms import transformed
@@ -44,6 +45,15 @@ class Prepare:
             fits, parked = screen(raw, batch, self.bounds, parked, refused)
             found.append(fits)
         return found, parked
+
+    def loaded(self, batch: ChangeBatch) -> ChangeBatch:
+        """Rows that were read at the source itself, transformed. Raises CdcError (unloadable) where one cannot be held: there are no raw
+        bytes of it that could be parked."""
+        batch = transformed(self.transforms, batch)
+        for column in batch.schema.columns:
+            if outside(batch.data.column(column.name), column.type, self.bounds).any():
+                raise CdcError(f"column {column.name}: a value in it is outside of what the destination can hold", code="unloadable")
+        return batch
 
     def from_text(self, rows: pa.Table, schema: TableSchema) -> pa.Table:
         """Columns that were read again at the source, as text, as ``changes`` would have them. Raises as ``Decoder.from_text`` does."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from cdc_service.core.errors import CdcError, Fenced, TableStopped, Unavailable
 from cdc_service.core.fold import fold
 from cdc_service.core.identity import Identities
 from cdc_service.core.order import generations
-from cdc_service.core.types import ChangeBatch, Delta, LogId, Mode, RawBatch, Receipt, TableId, Target
+from cdc_service.core.types import NO_LOG, ChangeBatch, Delta, LogId, Mode, RawBatch, Receipt, TableId, Target
 from cdc_service.core.validate import nothing_parked
 from cdc_service.failpoints import failpoint
 from cdc_service.pipeline.breaker import Breaker
@@ -30,6 +31,7 @@ from cdc_service.pipeline.context import Context
 from cdc_service.pipeline.failures import drifted, scattered, snapshotted_anew
 from cdc_service.pipeline.follower import Asked, Follower
 from cdc_service.pipeline.goals import Goal
+from cdc_service.pipeline.loading import Loading, Piece, Plan, loaded_delta
 from cdc_service.pipeline.partitions import Part, Partitions
 from cdc_service.pipeline.prepare import Prepare
 from cdc_service.pipeline.reread import Unreadable, Why, completed, doubted
@@ -64,6 +66,8 @@ class TableTask:
         self.prepare = Prepare(config.topic, context.decoder, transforms.of(config), context.destination.capabilities)
         self.versions = SchemaVersions(config.target, context, self.prepare)
         self.follower = Follower(config, context, self.versions, self.state)
+        self.loading: Loading | None = None
+        """The load of its rows from the source itself, while one is under way."""
         self._parked = nothing_parked()
         self._breaker = Breaker(config.source, context.limits)
         self._refused: dict[tuple[int, int], Why] = {}
@@ -150,6 +154,50 @@ class TableTask:
         self.held.clear()
         self._opened = False
 
+    # Loading
+
+    def load(self) -> None:
+        """Begins, or goes on, to read the rows of the table's generation at the source itself; ``loading`` says how far that is. Raises
+        CdcError (unloadable) where nobody can tell the form of its columns."""
+        self.end_load()
+        schema, generation = self.context.schema_of(self.source), self.state.now.generation
+        if schema is None:
+            raise CdcError(f"{self.source}: the catalog does not tell the form of its events", code="unloadable")
+        kept = self.context.destination.load_ranges(self.target, generation)
+        self.loading = Loading(generation, partial(self.context.source.load, self.source), self.prepare, schema, kept)
+
+    def end_load(self) -> None:
+        if self.loading is not None:
+            self.loading.end()
+        self.loading = None
+
+    @property
+    def has_its_rows(self) -> bool:
+        """Whether no row is awaited that does not come by the topic."""
+        return not self.config.direct or self.state.name not in ("waiting", "snapshotting")
+
+    @property
+    def has_piece(self) -> bool:
+        """Whether a piece of the load can be merged."""
+        return self.loading is not None and self.loading.next() is not None and self.takes and not self.backoff.waiting
+
+    def _merge_piece(self, loading: Loading) -> None:
+        item = loading.next()
+        try:
+            if isinstance(item, Plan):
+                self.context.destination.plan_load(self.target, loading.generation, item.ranges)
+            elif isinstance(item, Piece):
+                run, delta = [item.batch], loaded_delta(item.batch, self.target, item.part)
+                receipt = self.apply(run, delta, {}, NO_LOG)
+                self.tally.merged(run, delta, receipt)
+        except Unavailable:
+            raise
+        except CdcError:
+            self.end_load()  # It is begun again, from what is there.
+            raise
+        loading.taken()
+        failpoint("line.loaded")
+
     # Reading
 
     def receive(self, raw: RawBatch) -> None:
@@ -199,6 +247,8 @@ class TableTask:
     @property
     def due_in(self) -> float:
         """The seconds until it is; infinity where nothing waits, or may not be merged."""
+        if self.has_piece:
+            return 0.0
         wait = self._buffer.due_in(self.config.flush)
         if wait == float("inf") or self.backoff.waiting or self.state.stopped:
             return float("inf")
@@ -237,6 +287,8 @@ class TableTask:
         """
         moved: dict[int, int] = {}
         own = self.partitions.own
+        if self.loading is not None and self.has_piece:
+            self._merge_piece(self.loading)
         while aside := self._buffer.aside:
             aside[:] = [self.translated(batch) for batch in aside]
             count, run = one_version(aside)
@@ -292,7 +344,7 @@ class TableTask:
             failpoint("line.completed")
             return done
 
-        if (keys := doubted(delta, m.source)) is not None:
+        if delta.loaded is None and (keys := doubted(delta, m.source)) is not None:
             delta = complete(UnsentUnknown(keys, ()))
         for _ in range(COMPLETIONS_MAX):
             try:
@@ -370,6 +422,7 @@ class TableTask:
         self.state.now, self.state.known = state, True
         if self.state.stopped or before.generation != state.generation:
             self.drop()
+            self.end_load()
         elif before.state == "quarantine_stopped":
             self.allow_more_parked()
 
@@ -384,6 +437,7 @@ class TableTask:
     def stop(self, error: CdcError) -> None:
         """Puts the table into the state that the error names; its partitions stand still until somebody acts."""
         self.drop()
+        self.end_load()
         self.trouble = error
         if error.code == RightsLacking.code:
             self.backoff.failed()

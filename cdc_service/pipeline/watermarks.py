@@ -14,7 +14,7 @@ from typing import Protocol
 import structlog
 
 from cdc_service.core.clock import Clock
-from cdc_service.core.errors import CdcError, Fenced, TableStopped
+from cdc_service.core.errors import CdcError, Disposition, Fenced, TableStopped
 from cdc_service.core.identity import HINDRANCES, Judgement, Outcome
 from cdc_service.core.types import Mode, TableId, Target
 from cdc_service.pipeline.failures import snapshot_failed, snapshotted_anew, source_went_back, topic_gone
@@ -86,6 +86,8 @@ class Watermarks:
         self._seen: Facts | None = None
         self._ends: dict[tuple[TableId, int], int] = {}  # by table and generation: another process may have begun a later one
         self._quiet: dict[TableId, float] = {}
+        self._by_connector: set[tuple[TableId, int]] = set()
+        """Tables, each with its generation, that could not be read at the source itself."""
         self._unheard: dict[tuple[TableId, int], int] = {}  # likewise: as of which position a lost signal was written again
         self._saved: dict[TableId, float] = {}
         self._newest: list[int | None] = []
@@ -172,7 +174,10 @@ class Watermarks:
     def begun(self, table: TableTask) -> None:
         """A new snapshot of the table begins: what was known of an earlier one counts no more."""
         self._forget(table)
-        self._ask(table)
+        if table.config.direct:
+            self._load(table)
+        else:
+            self._ask(table)
 
     def _forget(self, table: TableTask) -> None:
         self._ends.pop((table.source, table.state.now.generation), None)
@@ -195,6 +200,7 @@ class Watermarks:
             return
         self._watch_for_standstill(table)
         if not table.partitions.leads:
+            table.end_load()
             return
         self._watch_for_unread(table)
         if self._skipped(table, facts):
@@ -255,6 +261,8 @@ class Watermarks:
         """Whether rows that were asked for may still be on their way. Another reading waits for them: in its generation they would be taken
         for its own, and what went from the source without an event would stay."""
         kept, place = table.state.now, (table.source, table.state.now.generation)
+        if table.config.direct and place not in self._by_connector:
+            return False  # What is still read for this generation ends with it.
         if (kept.complete_through is not None and not kept.resync) or (kept.resync and signal_id(table) in facts.scans.lost):
             return False
         if self._scanned(table, facts) and facts.identities is not None:
@@ -310,6 +318,9 @@ class Watermarks:
         place = table.source, table.state.now.generation
         if place in self._ends:
             return
+        if table.config.direct and place not in self._by_connector:
+            self._load(table)
+            return
         if table.state.now.resync and facts.scans.skipped > max(table.state.now.opened_record, self._unheard.get(place, 0)):
             self._unheard[place] = facts.scans.skipped  # The signal was written where the log is not read any more.
             self._ask(table)
@@ -329,6 +340,31 @@ class Watermarks:
             return
         if self._is_quiet(table, facts):
             self._quiet.pop(table.source)
+            self._ask(table)
+
+    def _load(self, table: TableTask) -> None:
+        """Has the rows read at the source itself. Where a value has no exact form there, or none that the target holds, the connector reads
+        the table: what cannot be held is parked then, record by record."""
+        if not table.state.now.resync:
+            table.versions.reload = "its rows are read at the source itself"
+            return
+        loading = table.loading
+        try:
+            if loading is None or loading.generation != table.state.now.generation:
+                table.load()
+            elif loading.error is not None:
+                table.end_load()
+                raise loading.error
+            elif loading.position is not None:
+                self._ends[table.source, table.state.now.generation] = loading.position
+                table.end_load()
+                self._log.info("rows loaded", table=str(table.source), rows=loading.rows, ranges=loading.ranges)
+        except CdcError as error:
+            if error.disposition is Disposition.RETRY:
+                self._log.warning("not loaded yet", table=str(table.source), why=error.message)
+                return
+            self._by_connector.add((table.source, table.state.now.generation))
+            self._log.warning("the connector reads the table", table=str(table.source), why=error.message)
             self._ask(table)
 
     def _ask(self, table: TableTask, *, afresh: bool = False) -> None:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from cdc_service.core.errors import CdcError, ConfigError, TableStopped
 from cdc_service.core.evolve import Change
 from cdc_service.core.logical import Kind
-from cdc_service.core.types import Checkpoint, Delta, Headers, LogId, Mode, Receipt, TableSchema, Tail, Target
+from cdc_service.core.types import Checkpoint, Delta, Headers, LoadRange, LogId, Mode, Receipt, TableSchema, Tail, Target
 from cdc_service.ports.reader import View
 
 
@@ -259,6 +259,16 @@ class State(Protocol):
     def save_progress(self, moved: Mapping[Target, TableState]) -> Mapping[Target, TableState]:
         """Keeps how far tables are complete (``complete_through``, ``complete_at`` and ``identity_at``; nothing else is written) in one
         transaction, and returns those states with their new versions; one that another process changed meanwhile is left out."""
+        ...
+
+    def plan_load(self, target: Target, generation: int, ranges: Sequence[LoadRange]) -> None:
+        """Keeps the ranges by which the table is read at the source for this generation, in the place of all that was planned before.
+        Raises Fenced where the target is of another generation by now. A merge marks them (``Delta.loaded``): with the rows, or not at
+        all; Fenced where the range is done already, or of another plan."""
+        ...
+
+    def load_ranges(self, target: Target, generation: int) -> Sequence[LoadRange]:
+        """Those of the generation, in their order; none where nothing was planned."""
         ...
 
     def totals(self, target: Target) -> Totals: ...

@@ -77,6 +77,31 @@ class Scan(Reader, Protocol):
         ...
 
 
+class Load(Protocol):
+    """A table of the source in a read-only transaction, which ends with the context, read in ranges to load it. ``position`` is a log
+    position at or after every commit that it shows. ``storage`` names where the rows lie: ranges of before it changed hold others."""
+
+    position: int
+    storage: str
+
+    def __enter__(self) -> Load: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def ranges(self, size: int) -> Sequence[tuple[str, str]]:
+        """Bounds (low, high), each from the last high on, that hold all rows, each once; about ``size`` bytes each. One range where the
+        table cannot be read in parts."""
+        ...
+
+    def as_text(self, columns: Sequence[Column]) -> frozenset[str]:
+        """Those of ``columns`` that ``batches`` gives in the text of the connector's events; the others are in their Arrow types."""
+        ...
+
+    def batches(self, columns: Sequence[Column], low: str, high: str) -> Iterator[pa.RecordBatch]:
+        """The rows of a range, in these columns. Raises CdcError (unloadable) where a value has no exact form."""
+        ...
+
+
 class View(Reader, Protocol):
     """One state of the target at the destination, beside a service that goes on writing, until the context ends. Live rows only:
     soft-deleted ones do not count.

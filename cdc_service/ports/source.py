@@ -21,7 +21,7 @@ from cdc_service.core.names import Names as Names
 from cdc_service.core.types import TableId, TableSchema
 from cdc_service.ports.capture import ConnectorProgress, Failures, LogHold
 from cdc_service.ports.events import EventModel
-from cdc_service.ports.reader import Scan
+from cdc_service.ports.reader import Load, Scan
 
 MESSAGE_BYTES_MAX = 16 * 2**20
 """Largest event that the connector may write and the topics take. Kafka's default of 1 MiB stops a connector at its first large row."""
@@ -219,7 +219,8 @@ class ConnectorRequest:
     ``siblings`` are all tables of the source, registered or not; ``signals`` is as in Preparation. ``password`` is text or a reference
     that Connect resolves (``${env:..}``, ``${file:..}``); it is never printed. ``host`` and ``port`` are the source as Connect sees it
     (None: as we do). ``existing`` is the configuration of the running connector: what must not change under it (the placeholder of unsent
-    values) is taken from there. ``options`` win, except where exactness hangs on a setting.
+    values) is taken from there. ``options`` win, except where exactness hangs on a setting. Without ``snapshot`` the connector sends
+    changes only: a new one begins where the pipeline's hold stands.
     """
 
     names: Names
@@ -232,6 +233,7 @@ class ConnectorRequest:
     port: int | None = None
     existing: Mapping[str, str] | None = field(default=None, repr=False)
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    snapshot: bool = True
 
 
 class Catalog(Protocol):
@@ -287,6 +289,10 @@ class RowReader(Protocol):
 
     def scan(self, table: TableId) -> Scan:
         """Opens a snapshot of the table as it is now."""
+        ...
+
+    def load(self, table: TableId) -> Load:
+        """Opens a snapshot of the table as it is now, to load it from."""
         ...
 
     def settled(self, table: TableId) -> int:

@@ -152,7 +152,7 @@ class Service:
 
             def there() -> str | None:
                 done = all(
-                    t.state.stopped or (once and t.tally.merges) or t.partitions.passed(ends.get(t.config.topic, {}))
+                    t.state.stopped or (once and t.tally.merges) or (t.has_its_rows and t.partitions.passed(ends.get(t.config.topic, {})))
                     for t in tables
                     if t.config.topic in ends
                 )

@@ -27,6 +27,8 @@ from cdc_service.core.types import (
     Checkpoint,
     Decision,
     Delta,
+    LoadedPart,
+    LoadRange,
     LogId,
     Mode,
     Op,
@@ -115,12 +117,13 @@ class Kept:
     state: TableState = field(default_factory=TableState)
     changes: list[Logged] = field(default_factory=list)
     tails: dict[tuple[LogId, int], Tail] = field(default_factory=dict)
+    ranges: list[LoadRange] = field(default_factory=list)
     made: bool = False
     epoch: int = 0
 
     def copy(self) -> Kept:
         other = copy(self)
-        for name in ("checkpoints", "rows", "deleted", "ledger", "quarantine", "schemas", "changes", "tails"):
+        for name in ("checkpoints", "rows", "deleted", "ledger", "quarantine", "schemas", "changes", "tails", "ranges"):
             setattr(other, name, copy(getattr(self, name)))
         return other
 
@@ -218,6 +221,15 @@ class MemoryDestination:
                     kept.changes = []
                 kept.deleted, kept.schemas = {}, []
         return self.kept(target).state
+
+    def plan_load(self, target: Target, generation: int, ranges: Sequence[LoadRange]) -> None:
+        with self._transaction(target) as kept:
+            if kept.state.generation != generation:
+                raise Fenced(f"{target.source} is read anew by somebody else")
+            kept.ranges = list(ranges)
+
+    def load_ranges(self, target: Target, generation: int) -> Sequence[LoadRange]:
+        return [r for r in self.kept(target).ranges if r.generation == generation]
 
     def table_rows(self, target: Target) -> int | None:
         kept = self.kept(target)
@@ -351,6 +363,8 @@ class MemoryDestination:
                 if kept.checkpoints.get((log, span.partition)) != (span.start, epochs.get(span.partition)):
                     raise Fenced(f"partition {span.partition} of {target} is no longer this writer's")
                 kept.checkpoints[log, span.partition] = (span.stop, epochs[span.partition])
+            if delta.loaded is not None:
+                _mark_range(kept, delta.loaded)
             if delta.decision is not None:
                 self.step("decide")
                 _decide(kept, delta.decision)
@@ -379,6 +393,13 @@ class MemoryDestination:
             failpoint("merge.recorded")
         failpoint("merge.committed")
         return Receipt(delta.batch_id, target, counts)
+
+
+def _mark_range(kept: Kept, part: LoadedPart) -> None:
+    at = next((i for i, r in enumerate(kept.ranges) if (r.generation, r.number) == (part.generation, part.number) and not r.done), None)
+    if at is None:
+        raise Fenced("another process loads the table, or it is read anew")
+    kept.ranges[at] = replace(kept.ranges[at], rows=part.rows, position=part.position, done=part.done)
 
 
 def _quarantined(r: Rejected, batch_id: str, log: LogId) -> Quarantined:

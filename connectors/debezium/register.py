@@ -108,6 +108,8 @@ class RegistrationPlan:
     topic is told so (notifications.py). ``initial`` is true when the connector is new and takes its own snapshot of all tables.
     ``skip`` says why the log can only be gone on with at its end (empty: it can be read on); the notification topic is told of that too,
     since the running service has to read every table anew then.
+    ``direct``: the service reads the rows of tables with a key itself; a new connector only streams, and the others get an incremental
+    snapshot.
     ``refused`` says which tables cannot be replicated: the steps are those for the others, and none is done while there is one.
     """
 
@@ -123,6 +125,7 @@ class RegistrationPlan:
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
     """What the configuration itself says of the connector (connect.options)."""
     skip: str = ""
+    direct: bool = False
     refused: tuple[Finding, ...] = ()
 
     @property
@@ -231,6 +234,7 @@ def connector_request(
         port=config.source.connect_port,
         existing=existing,
         options={**wires.added(config), **connect_options(config)},
+        snapshot=config.defaults.snapshot != "direct",
     )
 
 
@@ -293,22 +297,27 @@ def plan_registration(
     wires.require_readable(config, wanted_config, source.events)
     wires.require_converter(connect, wanted_config)
     connector = connect.plan(wanted_config, secret_options(config))
-    added = [] if existing is None or initial else sorted({t.table for t in facts} - source.registered(existing))
-    wanted = [] if initial else sorted({*added, *snapshot})
+    direct = config.defaults.snapshot == "direct"
+    added = sorted({t.table for t in facts} - (source.registered(existing) if existing is not None and not initial else set()))
+    if initial and not direct:
+        added = []
+    loaded = {t.table for t in facts if direct and not taken_as_log(config, t.table)}
+    wanted = [] if initial and not direct else sorted({*added, *snapshot} - loaded)
     refused += [replace(f, cure=f.cure + _INITIAL) for t in wanted if (f := source.snapshot_refusal(t)) is not None]
     described = kafka.describe([n for t in added if (n := names.topic(t)) in there]) if added else {}
-    returning = [t for t in added if _holds_events(described.get(names.topic(t)))]
+    returning = [t for t in added if not initial and _holds_events(described.get(names.topic(t)))]
     wake = status is not None and status.overall in {"FAILED", "STOPPED", "PAUSED"}
     steps = [
         *_source_steps(statements),
         *(Step("topic", f"create topic {t.name} ({t.partitions} partition{'s' * (t.partitions > 1)})", t.what) for t in topics),
-        *_connector_steps(connector, status, facts, f"{skip}; {_READ_ANEW}" if skip else ""),
+        *_connector_steps(connector, status, facts, f"{skip}; {_READ_ANEW}" if skip else "", direct=direct),
         *(_snapshot_step(t, _snapshot_reason(t, added, returning), keyed={f.table for f in facts if f.key}) for t in wanted),
     ]
     return RegistrationPlan(
         *(names, tuple(steps), statements, topics, connector, wake, initial, tuple(wanted), tuple(returning)),
         options=connect_options(config),
         skip=skip,
+        direct=direct,
         refused=tuple(refused),
     )
 
@@ -371,11 +380,16 @@ def apply_registration(
         kafka.send(plan.names.notification_topic, notes)
     for table in ids:
         say(f"ask for a snapshot of {table}")
-    _ask_snapshots(plan.connector.config, ids, source, kafka)
+    if not (plan.initial and plan.direct):  # Of a new connector there is no log yet that would bring what is asked.
+        _ask_snapshots(plan.connector.config, ids, source, kafka)
     if plan.connector.kind != "nothing":
         say(f"{plan.connector.kind} connector {name}")
         connect.apply(plan.connector)
     initial = _settle_new(plan, source, connect, kafka, say) if plan.initial else False
+    if initial and plan.direct:
+        _skip_log(plan.names, source, connect, kafka, say)
+        _ask_snapshots(plan.connector.config, ids, source, kafka)
+        initial = False
     if plan.initial or plan.wake or plan.skip or plan.connector.kind == "update":
         say(f"start connector {name}")
         connect.resume(name)
@@ -472,7 +486,8 @@ def _skip_log(names: Names, source: Source, connect: KafkaConnect, kafka: KafkaA
         )
     position, offsets = source.skip(names, before)
     kafka.send(names.notification_topic, [skipped(f"skipped-{uuid.uuid4()}", position, round(time.time() * 1000))])
-    connect.change_offsets(names.connector, offsets)
+    if offsets:
+        connect.change_offsets(names.connector, offsets)
 
 
 def _settle_new(plan: RegistrationPlan, source: Source, connect: KafkaConnect, kafka: KafkaAdmin, say: Callable[[str], None]) -> bool:
@@ -550,10 +565,13 @@ def _source_steps(statements: Sequence[Statement]) -> list[Step]:
     ]
 
 
-def _connector_steps(plan: ConnectorPlan, status: ConnectorStatus | None, tables: Sequence[SourceTable], skip: str) -> list[Step]:
+def _connector_steps(
+    plan: ConnectorPlan, status: ConnectorStatus | None, tables: Sequence[SourceTable], skip: str, *, direct: bool
+) -> list[Step]:
     detail = tuple(f"{c.key}: {_shown(c.before)} -> {_shown(c.after)}" for c in plan.changes)
     if plan.kind == "create":
-        why = f"it does not exist; it takes a snapshot of {len(tables)} tables, then streams"
+        begins = f"it takes a snapshot of {len(tables)} tables, then streams"
+        why = f"it does not exist; {'it streams, and the service reads the first rows itself' if direct else begins}"
         return [Step("connector", f"create connector {plan.name}", why, detail)]
     where = " and let it go on at the end of the log" if skip else ""
     if plan.kind == "update":

@@ -194,9 +194,25 @@ _DIGESTS = (("rows_source", _LONG), ("rows_destination", _LONG), ("digest_source
 RECONCILE_BUCKET = MetaTable("reconcile_bucket", (("run_id", _TEXT), ("bucket", _INT), *_DIGESTS))
 """The dirty buckets of a run, with what each side came to; in the others both came to the same."""
 
+LOAD_RANGE = MetaTable(
+    "load_range",
+    (
+        ("generation", _INT),
+        ("number", _INT),
+        ("low", _TEXT),
+        ("high", _TEXT),
+        ("storage", _TEXT),
+        ("rows", _LONG),
+        ("position", _LONG),
+        ("done", "BOOLEAN"),
+        ("loaded_at", _TIME),
+    ),
+)
+"""The parts of a table that is read at the source itself (core.types.LoadRange), those of the last generation that was."""
+
 TABLES = (
     *(CHECKPOINT, BATCH, QUARANTINE, DELETED_KEYS, SCHEMA_HISTORY, TABLE_STATE, WRITER),
-    *(RECONCILE_RUN, RECONCILE_DIFFERENCE, RECONCILE_BUCKET),
+    *(RECONCILE_RUN, RECONCILE_DIFFERENCE, RECONCILE_BUCKET, LOAD_RANGE),
 )
 
 NAMES = (*(table.name for table in TABLES), "migration", "table_status")
@@ -206,7 +222,7 @@ NAMES = (*(table.name for table in TABLES), "migration", "table_status")
 def migrations(spelling: Spelling, schema: str) -> tuple[tuple[str, ...], ...]:
     """The statements of each version, in order; version n is the n-th. The first makes all tables as they are now, and the later ones
     bring those up that an older version of the service made."""
-    return tuple(tuple(step(spelling, schema)) for step in (_first, _second, _third, _fourth, _fifth, _sixth))
+    return tuple(tuple(step(spelling, schema)) for step in (_first, _second, _third, _fourth, _fifth, _sixth, _seventh))
 
 
 def _first(spelling: Spelling, schema: str) -> Iterator[str]:
@@ -252,6 +268,10 @@ def _fifth(spelling: Spelling, schema: str) -> Iterator[str]:
 
 def _sixth(spelling: Spelling, schema: str) -> Iterator[str]:
     yield f"ALTER TABLE {spelling.quote(schema, DELETED_KEYS.name)} ADD COLUMN IF NOT EXISTS minor {_LONG} DEFAULT 0"
+
+
+def _seventh(spelling: Spelling, schema: str) -> Iterator[str]:
+    yield from _made(spelling, schema, (LOAD_RANGE,))
 
 
 def _status_view(spelling: Spelling, schema: str) -> str:

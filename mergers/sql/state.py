@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from cdc_service.core.errors import Fenced
-from cdc_service.core.types import Checkpoint, LogId, Tail, Target
+from cdc_service.core.types import Checkpoint, LoadRange, LogId, Tail, Target
 from cdc_service.ports.destination import Quarantined, TableState, Totals
-from mergers.sql import comparisons, meta, quarantine, table_states
+from mergers.sql import comparisons, loads, meta, quarantine, table_states
 from mergers.sql.connection import Connection
 from mergers.sql.session import SqlSession
 from mergers.sql.statements import TargetSql
@@ -71,6 +71,18 @@ WHERE {s.in_scope()} AND cluster_id = {p} AND topic = {p} AND topic_id = {p} AND
         sql = f"SELECT MAX(high_snapshot) FROM {place} WHERE pipeline = {self.spelling.placeholder}"
         highest: int | None = self.connection().fetch(sql, [self._pipeline])[0][0]
         return highest
+
+    # The ranges of a load
+
+    def plan_load(self, target: Target, generation: int, ranges: Sequence[LoadRange]) -> None:
+        s = self._sql(target)
+        with self._locked(s) as c:
+            if table_states.load(c, s).generation != generation:
+                raise Fenced(f"{target.source} is read anew by somebody else")
+            loads.plan(c, s, ranges)
+
+    def load_ranges(self, target: Target, generation: int) -> Sequence[LoadRange]:
+        return loads.ranges(self.connection(), self._sql(target), generation)
 
     # The state of a table
 

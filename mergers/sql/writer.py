@@ -12,7 +12,7 @@ from cdc_service.core.errors import Fenced, TableStopped
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import Decision, Delta, LogId, PartitionCounts, Receipt, TableSchema, Target
 from cdc_service.failpoints import failpoint
-from mergers.sql import meta, quarantine
+from mergers.sql import loads, meta, quarantine
 from mergers.sql.connection import Connection, Mismatch, run
 from mergers.sql.ledger import LedgerOpen, account, highs, parked
 from mergers.sql.spelling import Statement
@@ -37,6 +37,8 @@ class SqlWriter(SqlTables):
             failpoint("merge.staged")
             with self._locked(s):
                 self._swap(c, s, delta, epochs, log, reached)
+                if delta.loaded is not None:
+                    loads.mark(c, s, delta.loaded)
                 if delta.decision is not None:
                     self._decide(c, s, delta.decision)
                 failpoint("merge.swapped")

@@ -39,7 +39,7 @@ SPLIT_PAGES = 4_000
 """From so many pages on (of 8 kB) a second session is worth its while."""
 PART_PAGES = 4_000
 """What one statement sums up, so that it can be stopped, counted and slowed down in between."""
-_NATIVE = {
+NATIVE = {
     Kind.BOOL: {"bool"},
     Kind.INT16: {"int2"},
     Kind.INT32: {"int2", "int4"},
@@ -60,7 +60,7 @@ _NATIVE = {
 def form(column: Column, type_: Mapping[Any, Any], value: str) -> str | None:
     """The SQL expression by which ``value`` (of the catalog's type) is read for ``column``; None where there is no exact one."""
     kind, base, array = column.type.kind, type_["base"], type_["category"] == "A"
-    if not array and base in _NATIVE.get(kind, ()):
+    if not array and base in NATIVE.get(kind, ()):
         return value
     if not array and kind is Kind.INT64 and base == "oid":
         return f"CAST({value} AS int8)"
@@ -79,8 +79,9 @@ class TableScan:
 
     canonical = CANONICAL
 
-    def __init__(self, url: URL, table: TableId, types: Types, *, snapshot: str | None = None) -> None:
-        """``types`` are the columns of ``table``; ``snapshot`` is another scan's, to be shared."""
+    def __init__(self, url: URL, table: TableId, types: Types, *, snapshot: str | None = None, lock: bool = False) -> None:
+        """``types`` are the columns of ``table``; ``snapshot`` is another scan's, to be shared. With ``lock`` nobody alters the table, or
+        writes it anew, until the scan ends."""
         self._url = url
         self._table = table
         self._types = types
@@ -91,8 +92,10 @@ class TableScan:
         try:
             self._run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             self._run("SET LOCAL statement_timeout = 0")
+            if lock:  # Before the snapshot is taken, so that its pages are those of the table as it is from now on.
+                self._run(f"LOCK TABLE {qualified(table)} IN ACCESS SHARE MODE")
             if snapshot is not None:
-                self._run(f"SET TRANSACTION SNAPSHOT {_literal(snapshot)}")
+                self._run(f"SET TRANSACTION SNAPSHOT {literal(snapshot)}")
             # On a replica the log is only replayed: what was replayed by now holds all that the snapshot shows.
             row = self._fetch(
                 "SELECT txid_current_snapshot()::text AS s, (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()"
@@ -130,7 +133,7 @@ class TableScan:
         self._connection.close()
 
     def count(self, where: str | None = None) -> int:
-        return int(self._fetch(f"SELECT count(*) AS n FROM {qualified(self._table)} AS t{_where(where)}")["n"][0].as_py())
+        return int(self._fetch(f"SELECT count(*) AS n FROM {qualified(self._table)} AS t{conditioned(where)}")["n"][0].as_py())
 
     def _pages(self) -> int:
         """How many pages the table has; 0 where its rows lie in several tables (partitions, children), the snapshot cannot be shared, or
@@ -138,7 +141,7 @@ class TableScan:
         sql = f"""SELECT CASE WHEN relkind = 'r' AND NOT relhassubclass AND NOT pg_is_in_recovery()
     AND current_setting('server_version_num')::int8 >= 140000
   THEN pg_relation_size(oid) / current_setting('block_size')::int8 ELSE 0 END AS n
-FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
+FROM pg_class WHERE oid = {literal(qualified(self._table))}::regclass"""
         return int(self._fetch(sql)["n"][0].as_py())
 
     def forms(self, columns: Sequence[Column]) -> Mapping[str, str]:
@@ -162,21 +165,21 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
         some = "" if sample is None else f" TABLESAMPLE SYSTEM ({sample})"
         pages = self._pages() if sample is None and most is None else 0
         half = -(-pages // 2) if pages >= SPLIT_PAGES else 0
-        for batch in self._split(half, lambda part: self._select(self.forms(columns), some + _where(where, part) + _limit(most))):
+        for batch in self._split(half, lambda part: self._select(self.forms(columns), some + conditioned(where, part) + _limit(most))):
             yield _typed(batch, columns)
 
     def select(self, expressions: Mapping[str, str], where: str | None = None) -> Iterator[pa.RecordBatch]:
-        for batch in self._read(self._select(expressions, _where(where))):
-            yield pa.RecordBatch.from_arrays([unwrapped(_plain(a)) for a in batch.columns], batch.schema.names)
+        for batch in self._read(self._select(expressions, conditioned(where))):
+            yield pa.RecordBatch.from_arrays([unwrapped(plain(a)) for a in batch.columns], batch.schema.names)
 
     def digests(self, bucket: str, place: str, hash_: str, where: str | None = None, most: int | None = None) -> Iterator[pa.RecordBatch]:
         """By two sessions too, some pages at a time: what comes for one bucket has to be added up."""
 
         def sums(part: str) -> str:
-            return digests(f"{qualified(self._table)} AS t{_where(where, part)}{_limit(most)}", bucket, place, hash_)
+            return digests(f"{qualified(self._table)} AS t{conditioned(where, part)}{_limit(most)}", bucket, place, hash_)
 
         for batch in self._split(PART_PAGES if most is None and self._pages() > PART_PAGES else 0, sums):
-            yield pa.RecordBatch.from_arrays([unwrapped(_plain(a)) for a in batch.columns], batch.schema.names)
+            yield pa.RecordBatch.from_arrays([unwrapped(plain(a)) for a in batch.columns], batch.schema.names)
 
     def _split(self, pages: int, statement: Callable[[str], str]) -> Iterator[pa.RecordBatch]:
         """The rows of ``statement`` over all parts of the table, so many pages each (0: as one), by two sessions."""
@@ -207,7 +210,7 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
 
     def fetch(self, key: Sequence[Column], columns: Sequence[Column], keys: pa.Table) -> pa.Table:
         """The rows with these keys; those that are not there are left out."""
-        batches = [_typed(batch, columns) for batch in self._read(self._select(self.forms(columns), _where(self.matching(key, keys))))]
+        batches = [_typed(batch, columns) for batch in self._read(self._select(self.forms(columns), conditioned(self.matching(key, keys))))]
         if not batches:
             return pa.table({c.name: pa.array([], c.type.arrow) for c in columns})
         return pa.Table.from_batches(batches, batches[0].schema)
@@ -245,7 +248,7 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
             return _translated(error)
         try:
             self._connection.rollback()
-            asked = f"SELECT row_security_active({_literal(qualified(self._table))}::regclass) AS active, current_user::text AS role"
+            asked = f"SELECT row_security_active({literal(qualified(self._table))}::regclass) AS active, current_user::text AS role"
             with self._connection.cursor() as cursor:
                 cursor.execute(asked)
                 found = cursor.fetch_arrow_table().to_pylist()[0]
@@ -264,16 +267,16 @@ def _conninfo(url: URL) -> str:
     return make_conninfo(**{**where, **given, "options": session_options(given.get("options", ""))})
 
 
-def _plain(array: pa.Array) -> pa.Array:
+def plain(array: pa.Array) -> pa.Array:
     return array.storage if isinstance(array, pa.ExtensionArray) and array.type != pa.uuid() else array
 
 
 def _typed(batch: pa.RecordBatch, columns: Sequence[Column]) -> pa.RecordBatch:
-    arrays = [_exact(_plain(array), c) for array, c in zip(batch.columns, columns, strict=True)]
+    arrays = [exact(plain(array), c) for array, c in zip(batch.columns, columns, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, [c.name for c in columns])
 
 
-def _exact(array: pa.Array, column: Column) -> pa.Array:
+def exact(array: pa.Array, column: Column) -> pa.Array:
     wanted = column.type.arrow
     if pa.types.is_string(array.type) or array.type in (wanted, pa.uuid()):
         return unwrapped(array)
@@ -284,7 +287,7 @@ def _exact(array: pa.Array, column: Column) -> pa.Array:
         raise CdcError(message, hint="its change of type is on its way, or stopped the table: cdc status", code="inexact_text") from None
 
 
-def _where(*conditions: str | None) -> str:
+def conditioned(*conditions: str | None) -> str:
     said = [f"({c})" for c in conditions if c]
     return f" WHERE {' AND '.join(said)}" if said else ""
 
@@ -333,7 +336,7 @@ def _ahead(parts: Sequence[Iterator[pa.RecordBatch]]) -> Iterator[pa.RecordBatch
             thread.join()
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     return psql.Literal(text).as_string(None)
 
 

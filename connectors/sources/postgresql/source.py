@@ -28,7 +28,7 @@ from cdc_service.core.types import TableId, TableSchema
 from cdc_service.core.wording import some
 from cdc_service.ports.capture import ConnectorProgress, Failures, LogHold
 from cdc_service.ports.events import EventModel
-from cdc_service.ports.reader import Scan
+from cdc_service.ports.reader import Load, Scan
 from cdc_service.ports.source import (
     UNKNOWN_FILL,
     ConnectorRequest,
@@ -192,6 +192,11 @@ class PostgresSource:
         from connectors.sources.postgresql.scan import TableScan
 
         return TableScan(self._url, table, self._column_types(table))
+
+    def load(self, table: TableId) -> Load:
+        from connectors.sources.postgresql.load import TableLoad
+
+        return TableLoad(self._url, table, self._column_types(table))
 
     def settled(self, table: TableId) -> int:
         with self._connected() as connection:
@@ -392,6 +397,7 @@ class PostgresSource:
         config = {
             "name": names.connector,
             **SETTINGS,
+            **({} if request.snapshot else {"snapshot.mode": "no_data"}),
             "database.hostname": request.host or url.host or query.get("host") or "localhost",
             "database.port": str(request.port or url.port or 5432),
             "database.user": url.username or "postgres",
