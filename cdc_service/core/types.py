@@ -391,13 +391,15 @@ class LoadRange:
 @dataclass(frozen=True, slots=True)
 class LoadedPart:
     """What a merge brings of a range: with it ``rows`` of the range are there, as the source had them at ``position``; all of them where
-    ``done``."""
+    ``done``. ``fresh``: the target was empty when the load began, all comes from one snapshot and nothing else was written since, so that
+    nobody has to look for rows of the same keys."""
 
     generation: int
     number: int
     rows: int
     position: int
     done: bool
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)

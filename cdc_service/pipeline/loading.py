@@ -2,8 +2,9 @@
 
 Order: the generation that is loaded was opened at a position below every open transaction and at the ends of the topic, both before the
 snapshot was taken. So each change that the snapshot may lack, or that came while it was read, comes by the stream, and wins: rows of a load
-stand before all changes of the stream (core.order.INCREMENTAL). The stream is applied meanwhile: its readers see changes of a table that is
-read anew for an hour, and no more than one piece of the load has to be held.
+stand before all changes of the stream (core.order.INCREMENTAL). The stream of a table that has rows already is applied meanwhile: who reads
+it sees its changes, though it is read anew for an hour. Of a table that was empty the stream waits in Kafka: as long as nothing else writes
+there, rows are added without a look for others of their keys, which is several times cheaper (``fresh``).
 
 Promises: a range counts as done only with its last row, in the transaction that writes it; what ends half-way is read again from its
 beginning, and changes nothing that is there already.
@@ -26,7 +27,7 @@ from cdc_service.core.types import META, ChangeBatch, Delta, LoadedPart, LoadRan
 from cdc_service.pipeline.prepare import Prepare
 from cdc_service.ports.reader import Load
 
-RANGE_BYTES = 64 * 2**20
+RANGE_BYTES = 32 * 2**20
 """Of the source's pages: what a crash costs at most."""
 PIECE_BYTES = 32 * 2**20
 """What one merge brings: a range that cannot be parted at the source comes in several."""
@@ -53,12 +54,13 @@ class Loading:
     """One load: of one table, for one generation. ``kept`` are the ranges that were planned for it before, by a process that ended.
 
     ``rows`` is how many came so far; ``position`` is where the source's log stood when the rows were as they are now: known when all of
-    them are merged. ``error`` is why the thread gave up."""
+    them are merged. ``error`` is why the thread gave up. ``fresh`` is as in LoadedPart, as long as that holds."""
 
     def __init__(
-        self, generation: int, open_: Callable[[], Load], prepare: Prepare, schema: TableSchema, kept: Sequence[LoadRange]
+        self, generation: int, open_: Callable[[], Load], prepare: Prepare, schema: TableSchema, kept: Sequence[LoadRange], *, fresh: bool
     ) -> None:
         self.generation = generation
+        self.fresh = fresh
         self.rows = sum(r.rows or 0 for r in kept if r.done)
         self.ranges, self.done = len(kept), sum(r.done for r in kept)
         self.position: int | None = None

@@ -84,7 +84,7 @@ class TableTask:
     @property
     def flows(self) -> bool:
         """Whether records of the table are wanted now."""
-        return self.takes and not self.backoff.waiting and not self.held
+        return self.takes and not self.backoff.waiting and not self.held and not self.waits_for_rows
 
     @property
     def takes(self) -> bool:
@@ -143,6 +143,8 @@ class TableTask:
     def close(self, partitions: Iterable[int] | None = None) -> None:
         """Gives partitions back (all where None); what is buffered is dropped, since a batch spans all of them."""
         self.drop()
+        if self.loading is not None:
+            self.loading.fresh = False  # Whoever has them next may write.
         if partitions is None:
             self.partitions.own.clear()
         for number in partitions or ():
@@ -164,7 +166,9 @@ class TableTask:
         if schema is None:
             raise CdcError(f"{self.source}: the catalog does not tell the form of its events", code="unloadable")
         kept = self.context.destination.load_ranges(self.target, generation)
-        self.loading = Loading(generation, partial(self.context.source.load, self.source), self.prepare, schema, kept)
+        empty = self.target.mode is Mode.UPSERT and not kept and not self.context.destination.table_rows(self.target)
+        read = partial(self.context.source.load, self.source)
+        self.loading = Loading(generation, read, self.prepare, schema, kept, fresh=empty and not self.has_buffer)
 
     def end_load(self) -> None:
         if self.loading is not None:
@@ -177,6 +181,14 @@ class TableTask:
         return not self.config.direct or self.state.name not in ("waiting", "snapshotting")
 
     @property
+    def waits_for_rows(self) -> bool:
+        """Whether the stream waits until rows are there that are read at the source: before they are asked for, and while they are added
+        to an empty target."""
+        if self.has_its_rows or self.state.stopped:
+            return False
+        return not self.state.now.resync or (self.loading is not None and self.loading.fresh)
+
+    @property
     def has_piece(self) -> bool:
         """Whether a piece of the load can be merged."""
         return self.loading is not None and self.loading.next() is not None and self.takes and not self.backoff.waiting
@@ -187,7 +199,9 @@ class TableTask:
             if isinstance(item, Plan):
                 self.context.destination.plan_load(self.target, loading.generation, item.ranges)
             elif isinstance(item, Piece):
-                run, delta = [item.batch], loaded_delta(item.batch, self.target, item.part)
+                loading.fresh &= set(self.partitions.ends) <= set(self.partitions.own)  # Else others may write.
+                part = replace(item.part, fresh=loading.fresh)
+                run, delta = [item.batch], loaded_delta(item.batch, self.target, part)
                 receipt = self.apply(run, delta, {}, NO_LOG)
                 self.tally.merged(run, delta, receipt)
         except Unavailable:
@@ -249,6 +263,8 @@ class TableTask:
         """The seconds until it is; infinity where nothing waits, or may not be merged."""
         if self.has_piece:
             return 0.0
+        if self.waits_for_rows:
+            return float("inf")
         wait = self._buffer.due_in(self.config.flush)
         if wait == float("inf") or self.backoff.waiting or self.state.stopped:
             return float("inf")
@@ -289,7 +305,7 @@ class TableTask:
         own = self.partitions.own
         if self.loading is not None and self.has_piece:
             self._merge_piece(self.loading)
-        while aside := self._buffer.aside:
+        while (aside := self._buffer.aside) and not self.waits_for_rows:
             aside[:] = [self.translated(batch) for batch in aside]
             count, run = one_version(aside)
             delta, receipt = self._merge(run, asked)

@@ -26,7 +26,7 @@ from sqlalchemy.engine import URL, make_url
 from cdc_service.core.errors import CdcError, CommitUnknown, ConfigError, Unavailable
 from cdc_service.core.evolve import Change, CreateTable
 from cdc_service.core.logical import Kind, LogicalType
-from cdc_service.core.types import TableSchema, Target
+from cdc_service.core.types import Delta, TableSchema, Target
 from cdc_service.ports.destination import Capabilities, Commit, Misfit
 from mergers.destinations._postgresql_binary import binary_blocks
 from mergers.destinations._postgresql_copy import csv_blocks
@@ -39,6 +39,7 @@ from mergers.sql.destination import SqlDestination
 from mergers.sql.spelling import Spelling
 from mergers.sql.statements import TargetSql
 from mergers.sql.tables import ANOTHER_TARGET
+from mergers.sql.upsert import Upsert
 
 NAME_BYTES = 63
 OWN_COLUMNS = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})
@@ -178,6 +179,7 @@ class PostgreSql(SqlDestination):
 
     capabilities = CAPABILITIES
     spelling = SPELLING
+    copies = True
 
     def __init__(self, url: URL, settings: Mapping[str, str], *, pipeline: str, meta_schema: str) -> None:
         super().__init__(pipeline=pipeline, meta_schema=meta_schema)
@@ -203,6 +205,12 @@ class PostgreSql(SqlDestination):
         if self._main is not None:
             self._main.close()
             self._main = None
+
+    def _add(self, c: Connection, s: TargetSql, delta: Delta) -> None:
+        """COPY straight into the target takes half the time."""
+        assert isinstance(s, Upsert)
+        rows, types = s.added(delta)
+        self.connection().copy(s.place, rows, [self.spelling.column_type(t) for t in types])
 
     # Rights
 
@@ -456,11 +464,15 @@ class PostgreSqlConnection:
         if "key" in table.column_names:
             # Rows that lie near each other in the target are met one after another: 100,000 random ones take half the time.
             table = table.take(pc.sort_indices(table["key"]))
-        place = self._place(name, columns, "({}) ON COMMIT DELETE ROWS", columns)
+        self.copy(self._place(name, columns, "({}) ON COMMIT DELETE ROWS", columns), table, types)
+
+    def copy(self, place: str, table: pa.Table, types: Sequence[str]) -> None:
+        """Adds the rows to a table that has these columns; Fenced where one has a key that is there."""
+        names = ", ".join(map(_q, table.column_names))
         try:
             blocks = binary_blocks(table, types)
             form = "csv" if blocks is None else "binary"
-            with self.raw.cursor() as cursor, cursor.copy(f"COPY {place} FROM STDIN (FORMAT {form})") as copy:
+            with self.raw.cursor() as cursor, cursor.copy(f"COPY {place} ({names}) FROM STDIN (FORMAT {form})") as copy:
                 for block in csv_blocks(table) if blocks is None else blocks:
                     copy.write(memoryview(block))
         except psycopg.Error as error:

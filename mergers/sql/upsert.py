@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import ClassVar, Literal
 
 import pyarrow as pa
@@ -149,6 +150,20 @@ class Upsert(TargetSql):
         without statistics PostgreSQL expects one row, and compares each of tens of thousands with the whole stage."""
         named = (f"d.{self.spelling.quote(name)} = {self.spelling.placeholder}" for name in SCOPE)
         return " AND ".join(f"COALESCE({equal}, FALSE)" for equal in named)
+
+    def added(self, delta: Delta) -> tuple[pa.Table, list[LogicalType]]:
+        """The rows of ``delta``, which ends none, as the target holds them, and the types of their columns."""
+        staged, _ = self.stage(delta)
+        names = list(self.table.names)
+        columns, kinds = [staged[f"c{i}"] for i in range(len(names))], [c.type for c in self.table.columns]
+        for name, type_, value, _ in self.metadata:
+            if value.removeprefix("s.") in staged.column_names:
+                columns.append(staged[value.removeprefix("s.")])
+            else:
+                constant = datetime.now(UTC) if value == "now()" else False  # That a row was deleted: none is.
+                columns.append(pa.repeat(pa.scalar(constant, type_.arrow), delta.meta.num_rows))
+            names, kinds = [*names, name], [*kinds, type_]
+        return pa.table(columns, names=names), kinds
 
     # Order: what a staged row has to beat
 

@@ -22,18 +22,22 @@ from mergers.sql.tables import SqlTables
 
 
 class SqlWriter(SqlTables):
+    copies = False
+    """Whether rows that are only to be added go straight into the target."""
+
     def merge(self, delta: Delta, epochs: Mapping[int, int], log: LogId, table: TableSchema) -> Receipt:
         s, c = self._sql(delta.target, table), self.connection()
         self._prune()
         self._enrol(s)
         try:
-            if delta.meta.num_rows:
+            fresh = delta.loaded is not None and delta.loaded.fresh
+            if delta.meta.num_rows and not (fresh and self.copies):
                 staged, types = s.stage(delta)
                 c.stage(STAGE, staged, [self.spelling.column_type(t) for t in types])
             if delta.rejected:
                 rejected, rejected_types = parked(delta, log)
                 c.stage(PARKED, rejected, [self._meta_type(t) for t in rejected_types])
-            reached = highs(delta)
+            reached, winners = highs(delta), dict[int, int]()
             failpoint("merge.staged")
             with self._locked(s):
                 self._swap(c, s, delta, epochs, log, reached)
@@ -44,7 +48,10 @@ class SqlWriter(SqlTables):
                 failpoint("merge.swapped")
                 news = self._truncate(c, s, delta, log)
                 failpoint("merge.truncated")
-                winners = s.apply(c, delta, self._watermark(c, s), self._discard) if delta.meta.num_rows else {}
+                if fresh and delta.meta.num_rows:
+                    self._add(c, s, delta)
+                elif delta.meta.num_rows:
+                    winners.update(s.apply(c, delta, self._watermark(c, s), self._discard))
                 counts = account(delta, winners, truncated_before=not news)
                 self._record(c, s, delta, log, counts)
                 failpoint("merge.recorded")
@@ -63,6 +70,13 @@ class SqlWriter(SqlTables):
         commits = [commit for commit, _ in reached.values() if commit is not None]
         records = [record for _, record in reached.values() if record is not None]
         return Receipt(delta.batch_id, delta.target, counts, max(commits, default=None), max(records, default=None))
+
+    def _add(self, c: Connection, s: TargetSql, delta: Delta) -> None:
+        """Writes rows beside which nothing of their keys stands in the target: out of the stage, or, where the destination ``copies``,
+        without one."""
+        written = c.execute(s.insert_rows(STAGE))
+        if written != delta.meta.num_rows:
+            raise LedgerOpen(f"{delta.target}: {delta.meta.num_rows} rows were to be added, {written} were")
 
     def _swap(self, c: Connection, s: TargetSql, delta: Delta, epochs: Mapping[int, int], log: LogId, reached: Mapping[int, High]) -> None:
         hit = run(c, s.swap(log, delta, epochs, reached)) if delta.spans else 0
