@@ -22,6 +22,7 @@ NAMES = {
     "line.folded": "the buffer is folded",
     "line.evolved": "the target holds the schema of the rows to come",
     "line.completed": "values that were not sent are read again at the source",
+    "line.loaded": "a piece of a load is durable, the next one is not begun",
     "line.merged": "a batch is durable, the buffer is not emptied of it yet",
     "line.advised": "the consumer group was told of it",
     "merge.staged": "the rows lie beside the target, no transaction has begun",

@@ -1,10 +1,10 @@
 """Loads a table from the source itself, beside the stream: a thread reads its ranges in one snapshot, the merges take them piece by piece.
 
 Order: the generation that is loaded was opened at a position below every open transaction and at the ends of the topic, both before the
-snapshot was taken. So each change that the snapshot may lack, or that came while it was read, comes by the stream, and wins: rows of a load
-stand before all changes of the stream (core.order.INCREMENTAL). The stream of a table that has rows already is applied meanwhile: who reads
-it sees its changes, though it is read anew for an hour. Of a table that was empty the stream waits in Kafka: as long as nothing else writes
-there, rows are added without a look for others of their keys, which is several times cheaper (``fresh``).
+first snapshot was taken. So each change that the snapshot may lack, or that came while it was read, comes by the stream, and wins: rows of
+a load stand before all changes of the stream (core.order.INCREMENTAL). The stream of a table that has rows already is applied meanwhile: who
+reads it sees its changes, though it is read anew for an hour. Of a table that was empty the stream waits in Kafka: as long as nothing else
+writes there, rows are added without a look for others of their keys, which is several times cheaper (``fresh``).
 
 Promises: a range counts as done only with its last row, in the transaction that writes it; what ends half-way is read again from its
 beginning, and changes nothing that is there already.
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from cdc_service.core.clock import Clock
 from cdc_service.core.errors import CdcError
 from cdc_service.core.keys import key_text
 from cdc_service.core.order import INCREMENTAL
@@ -31,6 +32,9 @@ RANGE_BYTES = 32 * 2**20
 """Of the source's pages: what a crash costs at most."""
 PIECE_BYTES = 32 * 2**20
 """What one merge brings: a range that cannot be parted at the source comes in several."""
+SNAPSHOT_SECONDS = 300.0
+"""How long one transaction stays open at the source: as long, its vacuum keeps what it would clear away, and whoever wants to alter the
+table waits. Then another snapshot is taken for the ranges that are left; what changed in between comes by the stream."""
 AHEAD = 1
 """Pieces that are read ahead of the merges."""
 PLACE = -1
@@ -57,10 +61,19 @@ class Loading:
     them are merged. ``error`` is why the thread gave up. ``fresh`` is as in LoadedPart, as long as that holds."""
 
     def __init__(
-        self, generation: int, open_: Callable[[], Load], prepare: Prepare, schema: TableSchema, kept: Sequence[LoadRange], *, fresh: bool
+        self,
+        generation: int,
+        open_: Callable[[], Load],
+        prepare: Prepare,
+        schema: TableSchema,
+        kept: Sequence[LoadRange],
+        *,
+        clock: Clock,
+        fresh: bool,
     ) -> None:
         self.generation = generation
         self.fresh = fresh
+        self._clock = clock
         self.rows = sum(r.rows or 0 for r in kept if r.done)
         self.ranges, self.done = len(kept), sum(r.done for r in kept)
         self.position: int | None = None
@@ -101,10 +114,9 @@ class Loading:
 
     def _run(self) -> None:
         try:
-            with self._open() as load:
-                for item in self._items(load):
-                    if not self._put(item):
-                        return
+            for item in self._items():
+                if not self._put(item):
+                    return
         except CdcError as error:
             self.error = error
         except Exception as error:
@@ -120,16 +132,23 @@ class Loading:
                 continue
         return False
 
-    def _items(self, load: Load) -> Iterator[Plan | Piece | int]:
-        ranges = self._kept
-        if not ranges or any(r.storage != load.storage for r in ranges):
-            bounds = load.ranges(RANGE_BYTES)
-            ranges = [LoadRange(self.generation, n, low, high, load.storage) for n, (low, high) in enumerate(bounds)]
-            yield Plan(ranges)
-        for one in ranges:
-            if not one.done:
-                yield from self._pieces(load, one)
-        yield load.position
+    def _items(self) -> Iterator[Plan | Piece | int]:
+        left = [r for r in self._kept if not r.done]
+        storage = {r.storage for r in self._kept}
+        while True:
+            with self._open() as load:
+                if storage != {load.storage}:
+                    bounds, storage = load.ranges(RANGE_BYTES), {load.storage}
+                    left = [LoadRange(self.generation, n, low, high, load.storage) for n, (low, high) in enumerate(bounds)]
+                    yield Plan(tuple(left))
+                until = self._clock.monotonic() + SNAPSHOT_SECONDS
+                while left and self._clock.monotonic() < until:
+                    yield from self._pieces(load, left[0])
+                    del left[0]
+                if not left:
+                    yield load.position
+                    return
+            self.fresh = False  # A row that moved since is in a range that was read and in one that was not.
 
     def _pieces(self, load: Load, one: LoadRange) -> Iterator[Piece]:
         columns = self._schema.columns

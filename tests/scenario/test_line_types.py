@@ -52,11 +52,13 @@ NEVER_SENT = {("t_arr2", "iv"), ("t_arr2", "mo"), ("t_arr2", "po"), ("t_arr2", "
 """Columns that are not part of the connector's events."""
 
 
-@pytest.mark.parametrize("destination", ["duckdb", "postgresql"])
+@pytest.mark.parametrize(
+    ("destination", "snapshot"), [("duckdb", "connector"), ("postgresql", "connector"), ("duckdb", "direct"), ("postgresql", "direct")]
+)
 def test_every_type_arrives_exact_or_is_parked_with_a_reason(
-    stack: Stack, pg_database: PgDatabase, tmp_path: Path, destination: str
+    stack: Stack, pg_database: PgDatabase, tmp_path: Path, destination: str, snapshot: str
 ) -> None:
-    """I1, I19, I20, I23."""
+    """I1, I19, I20, I23; whoever reads the rows that are there at the beginning."""
     setup, stream = prepare()
     with psycopg.connect(pg_database.url, autocommit=True) as connection:
         connection.execute(setup.encode())
@@ -68,7 +70,7 @@ def test_every_type_arrives_exact_or_is_parked_with_a_reason(
     tables = "\n  ".join(f"public.{name}: {{}}" for name in names)
     with line(stack, pg_database, tmp_path, tables, options=options, destination=destination) as pipeline:
         text = pipeline.cdc.config.read_text()
-        pipeline.cdc.config.write_text(f"{text}limits: {{quarantine_share: 1}}\n")
+        pipeline.cdc.config.write_text(f"{text}limits: {{quarantine_share: 1}}\ndefaults: {{snapshot: {snapshot}}}\n")
         pipeline.register()
         pipeline.execute(stream)
         pipeline.start()

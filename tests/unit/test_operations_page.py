@@ -20,7 +20,7 @@ SOURCES = {
 }
 INNER = {
     "error", "config", "interrupted", "http", "not_there", "table_stopped", "fenced", "commit_unknown", "unsent_unknown", "inexact_text",
-    "reread_failed", "snapshotting", "anew", "unexpected",
+    "reread_failed", "snapshotting", "anew", "unexpected", "unloadable",
 }  # fmt: skip
 """Names of classes of errors and of steps inside; what a person sees of them has another code, or is on the page as a state."""
 
