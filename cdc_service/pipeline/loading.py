@@ -1,10 +1,10 @@
 """Loads a table from the source itself, beside the stream: a thread reads its ranges in one snapshot, the merges take them piece by piece.
 
 Order: the generation that is loaded was opened at a position below every open transaction and at the ends of the topic, both before the
-first snapshot was taken. So each change that the snapshot may lack, or that came while it was read, comes by the stream, and wins: rows of
-a load stand before all changes of the stream (core.order.INCREMENTAL). The stream of a table that has rows already is applied meanwhile: who
-reads it sees its changes, though it is read anew for an hour. Of a table that was empty the stream waits in Kafka: as long as nothing else
-writes there, rows are added without a look for others of their keys, which is several times cheaper (``fresh``).
+first snapshot was taken. So each change that the snapshot may lack, or that came while it was read, comes by the stream, and wins: rows
+of a load stand before all changes of the stream (core.order.INCREMENTAL). The stream of a table that has rows already is applied
+meanwhile: its readers see its changes, though it is read anew for an hour. Of a table that was empty the stream waits in Kafka: as long
+as nothing else writes there, rows are added without a look for others of their keys, which is several times cheaper (``fresh``).
 
 Promises: a range counts as done only with its last row, in the transaction that writes it; what ends half-way is read again from its
 beginning, and changes nothing that is there already.

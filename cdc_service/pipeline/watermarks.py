@@ -7,7 +7,7 @@ ended only when the connector said so *and* all that it wrote is merged; only th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
@@ -86,8 +86,8 @@ class Watermarks:
         self._seen: Facts | None = None
         self._ends: dict[tuple[TableId, int], int] = {}  # by table and generation: another process may have begun a later one
         self._quiet: dict[TableId, float] = {}
-        self._by_connector: set[tuple[TableId, int]] = set()
-        """Tables, each with its generation, that could not be read at the source itself."""
+        self._by_connector: dict[tuple[TableId, int], bool] = {}
+        """Tables, each with its generation, that could not be read at the source itself, and whether the connector was asked for them."""
         self._unheard: dict[tuple[TableId, int], int] = {}  # likewise: as of which position a lost signal was written again
         self._saved: dict[TableId, float] = {}
         self._newest: list[int | None] = []
@@ -321,6 +321,12 @@ class Watermarks:
         if table.config.direct and place not in self._by_connector:
             self._load(table)
             return
+        if self._by_connector.get(place) is False:
+            # One after the other: the notifications of several are hard to tell apart (connectors.debezium.notifications).
+            if not any(self._by_connector.get(p) and p not in self._ends for p in self._places()):
+                self._by_connector[place] = True
+                self._ask(table)
+            return
         if table.state.now.resync and facts.scans.skipped > max(table.state.now.opened_record, self._unheard.get(place, 0)):
             self._unheard[place] = facts.scans.skipped  # The signal was written where the log is not read any more.
             self._ask(table)
@@ -341,6 +347,10 @@ class Watermarks:
         if self._is_quiet(table, facts):
             self._quiet.pop(table.source)
             self._ask(table)
+
+    def _places(self) -> Iterator[tuple[TableId, int]]:
+        """The tables that are being read, each with its generation."""
+        return ((t.source, t.state.now.generation) for t in self._line.tables if t.state.name == "snapshotting")
 
     def _load(self, table: TableTask) -> None:
         """Has the rows read at the source itself. Where a value has no exact form there, or none that the target holds, the connector reads
@@ -363,9 +373,8 @@ class Watermarks:
             if error.disposition is Disposition.RETRY:
                 self._log.warning("not loaded yet", table=str(table.source), why=error.message)
                 return
-            self._by_connector.add((table.source, table.state.now.generation))
+            self._by_connector[table.source, table.state.now.generation] = False
             self._log.warning("the connector reads the table", table=str(table.source), why=error.message)
-            self._ask(table)
 
     def _ask(self, table: TableTask, *, afresh: bool = False) -> None:
         """Asks the connector to read the table; what does not reach it is asked for again."""
