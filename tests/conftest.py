@@ -43,10 +43,13 @@ class PgDatabase:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that asks for the stack carries its mark, so that `-m 'not stack'` is the fast part. The tests of a file stay together: with
-    several processes (-n) each has a stack of its own, and some files count what their tests have met. What takes longest comes first."""
+    several processes (-n) each has a stack of its own, and some files count what their tests have met. What takes longest comes first.
+    A unit test that asks for the stack is refused: those are what runs in seconds and without a server."""
     items.sort(key=lambda item: LONGEST_FIRST.index(found) if (found := item.path.parent.name) in LONGEST_FIRST else len(LONGEST_FIRST))
     for item in items:
         if {"stack", "postgres"} & set(getattr(item, "fixturenames", ())):
+            if item.path.parent.name == "unit":
+                raise pytest.UsageError(f"{item.nodeid} needs a server: its place is with the scenarios")
             item.add_marker(pytest.mark.stack)
 
 

@@ -41,3 +41,6 @@ def _root(
 
 for module in (init, schema, check, register, run, status, table, quarantine, query, reconcile, repair):
     module.register(app)
+
+cdc = typer.main.get_command(app)
+"""All of them, put together once, whoever runs how many."""

@@ -33,9 +33,9 @@ def run(arguments: list[str]) -> int:
         return exits.OK
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     try:
-        from cdc_service.cli.commands import app
+        from cdc_service.cli.commands import cdc
 
-        code = app(args=arguments or ["--help"], prog_name="cdc", standalone_mode=False)
+        code = cdc(args=arguments or ["--help"], prog_name="cdc", standalone_mode=False)
         sys.stdout.flush()
         if not arguments:
             return exits.USAGE

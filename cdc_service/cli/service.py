@@ -43,11 +43,15 @@ class Running:
 
     def answer(self, method: str, path: str, body: Any = None, *, seconds: float = ANSWER_SECONDS) -> httpx.Response:
         """The answer itself, once it is a good one."""
+        import ssl
+
         import httpx
 
         headers = {"Authorization": f"Bearer {self.token}"}
+        # It trusts no certificate: the address is plain HTTP on this machine, and to read those that are trusted here takes longer than it.
+        nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         try:
-            with httpx.Client(base_url=self.url, headers=headers, timeout=seconds, trust_env=False) as client:
+            with httpx.Client(base_url=self.url, headers=headers, timeout=seconds, trust_env=False, verify=nobody) as client:
                 answer = client.request(method, path, json=body)
         except httpx.TimeoutException:
             raise Unavailable(

@@ -30,8 +30,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from threading import Event
 
-import psycopg
-from psycopg import sql
 from rich.console import Console
 
 from deploy.local import artifacts
@@ -485,6 +483,8 @@ class Stack:
 
     def _probe(self, name: str) -> str | None:
         """None when the component does its work, else what is missing."""
+        import psycopg
+
         try:
             with socket.create_connection((HOST, self.port(name)), timeout=1):
                 pass
@@ -525,6 +525,9 @@ class Stack:
 
     def _make_role(self) -> None:
         """The role that Debezium and the service use, as an operator makes it: it logs in, replicates, and reads what it is granted."""
+        import psycopg
+        from psycopg import sql
+
         with psycopg.connect(self.pg_url, autocommit=True) as connection:
             if connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'cdc'").fetchone() is None:
                 statement = sql.SQL("CREATE ROLE cdc LOGIN REPLICATION PASSWORD {}").format(sql.Literal(self.password("cdc")))
@@ -532,6 +535,9 @@ class Stack:
 
     def create_database(self, name: str) -> str:
         """Make an empty database whose later schemas and tables the role `cdc` may read; returns the superuser's URL of it."""
+        import psycopg
+        from psycopg import sql
+
         with psycopg.connect(self.pg_url, autocommit=True) as connection:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         url = self.pg_url_for(name)
@@ -542,6 +548,9 @@ class Stack:
 
     def drop_database(self, name: str) -> None:
         """Drop a database with the replication slots in it; its sessions are ended."""
+        import psycopg
+        from psycopg import sql
+
         with psycopg.connect(self.pg_url, autocommit=True) as connection:
             slots = connection.execute("SELECT slot_name, active_pid FROM pg_replication_slots WHERE database = %s", (name,)).fetchall()
             for slot, pid in slots:

@@ -31,6 +31,7 @@ from cdc_service.config.models import Listen
 from cdc_service.core.errors import CdcError, ConfigError, Disposition, Fenced, TableStopped, Unavailable
 from cdc_service.metrics import render
 from cdc_service.results import ARROW
+from tests.support import loopback
 from tests.support.registration import eventually
 
 LIMIT_SECONDS = 30.0
@@ -138,9 +139,7 @@ def running(api: Api, folder: Path) -> Running:
 
 @pytest.fixture
 def client(running: Running) -> Iterator[httpx.Client]:
-    with httpx.Client(
-        base_url=running.url, headers={"Authorization": f"Bearer {running.token}"}, timeout=LIMIT_SECONDS, trust_env=False
-    ) as made:
+    with loopback.client(running.url, {"Authorization": f"Bearer {running.token}"}, timeout=LIMIT_SECONDS) as made:
         yield made
 
 
@@ -193,7 +192,7 @@ def test_an_api_json_of_another_process_stays(service: Service, tmp_path: Path) 
 def test_the_token_may_come_from_a_file(service: Service, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(" s3cret-token\n")
     with Api(service, LOOPBACK, tmp_path, tmp_path / "token") as api:
-        assert httpx.get(f"{api.url}/status", headers={"Authorization": "bearer s3cret-token"}).json() == DOCUMENT
+        assert loopback.get(f"{api.url}/status", headers={"Authorization": "bearer s3cret-token"}).json() == DOCUMENT
 
 
 @pytest.mark.parametrize("content", [None, b"", b" \n", b"two words", b"two\nlines", "schlüssel".encode(), b"\xff"])
@@ -211,7 +210,7 @@ def test_a_token_file_that_holds_none_is_a_configuration_error(content: bytes | 
 def test_only_health_and_readiness_are_told_without_the_token(header: str | bytes | None, api: Api, running: Running) -> None:
     sent = header.format(token=running.token) if isinstance(header, str) else header
     headers = {} if sent is None else {b"Authorization": sent if isinstance(sent, bytes) else sent.encode()}
-    with httpx.Client(base_url=api.url, headers=headers, trust_env=False) as client:
+    with loopback.client(api.url, headers) as client:
         for method, path in [
             ("GET", "/status"), ("GET", "/metrics"), ("POST", "/query"), ("POST", "/tables/a.b/pause"), ("GET", "/nothing"),
             ("GET", "/health/"), ("GET", "//health"), ("GET", "/%68ealth"), ("GET", "/health%2F..%2Fstatus"),
@@ -250,8 +249,8 @@ def test_a_host_that_was_rebound_is_refused(host: str, allowed: bool, client: ht
 def test_an_api_for_the_network_is_reached_by_address_and_not_by_any_name(service: Service, tmp_path: Path) -> None:
     with Api(service, Listen("0.0.0.0", 0), tmp_path, None) as api:
         assert api.url.startswith("http://127.0.0.1:")
-        assert httpx.get(f"{api.url}/health", headers={"Host": "10.1.2.3:8080"}).status_code == 200
-        assert httpx.get(f"{api.url}/health", headers={"Host": "evil.example"}).status_code == 400
+        assert loopback.get(f"{api.url}/health", headers={"Host": "10.1.2.3:8080"}).status_code == 200
+        assert loopback.get(f"{api.url}/health", headers={"Host": "evil.example"}).status_code == 400
 
 
 def test_it_listens_on_ipv6(service: Service, tmp_path: Path) -> None:
@@ -261,7 +260,7 @@ def test_it_listens_on_ipv6(service: Service, tmp_path: Path) -> None:
         pytest.skip("no IPv6 loopback here")
     with Api(service, Listen("::1", 0), tmp_path, None) as api:
         assert api.url.startswith("http://[::1]:")
-        assert httpx.get(f"{api.url}/health").status_code == 200
+        assert loopback.get(f"{api.url}/health").status_code == 200
 
 
 def test_status_is_the_document(running: Running, client: httpx.Client, folder: Path) -> None:
@@ -481,7 +480,7 @@ def test_it_ends_within_a_second_when_a_client_says_nothing(service: Service, tm
     half = f"POST /query HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nContent-Length: 100\r\n\r\n{{"
     with socket.create_connection((host, int(port))) as silent, socket.create_connection((host, int(port))) as slow:
         slow.sendall(half.encode())
-        assert httpx.get(f"{api.url}/health").status_code == 200  # both connections were taken before this one
+        assert loopback.get(f"{api.url}/health").status_code == 200  # both connections were taken before this one
         assert leave(api) < 1.2
         silent.settimeout(LIMIT_SECONDS)
         assert silent.recv(1) == b"", "it is closed"
@@ -557,7 +556,7 @@ def test_where_it_cannot_listen_it_says_the_cure(
         pass
     assert "api.listen" in raised.value.hint
     assert not (tmp_path / "other").exists()
-    assert httpx.get(f"{api.url}/health").status_code == 200
+    assert loopback.get(f"{api.url}/health").status_code == 200
 
 
 def test_where_its_file_cannot_be_written_it_says_so_and_stops_listening(service: Service, tmp_path: Path) -> None:
@@ -567,7 +566,7 @@ def test_where_its_file_cannot_be_written_it_says_so_and_stops_listening(service
         api.__enter__()
     assert "state_dir" in raised.value.hint
     with pytest.raises(httpx.TransportError):
-        httpx.get(f"{api.url}/health")
+        loopback.get(f"{api.url}/health")
 
 
 def samples(text: str) -> dict[tuple[str, tuple[str, ...]], float]:

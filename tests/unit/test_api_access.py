@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import structlog
 
 from cdc_service.api import application
 from cdc_service.api.server import Api
 from cdc_service.config.models import Config, Listen
+from tests.support import loopback
 
 LIMIT_SECONDS = 30.0
 
@@ -59,7 +59,7 @@ def test_a_path_asks_for_the_token_and_the_host(running: tuple[Nothing, Api, str
     right = {"Authorization": f"Bearer {token}"}
     # The last: what is equal up to a character, of another case, or the token in a place that logs and proxies keep.
     wrong = ["", "Bearer", "Bearer x", f"Basic {token}", f"Bearer {token[:-1]}", f"Bearer {token}x", f"Bearer {token.swapcase()}", token]
-    with httpx.Client(base_url=api.url, timeout=LIMIT_SECONDS, trust_env=False) as client:
+    with loopback.client(api.url, timeout=LIMIT_SECONDS) as client:
         for header in wrong:
             answer = client.request(method, path, headers={"Authorization": header}, content=b"{}" if method == "POST" else None)
             assert answer.status_code == 401, header
@@ -75,7 +75,7 @@ def test_the_token_is_in_its_file_alone(running: tuple[Nothing, Api, str, Path])
     _, api, token, folder = running
     (file,) = folder.iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    with structlog.testing.capture_logs() as logs, httpx.Client(base_url=api.url, trust_env=False) as client:
+    with structlog.testing.capture_logs() as logs, loopback.client(api.url) as client:
         answers = [client.get(path, headers={"Authorization": f"Bearer {token}"}) for path in ("/status", "/metrics", "/nothing", "/query")]
     assert not any(token in answer.text + str(answer.headers) for answer in answers)
     assert token not in str(logs)

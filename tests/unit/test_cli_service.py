@@ -91,7 +91,7 @@ def api(folder: Path) -> Iterator[type[Api]]:
     """A service that seems to run: an HTTP server in this very process."""
     made = type("Made", (Api,), {"answers": {}, "asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), made)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     found = {"url": f"http://127.0.0.1:{server.server_port}", "token": "tok-1", "pid": os.getpid()}
     (folder / ".cdc/api.json").write_text(json.dumps(found))

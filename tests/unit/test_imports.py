@@ -118,8 +118,9 @@ def test_a_driver_is_imported_in_one_place(driver: str) -> None:
     assert set(found) <= set(DRIVERS[driver].split())
 
 
-def test_help_loads_no_driver_and_nothing_heavy() -> None:
-    heavy = ("pyarrow", "duckdb", "confluent_kafka", "sqlalchemy", "pydantic", "starlette", "uvicorn", "numpy")
-    code = f"import sys, cdc_service.cli.main as m; m.run(['--help']); print(*(n for n in {heavy!r} if n in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.splitlines()[-1].strip() == "", f"cdc --help loads {done.stdout.splitlines()[-1]}"
+@pytest.mark.parametrize("done", ["import cdc_service.cli.main as m; m.run(['--help'])", "import tests.conftest"])
+def test_what_comes_before_every_command_and_every_test_loads_no_driver_and_nothing_heavy(done: str) -> None:
+    heavy = ("pyarrow", "duckdb", "confluent_kafka", "sqlalchemy", "pydantic", "starlette", "uvicorn", "numpy", "psycopg", "httpx")
+    code = f"import sys; {done}; print(*(n for n in {heavy!r} if n in sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ended.stdout.splitlines()[-1].strip() == "", f"{done} loads {ended.stdout.splitlines()[-1]}"

@@ -63,7 +63,7 @@ class Repository:
 
         self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/maven"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def add(self, coordinates: str, content: bytes, part: str = "worker") -> jars.Pin:
         pin = jars.Pin(part, coordinates, hashlib.sha256(content).hexdigest(), len(content))
