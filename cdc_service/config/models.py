@@ -249,6 +249,11 @@ class Limits(Section):
         default=fallback.LIMIT_QUARANTINE_SHARE,
         description="A table stops when a larger share of its recent events goes to quarantine (0 to 1).",
     )
+    snapshot_seconds: Seconds = Field(
+        default=fallback.LIMIT_SNAPSHOT_SECONDS,
+        description="Longest transaction in which the service reads rows of a table to load it: as long, the source's vacuum keeps what it "
+        "would clear away, and whoever alters the table waits.",
+    )
 
 
 class Api(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from cdc_service.config.models import Limits
 from cdc_service.core.clock import Clock
 from cdc_service.core.identity import Identities, Judgement
 from cdc_service.core.types import TableId, TableSchema
+from cdc_service.pipeline.loading import Beside, Fetch, Item
 from cdc_service.pipeline.reread import Rereads
 from cdc_service.ports.destination import Destination
 from cdc_service.ports.events import Decoder
@@ -41,3 +42,5 @@ class Context:
     identities: Callable[[Sequence[TableId]], Identities]
     clock: Clock
     limits: Limits
+    fetch: Callable[[Iterator[Item]], Fetch] = Beside
+    """How rows of a load are read: beside the merges."""

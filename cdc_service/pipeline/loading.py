@@ -16,6 +16,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -32,9 +33,6 @@ RANGE_BYTES = 32 * 2**20
 """Of the source's pages: what a crash costs at most."""
 PIECE_BYTES = 32 * 2**20
 """What one merge brings: a range that cannot be parted at the source comes in several."""
-SNAPSHOT_SECONDS = 300.0
-"""How long one transaction stays open at the source: as long, its vacuum keeps what it would clear away, and whoever wants to alter the
-table waits. Then another snapshot is taken for the ranges that are left; what changed in between comes by the stream."""
 AHEAD = 1
 """Pieces that are read ahead of the merges."""
 PLACE = -1
@@ -54,11 +52,67 @@ class Piece:
     part: LoadedPart
 
 
+Item = Plan | Piece | int
+"""An int is the end: the position of the last snapshot."""
+
+
+class Fetch(Protocol):
+    """Takes items out of an iterator, which may ask the source for each: ``poll`` gives the next one if it is there; at the end, ``error``
+    says why there is none."""
+
+    error: CdcError | None
+
+    def poll(self) -> Item | None: ...
+    def end(self) -> None:
+        """Nothing is wanted any more."""
+        ...
+
+
+class Beside:
+    """A thread of its own, so that reading and merging go on together."""
+
+    def __init__(self, items: Iterator[Item]) -> None:
+        self.error: CdcError | None = None
+        self._ready: queue.Queue[Item] = queue.Queue(AHEAD)
+        self._over = threading.Event()
+        threading.Thread(target=self._run, args=(items,), name="load", daemon=True).start()
+
+    def poll(self) -> Item | None:
+        try:
+            return self._ready.get_nowait()
+        except queue.Empty:
+            return None
+
+    def end(self) -> None:
+        self._over.set()
+
+    def _run(self, items: Iterator[Item]) -> None:
+        try:
+            for item in items:
+                if not self._put(item):
+                    return
+        except CdcError as error:
+            self.error = error
+        except Exception as error:
+            # The message of an error that nobody foresaw may hold values.
+            self.error = CdcError(f"an unexpected {type(error).__name__} while it was loaded", hint="report it", code="unexpected")
+
+    def _put(self, item: Item) -> bool:
+        while not self._over.is_set():
+            try:
+                self._ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+
 class Loading:
-    """One load: of one table, for one generation. ``kept`` are the ranges that were planned for it before, by a process that ended.
+    """One load: of one table, for one generation. ``kept`` are the ranges that were planned for it before, by a process that ended; after
+    ``seconds`` another snapshot is taken.
 
     ``rows`` is how many came so far; ``position`` is where the source's log stood when the rows were as they are now: known when all of
-    them are merged. ``error`` is why the thread gave up. ``fresh`` is as in LoadedPart, as long as that holds."""
+    them are merged. ``fresh`` is as in LoadedPart, as long as that holds."""
 
     def __init__(
         self,
@@ -69,30 +123,33 @@ class Loading:
         kept: Sequence[LoadRange],
         *,
         clock: Clock,
+        seconds: float,
         fresh: bool,
+        fetch: Callable[[Iterator[Item]], Fetch] = Beside,
     ) -> None:
         self.generation = generation
         self.fresh = fresh
-        self._clock = clock
         self.rows = sum(r.rows or 0 for r in kept if r.done)
         self.ranges, self.done = len(kept), sum(r.done for r in kept)
         self.position: int | None = None
-        self.error: CdcError | None = None
         self._open = open_
         self._prepare = prepare
         self._schema = schema
         self._kept = kept
-        self._ready: queue.Queue[Plan | Piece | int] = queue.Queue(AHEAD)
-        self._next: Plan | Piece | int | None = None
-        self._over = threading.Event()
-        threading.Thread(target=self._run, name="load", daemon=True).start()
+        self._clock = clock
+        self._seconds = seconds
+        self._next: Item | None = None
+        self._fetch = fetch(self._items())
 
-    # For the merges
+    @property
+    def error(self) -> CdcError | None:
+        """Why the reading gave up."""
+        return self._fetch.error
 
     def next(self) -> Plan | Piece | None:
         """What is to be done next; the same until ``taken``."""
-        if self._next is None and not self._ready.empty():
-            self._next = self._ready.get()
+        if self._next is None:
+            self._next = self._fetch.poll()
         if isinstance(self._next, int):
             self.position, self._next = self._next, None
         return self._next
@@ -107,32 +164,11 @@ class Loading:
         self._next = None
 
     def end(self) -> None:
-        """The thread ends as soon as it can; nothing comes any more."""
-        self._over.set()
+        self._fetch.end()
 
-    # On its own thread
+    # What is read
 
-    def _run(self) -> None:
-        try:
-            for item in self._items():
-                if not self._put(item):
-                    return
-        except CdcError as error:
-            self.error = error
-        except Exception as error:
-            # The message of an error that nobody foresaw may hold values.
-            self.error = CdcError(f"an unexpected {type(error).__name__} while it was loaded", hint="report it", code="unexpected")
-
-    def _put(self, item: Plan | Piece | int) -> bool:
-        while not self._over.is_set():
-            try:
-                self._ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def _items(self) -> Iterator[Plan | Piece | int]:
+    def _items(self) -> Iterator[Item]:
         left = [r for r in self._kept if not r.done]
         storage = {r.storage for r in self._kept}
         while True:
@@ -141,10 +177,12 @@ class Loading:
                     bounds, storage = load.ranges(RANGE_BYTES), {load.storage}
                     left = [LoadRange(self.generation, n, low, high, load.storage) for n, (low, high) in enumerate(bounds)]
                     yield Plan(tuple(left))
-                until = self._clock.monotonic() + SNAPSHOT_SECONDS
-                while left and self._clock.monotonic() < until:
+                until = self._clock.monotonic() + self._seconds
+                while left:
                     yield from self._pieces(load, left[0])
                     del left[0]
+                    if self._clock.monotonic() >= until:
+                        break
                 if not left:
                     yield load.position
                     return

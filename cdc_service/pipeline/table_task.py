@@ -168,7 +168,9 @@ class TableTask:
         kept = self.context.destination.load_ranges(self.target, generation)
         empty = self.target.mode is Mode.UPSERT and not kept and not self.context.destination.table_rows(self.target)
         read = partial(self.context.source.load, self.source)
-        self.loading = Loading(generation, read, self.prepare, schema, kept, clock=self.context.clock, fresh=empty and not self.has_buffer)
+        m, fresh = self.context, empty and not self.has_buffer
+        seconds = m.limits.snapshot_seconds
+        self.loading = Loading(generation, read, self.prepare, schema, kept, clock=m.clock, seconds=seconds, fresh=fresh, fetch=m.fetch)
 
     def end_load(self) -> None:
         if self.loading is not None:

@@ -383,7 +383,10 @@ class MemoryDestination:
             if target.mode is Mode.APPEND:
                 winners = _append(kept, delta, table)
             else:
-                winners = [i for i in incoming(delta) if _wins(kept, i, target.ordering)]
+                fresh = delta.loaded is not None and delta.loaded.fresh  # Nobody looks for rows of the same keys then.
+                winners = [i for i in incoming(delta) if fresh or _wins(kept, i, target.ordering)]
+                if fresh and any(i.key in kept.rows for i in winners):
+                    self.step("twice")
                 filled = _fill(kept, delta, table, winners)
                 for change, values in zip(winners, filled, strict=True):
                     _write(kept, target, change, values)

@@ -14,9 +14,9 @@ from tests.simulation.source import BIG, KEYS, TRANSACTIONAL
 from tests.simulation.warehouses import Warehouses
 
 Draw = random.Random
-CATALOG_SHARE, REWRITES_SHARE, TIES_SHARE = 0.35, 0.1, 0.1
-"""Of the seeds so many change the catalog, too, so many write values anew that later events leave out, and so many have a source whose
-changes share positions."""
+CATALOG_SHARE, REWRITES_SHARE, TIES_SHARE, DIRECT_SHARE = 0.35, 0.1, 0.1, 0.3
+"""Of the seeds so many change the catalog, too, so many write values anew that later events leave out, so many have a source whose changes
+share positions, and in so many the service reads the rows of tables itself."""
 FILLS = ("null", "filled", "?")
 
 
@@ -187,6 +187,8 @@ def run(seed: int, warehouses: Warehouses) -> Outcome:
     if (ties := random.Random(f"ties:{seed}")).random() < TIES_SHARE:
         modes = tuple((name, Mode.UPSERT if mode is Mode.APPEND else mode) for name, mode in p.setting.modes)
         p = replace(p, setting=replace(p.setting, modes=modes, ties=ties.choice(["minor", "offset"])))
+    if random.Random(f"direct:{seed}").random() < DIRECT_SHARE:
+        p = replace(p, setting=replace(p.setting, direct=True))
     if random.Random(f"rewrites:{seed}").random() < REWRITES_SHARE:
         p = replace(p, kinds=p.kinds | {"rewrites"})
     return play_out(p.setting, warehouses, _steps(draw, p))

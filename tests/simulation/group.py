@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import random
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cdc_service.config.models import Flush, Limits
+from cdc_service.config.models import Flush, Limits, Snapshot
 from cdc_service.config.resolve import TableConfig
 from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.identity import HINDRANCES
@@ -26,6 +26,7 @@ from cdc_service.core.types import Headers, Mode, Target
 from cdc_service.kafka.records import Heads, Taken
 from cdc_service.pipeline.commands import Commands
 from cdc_service.pipeline.context import Context
+from cdc_service.pipeline.loading import Item
 from cdc_service.pipeline.poll_loop import PollLoop
 from cdc_service.pipeline.table_task import TableTask
 from cdc_service.pipeline.watermarks import Watermarks
@@ -40,7 +41,25 @@ from tests.simulation.world import Crash, Running, Violation, World
 from tests.support.envelopes import PLACEHOLDER
 
 Where = tuple[str, int]
-LIMITS = Limits(memory=10**9, quarantine_rows=6, quarantine_share=0.5)
+LIMITS = Limits(memory=10**9, quarantine_rows=6, quarantine_share=0.5, snapshot_seconds=0.5)
+
+
+class InTurn:
+    """pipeline.loading.Fetch: reads when it is asked, so that a schedule says what happens in between."""
+
+    def __init__(self, items: Iterator[Item]) -> None:
+        self.error: CdcError | None = None
+        self._items = items
+
+    def poll(self) -> Item | None:
+        try:
+            return next(self._items, None) if self.error is None else None
+        except CdcError as error:
+            self.error = error
+            return None
+
+    def end(self) -> None:
+        """Whoever is left in the middle of a reading finds it as it was."""
 
 
 class GroupLog:
@@ -160,7 +179,7 @@ class SharedPositions(PostgresEvents):
 class Worker:
     """One service process."""
 
-    def __init__(self, name: str, world: World, warehouse: Warehouse, targets: Sequence[Target], memory: int) -> None:
+    def __init__(self, name: str, world: World, warehouse: Warehouse, targets: Sequence[Target], memory: int, snapshot: Snapshot) -> None:
         self.name = name
         self.world = world
         self.warehouse = warehouse
@@ -173,9 +192,11 @@ class Worker:
         logs = {topics[t.source.name] for t in targets if t.mode is Mode.APPEND}
         model = SharedPositions(world.source.ordering) if world.source.ordering.minor else PostgresEvents()
         decoder = DebeziumJsonDecoder(model, unavailable=PLACEHOLDER, known=known, logs=logs)
-        context = Context(self.destination, world, decoder, world, world.schema_of, world.columns_of, world.identities, world, LIMITS)
+        context = Context(
+            self.destination, world, decoder, world, world.schema_of, world.columns_of, world.identities, world, LIMITS, InTurn
+        )
         flush = Flush(rows=5, bytes=10**6, seconds=1)
-        configs = [TableConfig(t.source, t, topics[t.source.name], flush, "refuse", str(t.source)) for t in targets]
+        configs = [TableConfig(t.source, t, topics[t.source.name], flush, "refuse", str(t.source), snapshot=snapshot) for t in targets]
         self.tables = [TableTask(config, context) for config in configs]
         self.logs: list[GroupLog] = []
 

@@ -26,6 +26,7 @@ from cdc_service.core.validate import nothing_parked
 from cdc_service.pipeline import commands as control_module
 from cdc_service.pipeline import follower as follower_module
 from cdc_service.pipeline import goals
+from cdc_service.pipeline import loading as loading_module
 from cdc_service.pipeline import merge_worker as merging_module
 from cdc_service.pipeline import partitions as partitions_module
 from cdc_service.pipeline import prepare as prepare_module
@@ -401,6 +402,50 @@ def _() -> Sequence[Patch]:
         return replace(incoming, columns=tuple(replace(c, default=None) for c in incoming.columns))
 
     return [(versions_module.SchemaVersions, "_with_fills", fills)]
+
+
+# Rows that the service reads itself
+
+
+@mutant("loaded rows after the stream's", "a row that was read at the source beats every change that came before it")
+def _() -> Sequence[Patch]:
+    return [(loading_module, "INCREMENTAL", 10**12)]
+
+
+@mutant("a range is lost", "of a load the rows of one range are never read")
+def _() -> Sequence[Patch]:
+    real = world_module.Loaded.batches
+
+    def batches(self: Any, columns: Any, low: str, high: str) -> Iterator[pa.RecordBatch]:
+        return iter(()) if low else real(self, columns, low, high)
+
+    return [(world_module.Loaded, "batches", batches)]
+
+
+@mutant("what was planned counts as loaded", "who goes on with a load of another process takes its ranges for done")
+def _() -> Sequence[Patch]:
+    real = memory.MemoryDestination.load_ranges
+
+    def ranges(self: Any, target: Any, generation: int) -> Sequence[Any]:
+        return [replace(r, done=True) for r in real(self, target, generation)]
+
+    return [(memory.MemoryDestination, "load_ranges", ranges)]
+
+
+@mutant("the stream does not wait", "rows are added blindly to a target that takes the stream's meanwhile")
+def _() -> Sequence[Patch]:
+    def waits(self: Any) -> bool:
+        return not self.has_its_rows and not self.state.stopped and not self.state.now.resync
+
+    return [(table_module.TableTask, "waits_for_rows", property(waits))]
+
+
+@mutant("added blindly for ever", "rows of a second snapshot, or beside another process, are added as if nothing else were there")
+def _() -> Sequence[Patch]:
+    class Blind(loading_module.Loading):
+        fresh = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
+
+    return [(table_module, "Loading", Blind)]
 
 
 # Truncation, snapshots, what may be claimed

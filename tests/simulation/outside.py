@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import count
@@ -155,6 +155,17 @@ class Connector:
         self.stored = self.position = self.chunk = None
         self.scans.clear()
 
+    def begin_at_the_end(self, asked: Sequence[str]) -> None:
+        """As it is registered where the service reads rows itself: a slot at the end of the log, of which the service is told, no snapshot
+        but those that are ``asked`` of it."""
+        self.source.heartbeat()
+        self.reading, self.at = False, len(self.source.log)
+        self.stored, self.position = self.at, self.source.lsn
+        tables = {f"public.{name}": t.identity for name, t in self.source.tables.items()}
+        self.told = replace(self.told, skipped=self.source.lsn, identities=tables)
+        for name in asked:
+            self.ask(f"added-{name}", name)
+
     def restart(self) -> None:
         if self.stored is None or self.reading:
             self.begin()
@@ -244,7 +255,7 @@ class Connector:
         self.chunk = len(self.source.log), self.source.read(scan.table, keys, INCREMENTAL)
         if not scan.left:
             asked = {**self.told.asked, scan.id: frozenset({f"public.{scan.table}"})}
-            self.told = replace(self.told, asked=asked)
+            self.told = replace(self.told, asked=asked, incremental=self.told.incremental | {f"public.{scan.table}"})
         return True
 
 

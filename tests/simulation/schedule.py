@@ -48,14 +48,17 @@ class Setting:
     """Whether one worker is left at the end."""
     ties: str = ""
     """Whether statements of a transaction share positions, and what orders them then: minor, or offset."""
+    direct: bool = False
+    """Whether the service reads the rows of tables itself: the connector begins without a snapshot."""
 
     @property
     def ordering(self) -> Ordering:
         return {"": BY_RECORD, "minor": Ordering(minor=True), "offset": Ordering(True, Ties.OFFSET)}[self.ties]
 
     def __str__(self) -> str:
-        tables, ties = ",".join(f"{name}:{mode.value}" for name, mode in self.modes), f" ties={self.ties}" if self.ties else ""
-        return f"begin tables={tables} partitions={self.partitions} memory={self.memory} rows={self.rows} alone={int(self.alone)}{ties}"
+        tables, more = ",".join(f"{name}:{mode.value}" for name, mode in self.modes), f" ties={self.ties}" if self.ties else ""
+        more += " direct=1" if self.direct else ""
+        return f"begin tables={tables} partitions={self.partitions} memory={self.memory} rows={self.rows} alone={int(self.alone)}{more}"
 
     @staticmethod
     def of(line: str) -> Setting:
@@ -63,7 +66,7 @@ class Setting:
         tables = [one.split(":") for one in words["tables"].split(",")]
         modes = tuple((name, Mode(mode)) for name, mode in tables)
         numbers = (int(words[name]) for name in ("partitions", "memory", "rows"))
-        return Setting(modes, *numbers, words["alone"] == "1", words.get("ties", ""))
+        return Setting(modes, *numbers, words["alone"] == "1", words.get("ties", ""), words.get("direct") == "1")
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ class Simulation:
         self.invariants = Invariants(self.world, targets)
         self.warehouse: Warehouse = warehouses.make(self.world, self.invariants.check)
         self.invariants.warehouse = self.warehouse
-        self.group = Group(self.world, lambda name: Worker(name, self.world, self.warehouse, targets, setting.memory))
+        how = "direct" if setting.direct else "connector"
+        self.group = Group(self.world, lambda name: Worker(name, self.world, self.warehouse, targets, setting.memory, how))
         self.targets = targets
         self.backed_up = False
         self.broken: Step | None = None
@@ -135,7 +139,10 @@ class Simulation:
         for name, _ in setting.modes[: setting.rows]:
             source.write(1, "update", name, 0, 0)
             source.write(1, "delete", name, 1, 0)
-        self.world.connector.begin()
+        if setting.direct:
+            self.world.connector.begin_at_the_end([name for name, mode in setting.modes if mode is Mode.APPEND])
+        else:
+            self.world.connector.begin()
 
     def apply(self, step: Step) -> Step | None:
         """Does it. What was really done: with the faults that came about, or None where it made no sense."""
@@ -218,7 +225,10 @@ class Simulation:
         would tell, and the service does not notice."""
         if not self._topics_here() or not all(map(self.world.source.seen, self.world.source.tables)):
             return False
-        self.world.connector.begin()
+        if self.setting.direct:
+            self.world.connector.restart()  # Without a snapshot it reads its slot, which is where it was stored.
+        else:
+            self.world.connector.begin()
         return self._counted("offsets of the connector removed", True)
 
     def _topics_here(self) -> bool:

@@ -16,9 +16,9 @@ from cdc_service.core.types import LogId, PartitionCounts, TableSchema, Target
 from cdc_service.ports.destination import TableState
 from cdc_service.testing.memory import Kept, MemoryDestination
 from tests.conformance.harness import DuckDbHarness, PostgreSqlHarness
-from tests.simulation.world import World
+from tests.simulation.world import Violation, World
 
-_WRITES = ("merge", "claim", "begin_anew", "evolve", "save_state", "save_progress", "sweep")
+_WRITES = ("merge", "claim", "begin_anew", "evolve", "plan_load", "save_state", "save_progress", "sweep")
 COUNTED = ("partition", "start_offset", "stop_offset", "applied", "folded", "duplicate", "parked", "filtered")
 
 
@@ -78,6 +78,8 @@ class MemoryWarehouse:
         return _Asked(self._world, MemoryDestination(self._tables, self._step))
 
     def _step(self, name: str) -> None:
+        if name == "twice":
+            raise Violation("I31: a row is added whose key is there already")
         if self._world.effect(f"warehouse.{name}"):
             if name == "commit":
                 # The work is done, and its reply is what gets lost: at the very next effect.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,6 +150,15 @@ class World:
         }
         return Reread(pa.table(texts), pa.array([row is not None for row in found], pa.bool_()), self.source.lsn)
 
+    def load(self, table: TableId) -> Loaded:
+        def snapshot() -> Loaded:
+            if self.source.locked(table.name):
+                raise Unavailable("somebody alters the table")
+            self.happened["load begun"] += 1
+            return Loaded(self, table.name)
+
+        return self.ask_of("source.load", snapshot)  # type: ignore[no-any-return]
+
     def fill_of_added_column(self, table: TableId, column: str) -> Fill:
         found: Fill = self.ask_of("source.fill", lambda: self._fill(table.name, column))
         return found
@@ -233,6 +242,42 @@ class World:
             scans=c.told,
             identities=self.catalog(),
             reached_us=self.wall_us(),
+        )
+
+
+class Loaded:
+    """ports.reader.Load: the rows as they are when it is opened, in two ranges. A row lies in another one whenever it is written."""
+
+    def __init__(self, world: World, table: str) -> None:
+        t = world.source.tables[table]
+        self._world = world
+        self._rows = {key: t.named(row) for key, row in world.source.seen(table).items()}
+        self._places = {key: (key + t.history[key][-1][0]) % 2 for key in self._rows}
+        self._columns = {name for _, name in t.columns}
+        self.position = world.source.lsn
+        self.storage = str(t.shape.file)
+
+    def __enter__(self) -> Loaded:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def ranges(self, size: int) -> Sequence[tuple[str, str]]:
+        return [("", "1"), ("1", "")]
+
+    def as_text(self, columns: Sequence[Column]) -> frozenset[str]:
+        return frozenset()
+
+    def batches(self, columns: Sequence[Column], low: str, high: str) -> Iterator[pa.RecordBatch]:
+        if self._world.effect("source.range"):
+            raise Unavailable("reply lost")
+        if missing := [c.name for c in columns if c.name not in self._columns]:
+            raise CdcError(f"the source has no column {missing[0]} any more", code="unloadable")
+        rows = [row for key, row in self._rows.items() if self._places[key] == int(low == "1")]
+        self._world.happened["rows loaded"] += len(rows)
+        yield pa.RecordBatch.from_arrays(
+            [pa.array([row.get(c.name) for row in rows], c.type.arrow) for c in columns], [c.name for c in columns]
         )
 
 
