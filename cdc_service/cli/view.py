@@ -32,12 +32,15 @@ class Rates:
             if table["state"] == "waiting":
                 continue  # What was applied before this start is not told yet, and would look like a burst when it is.
             done = sum(table.get(name) or 0 for name in ("applied", "folded", "duplicate", "parked", "filtered"))
+            done += (table.get("loading") or {}).get("rows", 0)
             points = self.seen.setdefault(table["source"], [])
             points.append((at, done))
             while len(points) > 2 and at - points[0][0] > RATE_SECONDS:
                 points.pop(0)
             if len(points) > 1 and at > points[0][0]:
-                rates[table["source"]] = (done - points[0][1]) / (at - points[0][0])
+                rates[table["source"]] = max(0.0, done - points[0][1]) / (
+                    at - points[0][0]
+                )  # What was loaded is told no more when it is there.
         return rates
 
 
@@ -76,7 +79,7 @@ def _values(table: Mapping[str, Any], rates: Mapping[str, float], now: datetime)
     rate = rates.get(table["source"])
     return {
         "table": table["source"],
-        "state": table["state"],
+        "state": _state(table),
         "rows/s": None if rate is None else round(rate),
         "rows": table.get("rows"),
         "applied": table.get("applied"),
@@ -86,6 +89,13 @@ def _values(table: Mapping[str, Any], rates: Mapping[str, float], now: datetime)
         "age": duration(None if synced is None else max(0.0, (now - synced).total_seconds())),
         "position": table.get("position"),
     }
+
+
+def _state(table: Mapping[str, Any]) -> str:
+    """With how much of it is there, while its rows are read."""
+    found = table.get("loading") or {}
+    part = f" {100 * found['ranges_done'] // found['ranges']}%" if found.get("ranges") else ""
+    return f"{table['state']}{part}"
 
 
 def headline(document: Mapping[str, Any]) -> str:

@@ -59,6 +59,7 @@ def _table(table: TableTask, now_us: int) -> dict[str, Any]:
         "mode": str(table.target.mode),
         "state": table.state.name,
         "rows": table.tally.rows,
+        "loading": _loading(table),
         **{name: table.tally.counts[name] for name in OUTCOMES},
         "parked_waiting": table.tally.waiting.total(),
         "quarantine": {"waiting": dict(table.tally.waiting), "decided": dict(table.tally.decided)},
@@ -77,6 +78,12 @@ def _table(table: TableTask, now_us: int) -> dict[str, Any]:
         ],
         "error": _error(table),
     }
+
+
+def _loading(table: TableTask) -> dict[str, Any] | None:
+    """How far its rows are read at the source itself."""
+    found = table.loading
+    return None if found is None else {"rows": found.rows, "ranges": found.ranges, "ranges_done": found.done}
 
 
 def _error(table: TableTask) -> dict[str, Any] | None:

@@ -373,6 +373,17 @@ def test_rates_are_of_the_last_seconds_and_only_of_what_was_seen_twice() -> None
     assert at(104.0, 200)["t"] == 0.0
 
 
+def test_a_table_that_is_loaded_says_how_much_of_it_is_there() -> None:
+    table = {**STATUS["tables"][0], "state": "snapshotting", "loading": {"rows": 4500, "ranges": 20, "ranges_done": 9}}
+    columns, shown = view.rows({**STATUS, "tables": [table]})
+    assert dict(zip(columns, shown[0], strict=True))["state"] == "snapshotting 45%"
+    rates = view.Rates()
+    before = {**table, "loading": {**table["loading"], "rows": 500}}
+    rates.add(0.0, {"tables": [before]})
+    assert rates.add(2.0, {"tables": [table]}) == {"public.orders": 2000.0}
+    assert rates.add(3.0, {"tables": [{**table, "loading": None}]})["public.orders"] == 0.0, "what is there is no rate any more"
+
+
 @pytest.mark.parametrize(
     ("ended", "by", "state", "code"),
     [
