@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdc_service.core.errors import CdcError
-from cdc_service.core.evolve import RenameColumn, evolve
+from cdc_service.core.evolve import Change, RenameColumn, evolve
 from cdc_service.core.types import UNTOLD, ChangeBatch, Column, Mode, TableSchema, Target
 from cdc_service.pipeline.context import Context
 from cdc_service.pipeline.prepare import Prepare
@@ -58,13 +58,18 @@ class SchemaVersions:
             incoming = self._with_fills(incoming)
             changes, schema = evolve(self.all[-1:], incoming)
             if changes:
-                self._context.destination.evolve(self._target, changes, schema)
-                self.all = (*self.all, replace(schema, version=schema.version + 1))
+                self._record(changes, schema)
                 self._handled.clear()
             self._handled.add(incoming.fingerprint)
         for column in self.all[-1].columns if records else ():
             if (column.name in incoming.names) != column.dropped:
                 self._judged[column.name] = max(records[1] if records else 0, self._judged.get(column.name, self._applied_to))
+
+    def _record(self, changes: Sequence[Change], schema: TableSchema) -> None:
+        """Makes the target hold ``schema`` as its next version. Fenced where the versions here are not the target's any more: another
+        process was first, or began to read the table anew."""
+        self._context.destination.evolve(self._target, changes, schema, self._generation)
+        self.all = (*self.all, replace(schema, version=schema.version + 1))
 
     def follow(self, renamed: Mapping[str, str], position: int) -> str:
         """Makes the target hold the columns that the source's catalog has, as of ``position`` or later, though no row came that has them;
@@ -118,8 +123,7 @@ class SchemaVersions:
         schema = replace(own, columns=columns, key=tuple(mine.get(name, name) for name in own.key))
         changes = [RenameColumn(old, schema.column(new)) for old, new in mine.items()]
         if changes:
-            self._context.destination.evolve(self._target, changes, schema)
-            self.all = (*self.all, replace(schema, version=schema.version + 1))
+            self._record(changes, schema)
             self._handled.clear()
         return True
 
@@ -200,8 +204,7 @@ class SchemaVersions:
         wrong = {c.name for c in own.columns} & set(names) or set(own.key)
         marked = tuple(replace(c, unread=self._generation) if c.name in wrong else c for c in own.columns)
         if marked != own.columns:
-            self._context.destination.evolve(self._target, [], replace(own, columns=marked))
-            self.all = (*self.all, replace(own, columns=marked, version=own.version + 1))
+            self._record([], replace(own, columns=marked))
 
     def _with_fills(self, incoming: TableSchema) -> TableSchema:
         """``incoming`` with, for each column that the table does not have yet, what its older rows hold at the source."""

@@ -175,10 +175,13 @@ class Writer(Protocol):
         """The versions applied so far, oldest first; empty for a table that this service did not make. The last is the table's own."""
         ...
 
-    def evolve(self, target: Target, changes: Sequence[Change], schema: TableSchema) -> None:
+    def evolve(self, target: Target, changes: Sequence[Change], schema: TableSchema, generation: int | None = None) -> None:
         """Makes the target hold ``schema`` and records it as version ``schema.version + 1``; Fenced where another writer recorded that
         first. Idempotent: a crash half-way and a second call end the same. Creates the table (and namespace) where ``changes`` begin with
-        CreateTable. No merge runs meanwhile."""
+        CreateTable. No merge runs meanwhile.
+
+        Raises Fenced, too, where the target is of another ``generation`` (given) by now: a table that was made anew counts its versions
+        from the first again, so their number alone does not tell it from the one that was there before."""
         ...
 
     def drift(self, target: Target, schema: TableSchema) -> Sequence[str]:

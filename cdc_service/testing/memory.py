@@ -189,8 +189,7 @@ class MemoryDestination:
 
     def claim(self, target: Target, log: LogId, starts: Mapping[int, int], generation: int | None = None) -> Sequence[Checkpoint]:
         with self._transaction(target) as kept:
-            if generation is not None and kept.state.generation != generation:
-                raise Fenced(f"{target.source} was read anew meanwhile; its partitions are opened again")
+            _expect(kept, target, generation)
             kept.epoch += 1
             for partition, start in starts.items():
                 offset, _ = kept.checkpoints.get((log, partition), (start, 0))
@@ -224,8 +223,7 @@ class MemoryDestination:
 
     def plan_load(self, target: Target, generation: int, ranges: Sequence[LoadRange]) -> None:
         with self._transaction(target) as kept:
-            if kept.state.generation != generation:
-                raise Fenced(f"{target.source} is read anew by somebody else")
+            _expect(kept, target, generation)
             kept.ranges = list(ranges)
 
     def load_ranges(self, target: Target, generation: int) -> Sequence[LoadRange]:
@@ -241,8 +239,9 @@ class MemoryDestination:
     def schemas(self, target: Target) -> Sequence[TableSchema]:
         return list(self.kept(target).schemas)
 
-    def evolve(self, target: Target, changes: Sequence[Change], schema: TableSchema) -> None:
+    def evolve(self, target: Target, changes: Sequence[Change], schema: TableSchema, generation: int | None = None) -> None:
         with self._transaction(target) as kept:
+            _expect(kept, target, generation)
             if kept.schemas[-1:] == [schema]:
                 return
             if len(kept.schemas) != schema.version:
@@ -432,6 +431,11 @@ def _mark(kept: Kept, ids: Sequence[str], state: str, by: str, reason: str) -> N
 
 def _named(values: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, Any]:
     return {names.get(name, name): value for name, value in values.items()}
+
+
+def _expect(kept: Kept, target: Target, generation: int | None) -> None:
+    if generation is not None and kept.state.generation != generation:
+        raise Fenced(f"{target.source} was read anew meanwhile")
 
 
 def _store(kept: Kept, target: Target, state: TableState) -> TableState:

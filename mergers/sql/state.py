@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from cdc_service.core.errors import Fenced
 from cdc_service.core.types import Checkpoint, LoadRange, LogId, Tail, Target
 from cdc_service.ports.destination import Quarantined, TableState, Totals
 from mergers.sql import comparisons, loads, meta, quarantine, table_states
@@ -37,9 +36,7 @@ class SqlState(SqlSession):
         self._enrol(s)
         with self._transaction() as c:
             taken = self._claim(c, s, log, starts)
-            # Behind the writer's number, which a resync takes too: none begins between this and the commit.
-            if generation is not None and self.load_state(target).generation != generation:
-                raise Fenced(f"{target.source} was read anew meanwhile; its partitions are opened again")
+            table_states.expect(c, s, generation)
             return taken
 
     def _claim(self, c: Connection, s: TargetSql, log: LogId, starts: Mapping[int, int]) -> Sequence[Checkpoint]:
@@ -77,8 +74,7 @@ WHERE {s.in_scope()} AND cluster_id = {p} AND topic = {p} AND topic_id = {p} AND
     def plan_load(self, target: Target, generation: int, ranges: Sequence[LoadRange]) -> None:
         s = self._sql(target)
         with self._locked(s) as c:
-            if table_states.load(c, s).generation != generation:
-                raise Fenced(f"{target.source} is read anew by somebody else")
+            table_states.expect(c, s, generation)
             loads.plan(c, s, ranges)
 
     def load_ranges(self, target: Target, generation: int) -> Sequence[LoadRange]:

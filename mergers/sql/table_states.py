@@ -31,6 +31,13 @@ def load(c: Connection, s: TargetSql) -> TableState:
     return _state(rows[0][2:]) if rows else TableState()
 
 
+def expect(c: Connection, s: TargetSql, generation: int | None) -> None:
+    """Raises Fenced where the target is of another ``generation`` (None: any will do) by now: a resync began meanwhile. Behind the lock or
+    the update of the writer's number, which a resync takes too: none begins between this and the commit."""
+    if generation is not None and load(c, s).generation != generation:
+        raise Fenced(f"{s.target.source} was read anew meanwhile", hint="nothing to do: it is opened again")
+
+
 def of_pipeline(c: Connection, spelling: Spelling, meta_schema: str, pipeline: str) -> Mapping[tuple[str, str], TableState]:
     """By source table and target."""
     sql = f"{_select(spelling, spelling.quote(meta_schema, meta.TABLE_STATE.name))} WHERE pipeline = {spelling.placeholder}"

@@ -16,7 +16,7 @@ from cdc_service.core.errors import CdcError, Fenced, TableStopped
 from cdc_service.core.evolve import AddColumn, Change, CreateTable, DropColumn, RenameColumn, RestoreColumn, WidenType
 from cdc_service.core.types import Column, TableSchema, Target
 from cdc_service.ports.destination import Misfit
-from mergers.sql import meta
+from mergers.sql import meta, table_states
 from mergers.sql.connection import Connection
 from mergers.sql.modes import RESERVED
 from mergers.sql.schema_text import schema_from_json, schema_to_json
@@ -71,11 +71,12 @@ class SqlTables(SqlSession):
 
     # Changes
 
-    def evolve(self, target: Target, changes: Sequence[Change], schema: TableSchema) -> None:
+    def evolve(self, target: Target, changes: Sequence[Change], schema: TableSchema, generation: int | None = None) -> None:
         if (misfit := self.misfit(target, schema)) is not None:
             raise misfit
         s = self._sql(target, schema)
         with self._locked(s) as c:
+            table_states.expect(c, s, generation)
             self._evolve(c, s, changes, schema)
 
     def _evolve(self, c: Connection, s: TargetSql, changes: Sequence[Change], schema: TableSchema) -> None:

@@ -850,6 +850,26 @@ def test_a_retired_table_is_made_anew_under_another_key(harness: Harness, feed: 
     assert [row["id"] for row in harness.rows(d, target, feed.own).to_pylist()] == ["x"]
 
 
+def test_who_knows_a_table_of_before_it_was_made_anew_changes_nothing_of_it(harness: Harness, feed: Feed) -> None:
+    """A new table counts its versions from the first again: a writer that slept takes them for those that it knows."""
+    d, target = feed.destination, feed.target
+    make = evolve((), ITEMS)
+    late = evolve((feed.own,), TableSchema(ITEMS.table, (*ITEMS.columns, text("late")), ITEMS.key))
+    begin_anew(feed, LOG, dict(feed.next), retire=True)
+    with pytest.raises(Fenced):
+        d.evolve(target, *make, 0)
+    assert d.table_rows(target) is None
+    made = TableSchema(ITEMS.table, (text("id"), text("name")), ("name",))
+    d.evolve(target, *evolve((), made), 1)
+    with pytest.raises(Fenced):
+        d.evolve(target, *late, 0)
+    assert [(s.version, s) for s in d.schemas(target)] == [(1, made)]
+    assert d.drift(target, made) == []
+    wide = TableSchema(ITEMS.table, (*made.columns, text("more")), made.key)
+    d.evolve(target, *evolve((replace(made, version=1),), wide), 1)
+    assert d.schemas(target)[-1].names == wide.names
+
+
 def test_a_table_that_the_service_did_not_make_is_not_dropped(harness: Harness, destination: Any) -> None:
     feed = Feed(destination, ITEMS)
     destination.prepare()

@@ -573,5 +573,21 @@ REGRESSIONS = {
         turn w5 489708
         deliver 10
         """,
+    "a worker that was frozen before it added a column wakes after the table was made anew with it": """
+        begin tables=t0:soft_delete partitions=1 memory=1000000000 rows=2 alone=1
+        commit 1
+        deliver 10
+        turn w0 2
+        turn w0 3
+        add_column t0 null
+        turn w0 2 look freeze@5(source.fill)
+        write 0 insert t0 3 3
+        commit 0
+        drop_target t0
+        turn w1 6 look
+        operate w1 7
+        deliver 10
+        turn w1 10 look
+        """,
     **CATALOG,
 }

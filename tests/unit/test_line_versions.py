@@ -3,7 +3,7 @@ tells of, since the source's catalog alone has them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +13,15 @@ import pytest
 from cdc_service.config.models import Flush, Limits
 from cdc_service.config.resolve import TableConfig
 from cdc_service.core.clock import RealClock
-from cdc_service.core.errors import TableStopped
+from cdc_service.core.errors import Fenced, TableStopped
+from cdc_service.core.evolve import CreateTable
 from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.types import META, ChangeBatch, Column, LogId, Mode, Op, RawBatch, Span, TableId, TableSchema, Target
 from cdc_service.pipeline.context import Context
 from cdc_service.pipeline.prepare import Prepare
 from cdc_service.pipeline.schema_versions import SchemaVersions
 from cdc_service.pipeline.table_task import TableTask
+from cdc_service.ports.destination import TableState
 from cdc_service.ports.feed import TopicFacts
 from cdc_service.ports.source import Fill
 from cdc_service.testing.memory import MemoryDestination
@@ -301,6 +303,28 @@ def test_one_column_may_be_another_where_one_is_new_and_one_is_missing(versions:
     assert versions.may_be_renamed(schema("a", "c"))
     assert not versions.may_be_renamed(schema("a", "b", "c"))
     assert not versions.may_be_renamed(schema("a"))
+
+
+@pytest.mark.parametrize("deed", ["rows", "catalog", "doubt"])
+def test_versions_of_before_a_table_was_made_anew_change_nothing_of_it(
+    versions: SchemaVersions, warehouse: MemoryDestination, catalog: list[TableSchema | None], deed: str
+) -> None:
+    versions.evolve(schema("a"), (10, 10))
+    catalog.append(schema("b"))
+    target = Target(TABLE, "public", "t")
+    warehouse.begin_anew(target, LOG, {}, TableState("snapshotting", 1), retire=True)
+    warehouse.evolve(target, [CreateTable(schema("a"))], schema("a"), 1)  # By another process; as many versions as are known here.
+    deeds: dict[str, Callable[[], object]] = {
+        "rows": lambda: versions.evolve(schema("a", "c"), (20, 20)),
+        "catalog": lambda: versions.follow({"a": "b"}, 20),
+        "doubt": lambda: versions.doubt(["a"]),
+    }
+    with pytest.raises(Fenced):
+        deeds[deed]()
+    assert warehouse.schemas(target) == [schema("a")]
+    versions.load(0, 1)
+    deeds[deed]()
+    assert len(warehouse.schemas(target)) == 2
 
 
 def test_rows_of_a_snapshot_mean_the_column_that_has_their_name_now(versions: SchemaVersions, catalog: list[TableSchema | None]) -> None:
