@@ -13,7 +13,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from cdc_service.core.canonical import Canonical
-from cdc_service.core.types import Column, LogId
+from cdc_service.core.types import Column, LogId, TableId
 
 
 class Reader(Protocol):
@@ -74,6 +74,21 @@ class Scan(Reader, Protocol):
     def fetch(self, key: Sequence[Column], columns: Sequence[Column], keys: pa.Table) -> pa.Table:
         """The rows with these keys, typed as the key columns; those that are not there are left out. Raises CdcError (source_value) for a
         key that the source's type cannot read."""
+        ...
+
+
+class Snapshot(Protocol):
+    """Several tables of the source at one moment, read one after another in a read-only transaction, which ends with the context.
+    ``position`` is as a Scan's."""
+
+    position: int
+
+    def __enter__(self) -> Snapshot: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def scan(self, table: TableId) -> Scan:
+        """One of the tables, until the scan's context ends; what fails in it fails in no other's. Raises CdcError (no_table)."""
         ...
 
 

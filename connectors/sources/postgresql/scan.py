@@ -74,34 +74,89 @@ def form(column: Column, type_: Mapping[Any, Any], value: str) -> str | None:
 _AS_TEXT = {Kind.STRING, Kind.UUID, Kind.JSON, Kind.INTERVAL, Kind.ARRAY}
 
 
-class TableScan:
-    """One read-only transaction; ``position`` is where the log stood when its snapshot was taken."""
+class _Transaction:
+    """A session in one read-only transaction; ``position`` is where the log stood when its snapshot was taken."""
 
-    canonical = CANONICAL
-
-    def __init__(self, url: URL, table: TableId, types: Types, *, snapshot: str | None = None) -> None:
-        """``types`` are the columns of ``table``; ``snapshot`` is another scan's, to be shared."""
-        self._url = url
-        self._table = table
-        self._types = types
+    def __init__(self, url: URL, *, snapshot: str | None = None, several: bool = False) -> None:
+        """``snapshot`` is another transaction's, to be shared. ``several``: what fails for one table must not end the others' reading."""
+        self.several = several
         try:
-            self._connection = adbc.connect(_conninfo(url))
+            self.connection = adbc.connect(_conninfo(url))
         except AdbcError as error:
             raise _translated(error) from None
         try:
-            self._run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            self._run("SET LOCAL statement_timeout = 0")
+            self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            self.run("SET LOCAL statement_timeout = 0")
             if snapshot is not None:
-                self._run(f"SET TRANSACTION SNAPSHOT {_literal(snapshot)}")
+                self.run(f"SET TRANSACTION SNAPSHOT {_literal(snapshot)}")
             # On a replica the log is only replayed: what was replayed by now holds all that the snapshot shows.
-            row = self._fetch(
+            row = self.fetch(
                 "SELECT txid_current_snapshot()::text AS s, (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()"
                 " ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn)::int8 AS position"
             )
             self.position = int(row["position"][0].as_py())
+            if several:
+                self.run("SAVEPOINT nothing")
+        except AdbcError as error:
+            self.connection.close()
+            raise _translated(error) from None
         except BaseException:
-            self.close()
+            self.connection.close()
             raise
+
+    def run(self, sql: str) -> None:
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql)
+
+    def fetch(self, sql: str) -> pa.Table:
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql)
+            return cursor.fetch_arrow_table()
+
+    def undo(self) -> None:
+        """So that statements are taken again; of several tables the snapshot stays."""
+        if self.several:
+            self.run("ROLLBACK TO SAVEPOINT nothing")
+        else:
+            self.connection.rollback()
+
+
+class TablesSnapshot:
+    """Tables of one snapshot; several are read behind a savepoint, whose name is its content."""
+
+    def __init__(self, url: URL, types: Mapping[TableId, Types]) -> None:
+        self._url = url
+        self._types = types
+        self._transaction = _Transaction(url, several=len(types) > 1)
+        self.position = self._transaction.position
+
+    def __enter__(self) -> TablesSnapshot:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._transaction.connection.close()
+
+    def scan(self, table: TableId) -> TableScan:
+        return TableScan(self._url, table, self._types, within=self._transaction)
+
+
+class TableScan:
+    """One table in a read-only transaction, its own or (``within``) one that reads others too."""
+
+    canonical = CANONICAL
+
+    def __init__(
+        self, url: URL, table: TableId, types: Mapping[TableId, Types], *, snapshot: str | None = None, within: _Transaction | None = None
+    ) -> None:
+        """``types`` are the columns of ``table`` and maybe others; ``snapshot`` is another scan's, to be shared."""
+        if table not in types:
+            raise CdcError(f"the source has no table {table}", hint="check its name, or take it out of 'tables'", code="no_table")
+        self._url = url
+        self._table = table
+        self._types = types[table]
+        self._owned = within is None
+        self._transaction = within or _Transaction(url, snapshot=snapshot)
+        self.position = self._transaction.position
 
     def __enter__(self) -> TableScan:
         return self
@@ -127,7 +182,13 @@ class TableScan:
         return str(self._fetch("SELECT pg_export_snapshot() AS name")["name"][0].as_py())
 
     def close(self) -> None:
-        self._connection.close()
+        if self._owned:
+            self._transaction.connection.close()
+        elif self._transaction.several:
+            try:
+                self._transaction.undo()
+            except AdbcError as error:
+                raise _translated(error) from None
 
     def count(self, where: str | None = None) -> int:
         return int(self._fetch(f"SELECT count(*) AS n FROM {qualified(self._table)} AS t{_where(where)}")["n"][0].as_py())
@@ -158,9 +219,9 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
         self, columns: Sequence[Column], where: str | None = None, sample: float | None = None, most: int | None = None
     ) -> Iterator[pa.RecordBatch]:
         """A large table is read in two parts at a time, by two sessions that share the snapshot, and ahead of whoever takes the rows:
-        reading and hashing go on together."""
+        reading and hashing go on together. Where several tables are read in one snapshot no other session can have it."""
         some = "" if sample is None else f" TABLESAMPLE SYSTEM ({sample})"
-        pages = self._pages() if sample is None and most is None else 0
+        pages = self._pages() if sample is None and most is None and not self._transaction.several else 0
         half = -(-pages // 2) if pages >= SPLIT_PAGES else 0
         for batch in self._split(half, lambda part: self._select(self.forms(columns), some + _where(where, part) + _limit(most))):
             yield _typed(batch, columns)
@@ -171,17 +232,19 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
 
     def digests(self, bucket: str, place: str, hash_: str, where: str | None = None, most: int | None = None) -> Iterator[pa.RecordBatch]:
         """By two sessions too, some pages at a time: what comes for one bucket has to be added up."""
+        pages = self._pages() if most is None and not self._transaction.several else 0
 
         def sums(part: str) -> str:
             return digests(f"{qualified(self._table)} AS t{_where(where, part)}{_limit(most)}", bucket, place, hash_)
 
-        for batch in self._split(PART_PAGES if most is None and self._pages() > PART_PAGES else 0, sums):
+        for batch in self._split(PART_PAGES if pages > PART_PAGES else 0, sums):
             yield pa.RecordBatch.from_arrays([unwrapped(_plain(a)) for a in batch.columns], batch.schema.names)
 
     def _split(self, pages: int, statement: Callable[[str], str]) -> Iterator[pa.RecordBatch]:
         """The rows of ``statement`` over all parts of the table, so many pages each (0: as one), by two sessions."""
         if not pages:
-            yield from _ahead([self._read(statement(""))])
+            # Of several tables the session is used again, by this thread, whatever becomes of the rows.
+            yield from self._read(statement("")) if self._transaction.several else _ahead([self._read(statement(""))])
             return
         firsts = range(0, self._pages() + 1, pages)
         # The last part has no end: pages that were added meanwhile hold no row of this snapshot.
@@ -196,7 +259,7 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
                     return
                 yield from scan._read(statement(part))
 
-        with TableScan(self._url, self._table, self._types, snapshot=self._export()) as other:
+        with TableScan(self._url, self._table, {self._table: self._types}, snapshot=self._export()) as other:
             yield from _ahead([some(self), some(other)])
 
     def matching(self, key: Sequence[Column], keys: pa.Table) -> str:
@@ -216,25 +279,17 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
         return f"SELECT {', '.join(f'{e} AS {quoted(n)}' for n, e in expressions.items())} FROM {qualified(self._table)} AS t{tail}"
 
     def _read(self, sql: str) -> Iterator[pa.RecordBatch]:
+        settings = {"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)}
         try:
-            with self._connection.cursor(adbc_stmt_kwargs={"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)}) as cursor:
+            with self._transaction.connection.cursor(adbc_stmt_kwargs=settings) as cursor:
                 cursor.execute(sql)
                 yield from cursor.fetch_record_batch()
         except (AdbcError, OSError) as error:
             raise self._explained(error) from None
 
-    def _run(self, sql: str) -> None:
-        try:
-            with self._connection.cursor() as cursor:
-                cursor.execute(sql)
-        except AdbcError as error:
-            raise _translated(error) from None
-
     def _fetch(self, sql: str) -> pa.Table:
         try:
-            with self._connection.cursor() as cursor:
-                cursor.execute(sql)
-                return cursor.fetch_arrow_table()
+            return self._transaction.fetch(sql)
         except (AdbcError, OSError) as error:
             raise self._explained(error) from None
 
@@ -244,11 +299,9 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
         if isinstance(error, AdbcError) and error.sqlstate != "42501":
             return _translated(error)
         try:
-            self._connection.rollback()
+            self._transaction.undo()
             asked = f"SELECT row_security_active({_literal(qualified(self._table))}::regclass) AS active, current_user::text AS role"
-            with self._connection.cursor() as cursor:
-                cursor.execute(asked)
-                found = cursor.fetch_arrow_table().to_pylist()[0]
+            found = self._transaction.fetch(asked).to_pylist()[0]
         except AdbcError as after:
             return _translated(after)
         if isinstance(error, OSError):
