@@ -56,7 +56,8 @@ SMALL_ROWS = 50_000
 """From so many rows on a table is compared by itself: to read it takes as long as what it would share with others saves."""
 TOGETHER_ROWS = 500_000
 """So many rows small tables have together, at most, that are read in one snapshot: no more than one table that is always streamed."""
-TABLES_ON_LINE = 25
+TABLES_ON_LINE = 100
+"""Of so many the line is asked at a time, some milliseconds each: it must not be kept for long, and each time its turn is waited for."""
 ON_LINE_SECONDS = 60.0
 T = TypeVar("T")
 NO_LOG = LogId("", "", "")
@@ -155,12 +156,14 @@ class Reconciler:
         self._outside = outside
         self._lines: Mapping[TableId, Line] = {}
         self._ask: Callable[[Callable[[], Any]], Future[Any]] | None = None
+        self._hurry: Callable[[], None] = lambda: None
         self._runs: dict[str, Run] = {}
         self._lock = threading.Lock()
 
-    def follow(self, lines: Mapping[TableId, Line], ask: Callable[[Callable[[], Any]], Future[Any]]) -> None:
-        """From now on a service merges at the same time: ``ask`` runs something on its thread, which alone may use the destination."""
-        self._lines, self._ask = lines, ask
+    def follow(self, lines: Mapping[TableId, Line], ask: Callable[[Callable[[], Any]], Future[Any]], hurry: Callable[[], None]) -> None:
+        """From now on a service merges at the same time: ``ask`` runs something on its thread, which alone may use the destination;
+        ``hurry`` has it look soon how far the tables are."""
+        self._lines, self._ask, self._hurry = lines, ask, hurry
 
     def begin(self, tables: Sequence[str], options: Options, resume: str | None = None) -> Run:
         """``resume`` is the id of a run that did not come to its end: tables that it has done are not compared again.
@@ -205,7 +208,6 @@ class Reconciler:
         return done
 
     def _each_on_line(self, do: Callable[[TableConfig], T], configs: Sequence[TableConfig]) -> list[T]:
-        """A few at a time: each time that the line is asked has to wait for its turn, and must not keep it for long."""
         found = list[T]()
         for first in range(0, len(configs), TABLES_ON_LINE):
             found += self._on_line(lambda: [do(c) for c in configs[first : first + TABLES_ON_LINE]])  # noqa: B023  (it is waited for)
@@ -250,8 +252,10 @@ class Reconciler:
             estimates = {t.table: t.rows for t in self._outside.sources.primary.tables()}
             small = [c for c in configs if estimates.get(c.source, SMALL_ROWS) < SMALL_ROWS]
             facts = self._outside.kafka.describe([c.topic for c in small])
+            states = self._on_line(self._destination.states)
         except CdcError:
             return  # Each table says so.
+        small = [c for c in small if not _is_loading(states.get((str(c.source), str(c.target)), TableState()))]
         made = self._each_on_line(lambda c: self._small(c, facts.get(c.topic), means), small)
         group, rows = list[Subject](), 0
         for subject in made:
@@ -266,10 +270,10 @@ class Reconciler:
 
     def _small(self, config: TableConfig, facts: TopicFacts | None, means: _Means) -> Subject | None:
         try:
-            subject = None if self._is_loaded(config) else self._subject(config, means, facts)
+            subject = self._subject(config, means, facts)
         except CdcError:
             return None  # It says so when it is compared by itself.
-        return subject if subject is not None and subject.rows_expected < SMALL_ROWS else None
+        return subject if subject.rows_expected < SMALL_ROWS else None
 
     def _compared_together(self, run: Run, configs: Mapping[TableId, TableConfig], subjects: Sequence[Subject], options: Options) -> None:
         """What went wrong is left to be compared by itself: it may have been another table's fault."""
@@ -286,7 +290,7 @@ class Reconciler:
     def _compared(self, run: Run, config: TableConfig, options: Options, means: _Means) -> TableReport:
         now = time.time_ns() // 1000
         try:
-            if self._on_line(partial(self._is_loaded, config)):
+            if _is_loading(self._on_line(partial(self._destination.load_state, config.target))):
                 return _not_compared(config, Status.SKIPPED, "its rows are still on their way: it is being loaded", now)
             subject = self._on_line(partial(self._subject, config, means))
         except CdcError as error:
@@ -295,11 +299,6 @@ class Reconciler:
         report = reconcile(subject, options, run.progress, now)
         kept: TableReport = self._on_line(partial(self._keep, config, run.id, report))
         return kept
-
-    def _is_loaded(self, config: TableConfig) -> bool:
-        """Whether its first rows, or those of a resync, are still on their way."""
-        state: TableState = self._destination.load_state(config.target)
-        return state.state in ("waiting", "snapshotting") or bool(state.resync)
 
     def repair(self, table: str, run_id: str | None, *, dry_run: bool) -> dict[str, Any]:
         """Repairs the differences of a run (of the last one that found some) that are still there. What is written or removed is read at
@@ -421,6 +420,7 @@ class Reconciler:
                 return True
             if time.monotonic() > deadline:
                 return False
+            self._hurry()
             time.sleep(0.05)
         return False
 
@@ -435,6 +435,11 @@ class _Means:
         self.sent = Sent(outside.sources.primary, outside.connect, outside.names)
         self.fences: dict[int, float] = {}
         """By position when waiting for it ends."""
+
+
+def _is_loading(state: TableState) -> bool:
+    """Whether the table's first rows, or those of a resync, are still on their way."""
+    return state.state in ("waiting", "snapshotting") or bool(state.resync)
 
 
 def _not_compared(config: TableConfig, status: Status, why: str, now: int) -> TableReport:
