@@ -156,7 +156,7 @@ class Comparison(Scratch):
         self._by_value = frozenset(by_value)
         names = [f"k{i} {engine_type(c.type)}" for i, c in enumerate(self.key)]
         for side in "sd":
-            self._db.execute(f"CREATE OR REPLACE TABLE {side} ({', '.join([*names, 'h UBIGINT'])})")
+            self._db.execute(f"CREATE OR REPLACE TEMP TABLE {side} ({', '.join([*names, 'h UBIGINT'])})")
         self._ranges: Ranges | None = None
 
     def expressions(self, *, text: Sequence[str] = ()) -> dict[str, str]:

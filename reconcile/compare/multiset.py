@@ -59,7 +59,7 @@ class Multiset(Scratch):
         super().__init__(database, len(columns), MEMORY_MB, PART_BYTES)
         self._columns = tuple(columns)
         for table in ("s (h UBIGINT, n INTEGER)", "d (h UBIGINT, n INTEGER)", "late (h UBIGINT)"):
-            self._db.execute(f"CREATE OR REPLACE TABLE {table}")
+            self._db.execute(f"CREATE OR REPLACE TEMP TABLE {table}")
         self.emptied = False
         """A truncation is late, so that nobody knows of any row whether the source still had it."""
         self.whole = False
@@ -116,7 +116,7 @@ WHERE h % {BUCKETS} IN ({", ".join(map(str, group))}) GROUP BY h HAVING sum(n) <
 
     def shown(self, scan: Scan, view: View, low: int, counts: Mapping[int, int]) -> list[Moved]:
         """One row of each of these hashes, read once more; both sides still show what was staged."""
-        self._db.execute("CREATE OR REPLACE TABLE wanted (h UBIGINT)")
+        self._db.execute("CREATE OR REPLACE TEMP TABLE wanted (h UBIGINT)")
         self._db.executemany("INSERT INTO wanted VALUES (?)", [[h] for h in counts])
         found: dict[int, Mapping[str, str | None]] = {}
         for batch in scan.rows(self._columns):

@@ -75,34 +75,49 @@ _AS_TEXT = {Kind.STRING, Kind.UUID, Kind.JSON, Kind.INTERVAL, Kind.ARRAY}
 
 
 class _Transaction:
-    """A session in one read-only transaction; ``position`` is where the log stood when its snapshot was taken."""
+    """A session in a read-only transaction; ``position`` is where the log stood when its snapshot was taken."""
 
-    def __init__(self, url: URL, *, snapshot: str | None = None, several: bool = False) -> None:
-        """``snapshot`` is another transaction's, to be shared. ``several``: what fails for one table must not end the others' reading."""
-        self.several = several
+    def __init__(self, url: URL, *, snapshot: str | None = None) -> None:
+        """``snapshot`` is another transaction's, to be ``shared``."""
+        self._snapshot = snapshot
+        self.shared = snapshot is not None
         try:
             self.connection = adbc.connect(_conninfo(url))
         except AdbcError as error:
             raise _translated(error) from None
         try:
-            self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            self.run("SET LOCAL statement_timeout = 0")
-            if snapshot is not None:
-                self.run(f"SET TRANSACTION SNAPSHOT {_literal(snapshot)}")
+            self._begin()
             # On a replica the log is only replayed: what was replayed by now holds all that the snapshot shows.
             row = self.fetch(
                 "SELECT txid_current_snapshot()::text AS s, (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()"
                 " ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn)::int8 AS position"
             )
             self.position = int(row["position"][0].as_py())
-            if several:
-                self.run("SAVEPOINT nothing")
         except AdbcError as error:
             self.connection.close()
             raise _translated(error) from None
         except BaseException:
             self.connection.close()
             raise
+
+    def _begin(self) -> None:
+        self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        self.run("SET LOCAL statement_timeout = 0")
+        self.run("SET LOCAL idle_in_transaction_session_timeout = 0")
+        if self._snapshot is not None:
+            self.run(f"SET TRANSACTION SNAPSHOT {_literal(self._snapshot)}")
+
+    def again(self) -> None:
+        """Whatever became of the transaction: a new one, of the same snapshot where that is another's."""
+        self.connection.rollback()
+        self._begin()
+
+    def export(self) -> str:
+        """The snapshot's name, by which other sessions read the same."""
+        try:
+            return str(self.fetch("SELECT pg_export_snapshot() AS name")["name"][0].as_py())
+        except AdbcError as error:
+            raise _translated(error) from None
 
     def run(self, sql: str) -> None:
         with self.connection.cursor() as cursor:
@@ -113,31 +128,33 @@ class _Transaction:
             cursor.execute(sql)
             return cursor.fetch_arrow_table()
 
-    def undo(self) -> None:
-        """So that statements are taken again; of several tables the snapshot stays."""
-        if self.several:
-            self.run("ROLLBACK TO SAVEPOINT nothing")
-        else:
-            self.connection.rollback()
-
 
 class TablesSnapshot:
-    """Tables of one snapshot; several are read behind a savepoint, whose name is its content."""
+    """Tables of one snapshot. One session holds it, another reads several tables, each in a transaction of its own: what fails for one ends
+    that alone."""
 
     def __init__(self, url: URL, types: Mapping[TableId, Types]) -> None:
         self._url = url
         self._types = types
-        self._transaction = _Transaction(url, several=len(types) > 1)
-        self.position = self._transaction.position
+        self._held = self._reading = _Transaction(url)
+        self.position = self._held.position
+        if len(types) > 1:
+            try:
+                self._reading = _Transaction(url, snapshot=self._held.export())
+                self._reading.position = self.position
+            except BaseException:
+                self._held.connection.close()
+                raise
 
     def __enter__(self) -> TablesSnapshot:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._transaction.connection.close()
+        for transaction in {self._held, self._reading}:
+            transaction.connection.close()
 
     def scan(self, table: TableId) -> TableScan:
-        return TableScan(self._url, table, self._types, within=self._transaction)
+        return TableScan(self._url, table, self._types, within=self._reading)
 
 
 class TableScan:
@@ -177,16 +194,12 @@ class TableScan:
     def types(self, columns: Sequence[Column]) -> Mapping[str, str]:
         return {c.name: self._types[c.name]["type"] for c in columns}
 
-    def _export(self) -> str:
-        """The snapshot's name, by which other sessions read the same; not on a replica."""
-        return str(self._fetch("SELECT pg_export_snapshot() AS name")["name"][0].as_py())
-
     def close(self) -> None:
         if self._owned:
             self._transaction.connection.close()
-        elif self._transaction.several:
+        elif self._transaction.shared:
             try:
-                self._transaction.undo()
+                self._transaction.again()
             except AdbcError as error:
                 raise _translated(error) from None
 
@@ -219,9 +232,9 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
         self, columns: Sequence[Column], where: str | None = None, sample: float | None = None, most: int | None = None
     ) -> Iterator[pa.RecordBatch]:
         """A large table is read in two parts at a time, by two sessions that share the snapshot, and ahead of whoever takes the rows:
-        reading and hashing go on together. Where several tables are read in one snapshot no other session can have it."""
+        reading and hashing go on together. One of several tables of a snapshot is taken for small."""
         some = "" if sample is None else f" TABLESAMPLE SYSTEM ({sample})"
-        pages = self._pages() if sample is None and most is None and not self._transaction.several else 0
+        pages = self._pages() if sample is None and most is None and not self._transaction.shared else 0
         half = -(-pages // 2) if pages >= SPLIT_PAGES else 0
         for batch in self._split(half, lambda part: self._select(self.forms(columns), some + _where(where, part) + _limit(most))):
             yield _typed(batch, columns)
@@ -232,7 +245,7 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
 
     def digests(self, bucket: str, place: str, hash_: str, where: str | None = None, most: int | None = None) -> Iterator[pa.RecordBatch]:
         """By two sessions too, some pages at a time: what comes for one bucket has to be added up."""
-        pages = self._pages() if most is None and not self._transaction.several else 0
+        pages = self._pages() if most is None and not self._transaction.shared else 0
 
         def sums(part: str) -> str:
             return digests(f"{qualified(self._table)} AS t{_where(where, part)}{_limit(most)}", bucket, place, hash_)
@@ -243,8 +256,8 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
     def _split(self, pages: int, statement: Callable[[str], str]) -> Iterator[pa.RecordBatch]:
         """The rows of ``statement`` over all parts of the table, so many pages each (0: as one), by two sessions."""
         if not pages:
-            # Of several tables the session is used again, by this thread, whatever becomes of the rows.
-            yield from self._read(statement("")) if self._transaction.several else _ahead([self._read(statement(""))])
+            # A session that is used again has no other thread, whatever becomes of the rows.
+            yield from self._read(statement("")) if self._transaction.shared else _ahead([self._read(statement(""))])
             return
         firsts = range(0, self._pages() + 1, pages)
         # The last part has no end: pages that were added meanwhile hold no row of this snapshot.
@@ -259,7 +272,7 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
                     return
                 yield from scan._read(statement(part))
 
-        with TableScan(self._url, self._table, {self._table: self._types}, snapshot=self._export()) as other:
+        with TableScan(self._url, self._table, {self._table: self._types}, snapshot=self._transaction.export()) as other:
             yield from _ahead([some(self), some(other)])
 
     def matching(self, key: Sequence[Column], keys: pa.Table) -> str:
@@ -299,7 +312,7 @@ FROM pg_class WHERE oid = {_literal(qualified(self._table))}::regclass"""
         if isinstance(error, AdbcError) and error.sqlstate != "42501":
             return _translated(error)
         try:
-            self._transaction.undo()
+            self._transaction.again()
             asked = f"SELECT row_security_active({_literal(qualified(self._table))}::regclass) AS active, current_user::text AS role"
             found = self._transaction.fetch(asked).to_pylist()[0]
         except AdbcError as after:
