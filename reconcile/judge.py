@@ -12,22 +12,22 @@ Promises: ``judge`` reports a difference only so; values are compared by their t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdc_service.core.errors import Unavailable
+from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.keys import key_text
 from cdc_service.core.rowtext import value_text
 from cdc_service.core.types import Column, TableId
 from cdc_service.ports.reader import View
 from reconcile.compare.engine import PLACE, Pairs, pairs_of, typed_values, unequal
-from reconcile.protocol import Log, LogEvent, Source
+from reconcile.protocol import Log, LogEvent, Settled, Source
 from reconcile.report.document import Kind
 
 KEYS_AT_ONCE = 5_000
@@ -66,102 +66,39 @@ class Verdicts:
 
 
 class Judge:
+    """Looks at the keys of one table."""
+
     def __init__(
-        self,
-        table: TableId,
-        key: Sequence[Column],
-        columns: Sequence[Column],
-        source: Source,
-        view: Callable[[], AbstractContextManager[View]],
-        log: Log,
-        *,
-        until: float = float("inf"),
+        self, table: TableId, key: Sequence[Column], columns: Sequence[Column], view: Callable[[], AbstractContextManager[View]], log: Log
     ) -> None:
-        """``until`` (seconds of the monotonic clock) ends looking again."""
-        self._table = table
-        self._key = tuple(key)
-        self._columns = tuple(columns)
-        self._source = source
-        self._view = view
-        self._log = log
-        self._until = until
+        self.table = table
+        self.key = tuple(key)
+        self.columns = tuple(columns)
+        self.view = view
+        self.log = log
 
-    def judge(self, nominated: Iterator[pa.Table], verdicts: Verdicts) -> Iterator[Found]:
-        """The differences among ``nominated`` (key columns by name)."""
-        for table in nominated:
-            size = max(1, min(KEYS_AT_ONCE, VALUES_AT_ONCE // max(1, len(self._columns))))
-            for first in range(0, table.num_rows, size):
-                yield from self._settle(self._typed(table.slice(first, size)), verdicts)
-
-    def _typed(self, keys: pa.Table) -> pa.Table:
-        return pa.table({c.name: keys[c.name].cast(c.type.arrow) for c in self._key})
-
-    def _settle(self, keys: pa.Table, verdicts: Verdicts) -> Iterator[Found]:
-        for number in range(LOOKS):
-            if time.monotonic() > self._until:
-                verdicts.why = "the time that the comparison may take was over"
-                break
-            verdicts.looks += 1
-            differing, busy, why = self._look(keys)
-            verdicts.why = why or verdicts.why
-            verdicts.late += keys.num_rows - len(differing) - busy.num_rows
-            yield from differing
-            keys = busy
-            if not keys.num_rows:
-                return
-            if why:
-                time.sleep(min(2.0, 0.1 * 2**number))  # What stands in the way ends by itself or not at all.
-        verdicts.in_flight += keys.num_rows
-
-    def _look(self, keys: pa.Table) -> tuple[list[Found], pa.Table, str]:
-        """The differences among ``keys``, those that are to be looked at again, and why, where it is not that they change."""
-        names = [c.name for c in self._columns]
-        with self._view() as view:
-            start = view.checkpoints(self._log.id)
-            there = view.fetch(self._key, [*names, *PLACE], keys)
-        try:
-            with self._source.settled(self._table) as (scan, _):
-                position = scan.position
-                here = scan.fetch(self._key, self._columns, keys)
-        except Unavailable as error:
-            return [], keys, error.message
-        found = self._compare(keys, here, there, position)
-        if not found:
-            return [], keys.slice(0, 0), ""
-        ends = self._log.ends_after(position, min(LOOK_SECONDS, max(0.0, self._until - time.monotonic())))
-        if ends is None:
-            return [], self._only(keys, found), "the connector has not sent what the source committed"
-        try:
-            events = self._log.between({f.key_text for f in found}, start, ends)
-        except Unavailable as error:
-            return [], self._only(keys, found), error.message
-        return [f for f in found if not any(_leads_to(e, f) for e in events.get(f.key_text, ()))], keys.slice(0, 0), ""
-
-    def _only(self, keys: pa.Table, found: Sequence[Found]) -> pa.Table:
-        return keys.filter(pc.is_in(key_text(keys), pa.array(sorted({f.key_text for f in found}), pa.string())))
-
-    def _compare(self, asked: pa.Table, here: pa.Table, there: pa.Table, position: int) -> list[Found]:
+    def compare(self, asked: pa.Table, here: pa.Table, there: pa.Table, position: int) -> list[Found]:
         """The rows that differ. A key that stands several times on a side is a row too many (the target has no unique index). A side may
         have given rows of more keys than ``asked``: a collation may call 'a' and 'A' equal."""
-        pairs = pairs_of(self._key, here, there)
+        pairs = pairs_of(self.key, here, there)
         wanted = pc.is_in(key_text(pairs.keys), pa.array(sorted(set(key_text(asked).to_pylist())), pa.string()))
         pairs = pairs.taken(pc.indices_nonzero(wanted))
-        real, textual = unequal(self._columns, here.take(pairs.s), there.take(pairs.d))
+        real, textual = unequal(self.columns, here.take(pairs.s), there.take(pairs.d))
         differs = np.logical_or.reduce([*real.values(), *textual.values()], initial=False) | _alone(pairs)
         chosen = np.flatnonzero(differs)
         pairs = pairs.taken(pa.array(chosen))
         if not len(chosen):
             return []
         texts = key_text(pairs.keys).to_pylist()
-        keys = _shown(pairs.keys, self._key)
-        rows_s, rows_d = (_shown(typed_values(self._columns, side), self._columns) for side in (here.take(pairs.s), there.take(pairs.d)))
+        keys = _shown(pairs.keys, self.key)
+        rows_s, rows_d = (_shown(typed_values(self.columns, side), self.columns) for side in (here.take(pairs.s), there.take(pairs.d)))
         places = there.select(list(PLACE)).take(pairs.d).to_pylist()
         found = []
         for i, row in enumerate(chosen):
             has_s, has_d, copies = pairs.s[i].is_valid, pairs.d[i].is_valid, pairs.copies[i].as_py() or 1
             both = has_s and has_d
-            by_type = tuple(c.name for c in self._columns if both and real[c.name][row])
-            by_text = tuple(c.name for c in self._columns if both and textual[c.name][row])
+            by_type = tuple(c.name for c in self.columns if both and real[c.name][row])
+            by_text = tuple(c.name for c in self.columns if both and textual[c.name][row])
             kind, columns = (Kind.DIFFERENT, by_type) if by_type else (Kind.REPRESENTATION, by_text)
             if not has_d:
                 kind, columns = Kind.MISSING, ()
@@ -172,6 +109,166 @@ class Judge:
             last = (place[0], place[1]) if has_d and place[1] is not None else None
             found.append(Found(keys[i], texts[i], kind, columns, source, destination, position, last, max(1, copies - has_s)))
         return found
+
+
+@dataclass(slots=True)
+class Case:
+    """The nominated keys of a table (key columns by name), and what becomes of them."""
+
+    judge: Judge
+    nominated: Iterable[pa.Table] = ()
+    verdicts: Verdicts = field(default_factory=Verdicts)
+    found: list[Found] = field(default_factory=list)
+    error: CdcError | None = None
+    """Ends the looking at this table, and at no other."""
+
+    def differences(self) -> Sequence[Found]:
+        if self.error is not None:
+            raise self.error
+        return self.found
+
+    def parts(self, most: int) -> Iterator[_Look]:
+        for table in self.nominated:
+            for first in range(0, table.num_rows, most):
+                some = table.slice(first, most)
+                yield _Look(self, pa.table({c.name: some[c.name].cast(c.type.arrow) for c in self.judge.key}))
+
+
+def judge(cases: Sequence[Case], source: Source, *, until: float = float("inf")) -> None:
+    """Fills what the cases found. Keys of several tables are looked at together, at one state of the source. ``until`` (seconds of the
+    monotonic clock) ends looking again."""
+    together, filled = list[_Look](), 0.0
+    for case in cases:
+        share = max(1 / KEYS_AT_ONCE, len(case.judge.columns) / VALUES_AT_ONCE)
+        for look in case.parts(max(1, int(1 / share))):
+            if together and filled + look.keys.num_rows * share > 1:
+                _settle(together, source, until)
+                together, filled = [], 0.0
+            together.append(look)
+            filled += look.keys.num_rows * share
+    _settle(together, source, until)
+
+
+def _settle(looks: list[_Look], source: Source, until: float) -> None:
+    for number in range(LOOKS):
+        if not looks:
+            return
+        if time.monotonic() > until:
+            for look in looks:
+                look.case.verdicts.why = "the time that the comparison may take was over"
+            break
+        _look(looks, source, until)
+        if looks := [_Look(look.case, look.keys) for look in looks if look.why and look.case.error is None]:
+            time.sleep(min(2.0, 0.1 * 2**number))  # What stands in the way ends by itself or not at all.
+    for look in looks:
+        look.case.verdicts.in_flight += look.keys.num_rows
+
+
+@dataclass(slots=True)
+class _Look:
+    """One look at keys of a table. With ``why`` something stood in its way; then ``keys`` are what has to be looked at again."""
+
+    case: Case
+    keys: pa.Table
+    why: str = ""
+    there: pa.Table | None = None
+    start: Mapping[int, int] = field(default_factory=dict)
+    """The offsets up to which the log is in ``there``."""
+    here: pa.Table | None = None
+    found: list[Found] = field(default_factory=list)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        try:
+            yield
+        except CdcError as error:
+            self.case.error = error
+
+    def hinder(self, why: str) -> None:
+        self.why = self.case.verdicts.why = why
+
+    def read_there(self) -> None:
+        judge = self.case.judge
+        with judge.view() as view:
+            self.start = view.checkpoints(judge.log.id)
+            self.there = view.fetch(judge.key, [*(c.name for c in judge.columns), *PLACE], self.keys)
+
+    def read_here(self, settled: Settled) -> None:
+        judge = self.case.judge
+        try:
+            with settled.scan(judge.table) as scan:
+                self.here = scan.fetch(judge.key, judge.columns, self.keys)
+        except Unavailable as error:
+            self.hinder(error.message)
+
+    def compare(self, position: int) -> None:
+        assert self.here is not None
+        assert self.there is not None
+        self.found = self.case.judge.compare(self.keys, self.here, self.there, position)
+        self.case.verdicts.late += self.keys.num_rows - len(self.found)
+        self.here = self.there = None
+
+    def confirm(self, ends: Mapping[int, int]) -> None:
+        """Of what differs that counts which no event on its way leads to."""
+        try:
+            events = self.case.judge.log.between({f.key_text for f in self.found}, self.start, ends)
+        except Unavailable as error:
+            self.differ(error.message)
+            return
+        confirmed = [f for f in self.found if not any(_leads_to(e, f) for e in events.get(f.key_text, ()))]
+        self.case.verdicts.late += len(self.found) - len(confirmed)
+        self.case.found += confirmed
+
+    def differ(self, why: str) -> None:
+        """What differs has to be looked at again."""
+        self.hinder(why)
+        wanted = pa.array(sorted({f.key_text for f in self.found}), pa.string())
+        self.keys = self.keys.filter(pc.is_in(key_text(self.keys), wanted))
+
+
+def _look(looks: Sequence[_Look], source: Source, until: float) -> None:
+    for look in looks:
+        look.case.verdicts.looks += 1
+        with look.step():
+            look.read_there()
+    if not (left := _open(looks)):
+        return
+    position = _read_here(left, source)
+    for look in (left := _open(left)):
+        with look.step():
+            look.compare(position)
+    over, sent = min(until, time.monotonic() + LOOK_SECONDS), True
+    for look in _open(left):
+        if not look.found:
+            continue
+        with look.step():
+            ends = look.case.judge.log.ends_after(position, max(0.0, over - time.monotonic())) if sent else None
+            if sent := ends is not None:
+                look.confirm(ends)
+            else:
+                look.differ("the connector has not sent what the source committed")
+
+
+def _open(looks: Sequence[_Look]) -> list[_Look]:
+    """Those that nothing stands in the way of."""
+    return [look for look in looks if not look.why and look.case.error is None]
+
+
+def _read_here(looks: Sequence[_Look], source: Source) -> int:
+    """The rows at one state of the source, and its position (-1: there is none, and the looks say so)."""
+    try:
+        with source.settled([look.case.judge.table for look in looks]) as settled:
+            for look in looks:
+                with look.step():
+                    look.read_here(settled)
+            return settled.snapshot.position
+    except Unavailable as error:
+        for look in looks:
+            look.hinder(error.message)
+    except CdcError as error:
+        for look in looks:
+            look.case.error = error
+    return -1
 
 
 def _alone(pairs: Pairs) -> npt.NDArray[np.bool_]:

@@ -10,19 +10,35 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from cdc_service.core.errors import Unavailable
 from cdc_service.core.types import LogId, TableId
-from cdc_service.ports.reader import Scan
+from cdc_service.ports.reader import Scan, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A snapshot that shows every change of its tables which any reader of the log can have seen before it was asked for. ``low`` is the
+    log position up to which it shows every change that was ever committed; changes behind it may be in it or not, and
+    ``snapshot.position`` bounds these. Of the tables in ``busy`` nothing of this holds: a transaction with uncommitted changes of them
+    stays open."""
+
+    snapshot: Snapshot
+    low: int
+    busy: Mapping[TableId, Unavailable]
+
+    def scan(self, table: TableId) -> Scan:
+        """Raises Unavailable (source_busy) for one in ``busy``."""
+        if table in self.busy:
+            raise self.busy[table]
+        return self.snapshot.scan(table)
 
 
 class Source(Protocol):
     def scan(self, table: TableId) -> AbstractContextManager[Scan]: ...
 
-    def settled(self, table: TableId) -> AbstractContextManager[tuple[Scan, int]]:
-        """A scan that shows every change of the table which any reader of the log can have seen before the call, and the log position up to
-        which it shows every change that was ever committed (changes behind it may be in it or not; ``Scan.position`` bounds these).
+    def snapshot(self, tables: Sequence[TableId]) -> AbstractContextManager[Snapshot]: ...
 
-        Raises Unavailable (source_busy) while a transaction with uncommitted changes of the table stays open."""
-        ...
+    def settled(self, tables: Sequence[TableId]) -> AbstractContextManager[Settled]: ...
 
     def format_position(self, position: int) -> str: ...
 
@@ -50,7 +66,7 @@ class Log(Protocol):
 
     def ends_after(self, position: int, seconds: float) -> Mapping[int, int] | None:
         """Offsets below which all lies that the source committed up to ``position``; None where the connector has not come there within
-        ``seconds``."""
+        ``seconds``, for any of its tables."""
         ...
 
     def between(self, keys: Collection[str], start: Mapping[int, int], stop: Mapping[int, int]) -> Mapping[str, Sequence[LogEvent]]:

@@ -9,7 +9,7 @@ Promises: a row is repaired only if it differs now; what cannot be repaired exac
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from cdc_service.core.order import LAST_MINOR
 from cdc_service.core.types import BASE, META, Base, Column, Delta, Op, TableSchema, Target
 from cdc_service.ports.reader import Scan
 from reconcile.compare.engine import key_table, typed_table
-from reconcile.judge import KEYS_AT_ONCE, Found, Judge, Verdicts
+from reconcile.judge import KEYS_AT_ONCE, Case, Found, Judge, judge
 from reconcile.report.document import Kind
 from reconcile.run import Subject
 
@@ -72,9 +72,9 @@ def repair(
     with subject.source.scan(subject.target.source) as scan:
         left_out = set(scan.unreadable(subject.schema.columns)) | {c.name for c in subject.schema.columns if c.dropped}
     columns = [c for c in subject.schema.columns if c.name not in left_out]
-    judge = Judge(subject.target.source, subject.schema.key_columns, columns, subject.source, subject.view, subject.log)
-    verdicts = Verdicts()
-    found = list(judge.judge(_once(keys), verdicts))
+    table = Judge(subject.target.source, subject.schema.key_columns, columns, subject.view, subject.log)
+    judge([case := Case(table, [keys])], subject.source)
+    found, verdicts = case.differences(), case.verdicts
     deeds = [_deed(f, left_out) for f in found]
     wanted = {f.key_text for f, deed in zip(found, deeds, strict=True) if deed.action != "none"}
     if dry_run or not wanted:
@@ -82,17 +82,13 @@ def repair(
     chosen = keys.filter(pc.is_in(key_text(keys), pa.array(sorted(wanted), pa.string())))
     for first in range(0, chosen.num_rows, KEYS_AT_ONCE):
         some = chosen.slice(first, KEYS_AT_ONCE)
-        with subject.source.settled(subject.target.source) as (scan, position):
-            delta = _delta(subject.target, subject.schema, columns, scan, some, (generation, position), batch_id)
+        with subject.source.settled([table.table]) as settled, settled.scan(table.table) as scan:
+            delta = _delta(subject.target, subject.schema, columns, scan, some, (generation, settled.low), batch_id)
         merge(delta, subject.schema)
-    after = Verdicts()
-    left = {f.key_text for f in judge.judge(_once(chosen), after)}
+    judge([after := Case(table, [chosen])], subject.source)
+    left = {f.key_text for f in after.differences()}
     done = [f.key for f in found if f.key_text in wanted - left]
-    return Repaired(deeds, verdicts.late, verdicts.in_flight + after.in_flight, done, len(left), verdicts.why)
-
-
-def _once(keys: pa.Table) -> Iterator[pa.Table]:
-    yield keys
+    return Repaired(deeds, verdicts.late, verdicts.in_flight + after.verdicts.in_flight, done, len(left), verdicts.why)
 
 
 def _deed(f: Found, left_out: set[str]) -> Deed:

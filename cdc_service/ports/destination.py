@@ -9,7 +9,8 @@ destination whose rows are committed elsewhere than its state can make each of i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -316,6 +317,10 @@ class Readable(Protocol):
     def view(self, target: Target, schema: TableSchema) -> View:
         """A read of the target as it is now, for another thread than the line's, which may call this. ``schema`` is the target's own.
         Raises Unavailable as the others do."""
+        ...
+
+    def views(self) -> AbstractContextManager[Callable[[Target, TableSchema], View]]:
+        """``view``, for many that are opened one after another by one thread: what takes long to open is kept in between."""
         ...
 
     def query(self, sql: str, *, rows_max: int) -> pa.Table:

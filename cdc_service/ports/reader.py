@@ -13,7 +13,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from cdc_service.core.canonical import Canonical
-from cdc_service.core.types import Column, LogId
+from cdc_service.core.types import Column, LogId, TableId
 
 
 class Reader(Protocol):
@@ -99,6 +99,21 @@ class Load(Protocol):
 
     def batches(self, columns: Sequence[Column], low: str, high: str) -> Iterator[pa.RecordBatch]:
         """The rows of a range, in these columns. Raises CdcError (unloadable) where a value has no exact form."""
+        ...
+
+
+class Snapshot(Protocol):
+    """Several tables of the source at one moment, read one after another in a read-only transaction, which ends with the context.
+    ``position`` is as a Scan's."""
+
+    position: int
+
+    def __enter__(self) -> Snapshot: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def scan(self, table: TableId) -> Scan:
+        """One of the tables, until the scan's context ends; what fails in it fails in no other's. Raises CdcError (no_table)."""
         ...
 
 

@@ -21,7 +21,7 @@ from cdc_service.core.names import Names as Names
 from cdc_service.core.types import TableId, TableSchema
 from cdc_service.ports.capture import ConnectorProgress, Failures, LogHold
 from cdc_service.ports.events import EventModel
-from cdc_service.ports.reader import Load, Scan
+from cdc_service.ports.reader import Load, Scan, Snapshot
 
 MESSAGE_BYTES_MAX = 16 * 2**20
 """Largest event that the connector may write and the topics take. Kafka's default of 1 MiB stops a connector at its first large row."""
@@ -295,9 +295,17 @@ class RowReader(Protocol):
         """Opens a snapshot of the table as it is now, to load it from."""
         ...
 
+    def snapshot(self, tables: Sequence[TableId]) -> Snapshot:
+        """Opens one snapshot of all these tables as they are now, for few rows of each."""
+        ...
+
     def settled(self, table: TableId) -> int:
         """A position; a scan opened after the call shows every change of the table up to it that was ever committed. Raises Unavailable
         (source_busy) while a transaction with uncommitted changes of the table stays open."""
+        ...
+
+    def settle(self, tables: Sequence[TableId]) -> tuple[int, Mapping[TableId, Unavailable]]:
+        """One such position for several tables, and of which of them it does not hold, each with what ``settled`` would raise."""
         ...
 
     def reread(self, table: TableId, keys: pa.Table, columns: Sequence[str]) -> Reread:

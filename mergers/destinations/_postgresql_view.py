@@ -7,7 +7,9 @@ way of ALTER TABLE alone, and holds back vacuum. Values come exactly; where Arro
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from types import TracebackType
 from typing import Any
 
 import adbc_driver_postgresql.dbapi as adbc
@@ -27,37 +29,77 @@ BATCH_BYTES = 8 * 2**20
 _AS_TEXT = (Kind.NUMERIC, Kind.UUID, Kind.JSON, Kind.DECIMAL)
 
 
+class Sessions:
+    """Sessions for views that are opened one after another: the driver reads the server's types in each new one, which takes longer than
+    to read a few rows."""
+
+    def __init__(self, url: URL) -> None:
+        self._url = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        self._idle: list[adbc.Connection] = []
+
+    def __enter__(self) -> Sessions:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+    def begun(self) -> adbc.Connection:
+        """A session in a new transaction. One that was ended meanwhile is replaced."""
+        while self._idle:
+            connection = self._idle.pop()
+            with contextlib.suppress(AdbcError):
+                return _begun(connection)
+        try:
+            return _begun(adbc.connect(self._url))
+        except AdbcError as error:
+            raise _translated(error) from None
+
+    def give_back(self, connection: adbc.Connection) -> None:
+        try:
+            connection.rollback()
+        except AdbcError:
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+
+def _begun(connection: adbc.Connection) -> adbc.Connection:
+    # A read that row level security would narrow has to fail: what it does not show would count as missing.
+    settings = ("statement_timeout = 0", "row_security = off", *(f"{name} = '{value}'" for name, value in SPELLING.items()))
+    try:
+        with connection.cursor() as cursor:
+            for sql in ("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY", *(f"SET LOCAL {s}" for s in settings)):
+                cursor.execute(sql)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 class PostgreSqlView(View):
     canonical = CANONICAL
 
-    def __init__(self, url: URL, statements: TargetSql, schema: TableSchema) -> None:
-        """``schema`` is the target's own, which says how each column is read."""
+    def __init__(self, sessions: Sessions, statements: TargetSql, schema: TableSchema, *, kept: bool) -> None:
+        """``schema`` is the target's own, which says how each column is read. ``kept``: the session is for the next view too."""
         self._columns = {c.name: c for c in schema.columns}
+        self._sessions = sessions
+        self._kept = kept
+        self._connection = sessions.begun()
         try:
-            self._connection = adbc.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
-        except AdbcError as error:
-            raise _translated(error) from None
-        try:
-            # A read that row level security would narrow has to fail: what it does not show would count as missing.
-            settings = ("statement_timeout = 0", "row_security = off", *(f"{name} = '{value}'" for name, value in SPELLING.items()))
-            for sql in ("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY", *(f"SET LOCAL {s}" for s in settings)):
-                self._execute(sql)
             super().__init__(statements)
         except BaseException:
-            self.close()
+            self._connection.close()
             raise
 
     def close(self) -> None:
-        self._connection.close()
-
-    def _execute(self, sql: str) -> None:
-        try:
-            with self._connection.cursor() as cursor:
-                cursor.execute(sql)
-        except AdbcError as error:
-            raise _translated(error) from None
+        if self._kept:
+            self._sessions.give_back(self._connection)
+        else:
+            self._connection.close()
 
     def read(self, sql: str) -> Iterator[pa.RecordBatch]:
+        kept, self._kept = self._kept, False  # Nor is one with rows that nobody took.
         try:
             with self._connection.cursor(adbc_stmt_kwargs={"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)}) as cursor:
                 cursor.execute(sql)
@@ -65,6 +107,7 @@ class PostgreSqlView(View):
                     yield pa.RecordBatch.from_arrays([_exact(array) for array in batch.columns], batch.schema.names)
         except AdbcError as error:
             raise _translated(error) from None
+        self._kept = kept
 
     def _form(self, name: str) -> str:
         quoted, column = self._s.spelling.quote(name), self._columns.get(name)

@@ -33,7 +33,7 @@ from mergers.destinations._postgresql_copy import csv_blocks
 from mergers.destinations._postgresql_errors import LOCK_TIMEOUT, translated
 from mergers.destinations._postgresql_results import arrow_column
 from mergers.destinations._postgresql_rights import lacking, namespace_rights
-from mergers.destinations._postgresql_view import PostgreSqlView
+from mergers.destinations._postgresql_view import PostgreSqlView, Sessions
 from mergers.sql.connection import Connection
 from mergers.sql.destination import SqlDestination
 from mergers.sql.spelling import Spelling
@@ -304,7 +304,12 @@ HAVING COUNT(*) = i.indnkeyatts"""
     # Queries
 
     def view(self, target: Target, schema: TableSchema) -> PostgreSqlView:
-        return PostgreSqlView(self._url, self._sql(target), schema)
+        return PostgreSqlView(Sessions(self._url), self._sql(target), schema, kept=False)
+
+    @contextlib.contextmanager
+    def views(self) -> Iterator[Callable[[Target, TableSchema], PostgreSqlView]]:
+        with Sessions(self._url) as sessions:
+            yield lambda target, schema: PostgreSqlView(sessions, self._sql(target), schema, kept=True)
 
     def query(self, sql: str, *, rows_max: int) -> pa.Table:
         """At most ``rows_max`` rows of one SELECT, VALUES, TABLE, WITH or EXPLAIN, in a read-only transaction of a session of its own.

@@ -8,7 +8,8 @@ its own.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,11 @@ class SqlDestination(SqlWriter, SqlState):
 
     def view(self, target: Target, schema: TableSchema) -> View:
         raise ConfigError(f"{target}: this destination cannot be compared with its source yet", code="no_view")
+
+    @contextmanager
+    def views(self) -> Iterator[Callable[[Target, TableSchema], View]]:
+        """Where a view costs nothing to open."""
+        yield self.view
 
 
 if TYPE_CHECKING:

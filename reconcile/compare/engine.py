@@ -109,24 +109,32 @@ class Ranges:
         return (self.high - self.low) // self.width + 1
 
 
-class Scratch:
-    """A database in a temporary folder, which uses at most ``memory_mb``, or more for a wide table, and is gone when it is left. Of what
-    arrives parts of ``part_bytes`` are worked on at a time."""
+class Database:
+    """A scratch database in a temporary folder, which is gone when it is left. To make one takes longer than to compare a few rows in it:
+    tables that are compared one after another share it."""
 
-    def __init__(self, columns: int, memory_mb: int = MEMORY_MB, part_bytes: int = PART_BYTES) -> None:
-        self._part_bytes = part_bytes
+    def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="cdc-reconcile-")
-        memory = max(memory_mb, columns // COLUMNS_PER_MB)
-        settings = {"memory_limit": f"{memory}MB", "preserve_insertion_order": "false"}
-        self._db = duckdb.connect(f"{self._folder.name}/scratch.duckdb", config=settings)
-        self._db.execute(f"SET temp_directory = '{self._folder.name}/tmp'; SET TimeZone = 'UTC'")
+        settings = {"memory_limit": f"{MEMORY_MB}MB", "preserve_insertion_order": "false"}
+        self.session = duckdb.connect(f"{self._folder.name}/scratch.duckdb", config=settings)
+        self.session.execute(f"SET temp_directory = '{self._folder.name}/tmp'; SET TimeZone = 'UTC'")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._db.close()
+        self.session.close()
         self._folder.cleanup()
+
+
+class Scratch:
+    """What is staged of one table in a database that uses at most ``memory_mb``, or more for a wide table; the table before it is gone. Of
+    what arrives parts of ``part_bytes`` are worked on at a time."""
+
+    def __init__(self, database: Database, columns: int, memory_mb: int = MEMORY_MB, part_bytes: int = PART_BYTES) -> None:
+        self._part_bytes = part_bytes
+        self._db = database.session
+        self._db.execute(f"SET memory_limit = '{max(memory_mb, columns // COLUMNS_PER_MB)}MB'")
 
     def _arriving(self, batch: pa.RecordBatch) -> Iterator[None]:
         """The batch is the table ``arriving``, one part after another: what is made of its texts has to fit into the memory."""
@@ -141,14 +149,14 @@ class Comparison(Scratch):
     """Two sides, ``s`` and ``d``, are staged; then ``differing`` gives the keys. Columns in ``by_value`` are brought into a normal form
     first, which takes longer and leaves no difference of representation to be found."""
 
-    def __init__(self, key: Sequence[Column], columns: Sequence[Column], by_value: Collection[str] = ()) -> None:
-        super().__init__(len(columns))
+    def __init__(self, database: Database, key: Sequence[Column], columns: Sequence[Column], by_value: Collection[str] = ()) -> None:
+        super().__init__(database, len(columns))
         self.key = tuple(key)
         self.columns = tuple(columns)
         self._by_value = frozenset(by_value)
         names = [f"k{i} {engine_type(c.type)}" for i, c in enumerate(self.key)]
         for side in "sd":
-            self._db.execute(f"CREATE TABLE {side} ({', '.join([*names, 'h UBIGINT'])})")
+            self._db.execute(f"CREATE OR REPLACE TEMP TABLE {side} ({', '.join([*names, 'h UBIGINT'])})")
         self._ranges: Ranges | None = None
 
     def expressions(self, *, text: Sequence[str] = ()) -> dict[str, str]:
@@ -280,12 +288,15 @@ Flags = Mapping[str, npt.NDArray[np.bool_]]
 
 
 def unequal(columns: Sequence[Column], here: pa.Table, there: pa.Table) -> tuple[Flags, Flags]:
-    """Of rows that stand side by side, whether the values differ by their type, and whether what the comparison hashes does. Columns of one
-    type are looked at as one, so that a statement is no longer for a wide table than for a narrow one."""
+    """Of rows that stand side by side, whether the values differ by their type, and whether what the comparison hashes does. Columns that
+    came alike need no look; those of one type are looked at as one, so that a statement is no longer for a wide table than for a narrow
+    one."""
     alike: dict[tuple[LogicalType, pa.DataType, pa.DataType], list[Column]] = {}
+    rows = here.num_rows
+    real, text = ({c.name: np.zeros(rows, np.bool_) for c in columns} for _ in range(2))
     for c in columns:
-        alike.setdefault((c.type, here.schema.field(c.name).type, there.schema.field(c.name).type), []).append(c)
-    real, text, rows = dict[str, npt.NDArray[np.bool_]](), dict[str, npt.NDArray[np.bool_]](), here.num_rows
+        if not here[c.name].equals(there[c.name]):
+            alike.setdefault((c.type, here.schema.field(c.name).type, there.schema.field(c.name).type), []).append(c)
     with _engine() as db:
         for (_, came_s, came_d), group in alike.items():
             came = ((here, came_s), (there, came_d))

@@ -20,7 +20,7 @@ from cdc_service.core.logical import Kind, LogicalType
 from cdc_service.core.rowtext import value_text
 from cdc_service.core.types import Column, TableSchema
 from cdc_service.ports.reader import Scan, View
-from reconcile.compare.engine import BUCKETS, JOIN_ROWS, Scratch, normal, quote, value
+from reconcile.compare.engine import BUCKETS, JOIN_ROWS, Database, Scratch, normal, quote, value
 from reconcile.report.document import Total
 
 MEMORY_MB = 128
@@ -55,10 +55,11 @@ class Moved:
 class Multiset(Scratch):
     """Rows of both sides are staged by the hash of ``columns``; then ``differing`` says of which there are more on one side."""
 
-    def __init__(self, columns: Sequence[Column]) -> None:
-        super().__init__(len(columns), MEMORY_MB, PART_BYTES)
+    def __init__(self, database: Database, columns: Sequence[Column]) -> None:
+        super().__init__(database, len(columns), MEMORY_MB, PART_BYTES)
         self._columns = tuple(columns)
-        self._db.execute("CREATE TABLE s (h UBIGINT, n INTEGER); CREATE TABLE d (h UBIGINT, n INTEGER); CREATE TABLE late (h UBIGINT)")
+        for table in ("s (h UBIGINT, n INTEGER)", "d (h UBIGINT, n INTEGER)", "late (h UBIGINT)"):
+            self._db.execute(f"CREATE OR REPLACE TEMP TABLE {table}")
         self.emptied = False
         """A truncation is late, so that nobody knows of any row whether the source still had it."""
         self.whole = False
@@ -115,7 +116,7 @@ WHERE h % {BUCKETS} IN ({", ".join(map(str, group))}) GROUP BY h HAVING sum(n) <
 
     def shown(self, scan: Scan, view: View, low: int, counts: Mapping[int, int]) -> list[Moved]:
         """One row of each of these hashes, read once more; both sides still show what was staged."""
-        self._db.execute("CREATE OR REPLACE TABLE wanted (h UBIGINT)")
+        self._db.execute("CREATE OR REPLACE TEMP TABLE wanted (h UBIGINT)")
         self._db.executemany("INSERT INTO wanted VALUES (?)", [[h] for h in counts])
         found: dict[int, Mapping[str, str | None]] = {}
         for batch in scan.rows(self._columns):

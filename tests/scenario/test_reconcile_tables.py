@@ -21,6 +21,7 @@ from cdc_service.core.evolve import CreateTable
 from cdc_service.core.logical import Kind, LogicalType, decimal
 from cdc_service.core.types import Column, TableId, TableSchema, Target
 from cdc_service.ports.source import Source
+from cdc_service.runtime.comparing.change_log import Sources
 from connectors.sources import open_source
 from deploy.local.artifacts import find_postgres
 from deploy.local.process import Daemon
@@ -222,4 +223,10 @@ def test_a_replica_is_read_and_what_it_has_not_replayed_is_no_difference(two: Tw
         standby.execute("SELECT pg_wal_replay_resume()")
         monkeypatch.undo()
         assert [[d.key["id"] for d in compare(mode).differences] for mode in MODES] == [["6"], ["6"]]
+        primary.execute("CREATE TABLE beside (id bigint)")
+        with Sources(two.source, reads).settled([TABLE, TableId("public", "beside")]) as settled:
+            for table, rows in ((TABLE, 100), (TableId("public", "beside"), 0)):
+                with settled.scan(table) as scan:
+                    assert (scan.count(), scan.position) == (rows, settled.snapshot.position)
+        primary.execute("DROP TABLE beside")
     reads.close()

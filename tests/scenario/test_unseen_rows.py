@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,16 +99,16 @@ class HidesLater(Sources):
 
     def hide(self, url: str, on: int) -> Mapping[str, int]:
         count = {"reads": 0}
-        settled = type(self.primary).settled
+        settle = type(self.primary).settle
 
-        def hiding(source: Any, table: TableId) -> int:
+        def hiding(source: Any, tables: Sequence[TableId]) -> Any:
             count["reads"] += 1
             if count["reads"] == on:
                 with psycopg.connect(url, autocommit=True) as owner:
                     owner.execute(HIDE.encode())
-            return settled(source, table)
+            return settle(source, tables)
 
-        self.primary.settled = hiding.__get__(self.primary)  # type: ignore[method-assign]
+        self.primary.settle = hiding.__get__(self.primary)  # type: ignore[method-assign]
         return count
 
 

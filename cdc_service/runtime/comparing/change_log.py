@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -18,14 +18,14 @@ from cdc_service.core.errors import CdcError, Unavailable
 from cdc_service.core.keys import key_text
 from cdc_service.core.names import Names
 from cdc_service.core.rowtext import value_text
-from cdc_service.core.types import ChangeBatch, LogId, Op, TableId, TableSchema
+from cdc_service.core.types import ChangeBatch, LogId, Op, TableId
 from cdc_service.kafka.admin import Admin
 from cdc_service.kafka.reader import TopicReader
 from cdc_service.pipeline.prepare import Prepare
-from cdc_service.ports.reader import Scan
+from cdc_service.ports.reader import Scan, Snapshot
 from cdc_service.ports.source import Capture, RowReader, Source
 from connectors.debezium.connect import KafkaConnect
-from reconcile.protocol import LogEvent
+from reconcile.protocol import LogEvent, Settled
 
 REPLICA_SECONDS = 30.0
 BETWEEN_MAX = 5_000_000
@@ -46,14 +46,17 @@ class Sources:
     def scan(self, table: TableId) -> Scan:
         return self.reads.scan(table)
 
+    def snapshot(self, tables: Sequence[TableId]) -> Snapshot:
+        return self.reads.snapshot(tables)
+
     @contextmanager
-    def settled(self, table: TableId) -> Iterator[tuple[Scan, int]]:
-        position = self.primary.settled(table)
+    def settled(self, tables: Sequence[TableId]) -> Iterator[Settled]:
+        position, busy = self.primary.settle(tables)
         deadline = time.monotonic() + REPLICA_SECONDS
         while True:
-            with self.reads.scan(table) as scan:
-                if scan.position >= position:
-                    yield scan, position
+            with self.reads.snapshot(tables) as snapshot:
+                if snapshot.position >= position:
+                    yield Settled(snapshot, position, busy)
                     return
             if time.monotonic() > deadline:
                 hint = "look at its replication, or leave source.replica_url out"
@@ -64,35 +67,43 @@ class Sources:
         return self.primary.format_position(position)
 
 
-class TopicLog:
-    """reconcile.protocol.Log over Kafka and Connect."""
+class Sent:
+    """How far the connector has sent the source's log; what it has once sent is not asked again."""
 
-    def __init__(
-        self, id_: LogId, schema: TableSchema, source: Capture, connect: KafkaConnect, names: Names, kafka: Admin, reader: TopicReader,
-        prepare: Prepare, placeholder: str,
-    ) -> None:  # fmt: skip
-        self.id = id_
-        self.placeholder = placeholder
-        self._schema = schema
+    def __init__(self, source: Capture, connect: KafkaConnect, names: Names) -> None:
         self._source = source
         self._connect = connect
         self._names = names
+        self._known = -1
+
+    def reaches(self, position: int, seconds: float) -> bool:
+        """Whether it has sent all up to ``position``, or does within so long."""
+        deadline = time.monotonic() + seconds
+        while self._known < position:
+            with suppress(Unavailable):  # It may come back within the time.
+                progress = self._source.progress(self._connect.offsets(self._names.connector))
+                if progress.position is not None and not progress.snapshot:
+                    self._known = max(self._known, progress.position)
+            if self._known < position:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(_AGAIN_SECONDS)
+        return True
+
+
+class TopicLog:
+    """reconcile.protocol.Log over Kafka and Connect."""
+
+    def __init__(self, id_: LogId, sent: Sent, kafka: Admin, reader: TopicReader, prepare: Prepare, placeholder: str) -> None:
+        self.id = id_
+        self.placeholder = placeholder
+        self._sent = sent
         self._kafka = kafka
         self._reader = reader
         self._prepare = prepare
 
     def ends_after(self, position: int, seconds: float) -> Mapping[int, int] | None:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                progress = self._source.progress(self._connect.offsets(self._names.connector))
-                if progress.position is not None and progress.position >= position and not progress.snapshot:
-                    return {p: high for p, (_, high) in self._ends().items()}
-            except Unavailable:
-                pass  # It may come back within the time.
-            if time.monotonic() > deadline:
-                return None
-            time.sleep(_AGAIN_SECONDS)
+        return {p: high for p, (_, high) in self._ends().items()} if self._sent.reaches(position, seconds) else None
 
     def _ends(self) -> Mapping[int, tuple[int, int]]:
         facts = self._kafka.describe([self.id.topic]).get(self.id.topic)

@@ -11,13 +11,14 @@ import secrets
 import threading
 import time
 import traceback
+from bisect import insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import structlog
@@ -36,8 +37,9 @@ from cdc_service.pipeline.table_state import State
 from cdc_service.pipeline.tally import Tally
 from cdc_service.ports.destination import Destination, TableState
 from cdc_service.ports.events import Decoder
+from cdc_service.ports.feed import TopicFacts
 from cdc_service.ports.reader import View
-from cdc_service.runtime.comparing.change_log import Sources, TopicLog
+from cdc_service.runtime.comparing.change_log import Sent, Sources, TopicLog
 from cdc_service.runtime.comparing.columns import uncovered
 from cdc_service.runtime.comparing.record import HISTORY_RUNS, RUNS_LOOKED_AT, keep, recorded
 from connectors.debezium.connect import KafkaConnect
@@ -47,22 +49,30 @@ from reconcile.judge import Found
 from reconcile.repair import keys_of, repair
 from reconcile.report.document import Difference, Status, TableReport, document
 from reconcile.report.key_history import life
-from reconcile.run import MODES, Options, Progress, Subject, reconcile
+from reconcile.run import MODES, NOTHING, AllUncovered, Options, Progress, Subject, Uncovered, reconcile, together
 
 FENCE_SECONDS = 30.0
+SMALL_ROWS = 50_000
+"""From so many rows on a table is compared by itself: to read it takes as long as what it would share with others saves."""
+TOGETHER_ROWS = 500_000
+"""So many rows small tables have together, at most, that are read in one snapshot: no more than one table that is always streamed."""
+TABLES_ON_LINE = 100
+"""Of so many the line is asked at a time, some milliseconds each: it must not be kept for long, and each time its turn is waited for."""
 ON_LINE_SECONDS = 60.0
+T = TypeVar("T")
 NO_LOG = LogId("", "", "")
 """A repair comes from no log."""
 
 
 class Run:
-    """Some tables, one after another."""
+    """Some tables; ``reports`` are in their order, whichever was compared first."""
 
     def __init__(self, pipeline: str, tables: Sequence[str], resume: str | None = None) -> None:
         self.id = resume or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         self.resumed = resume is not None
         self.progress = Progress()
-        self.tables = list(tables)
+        self.tables = list(dict.fromkeys(tables))
+        self._places = {table: place for place, table in enumerate(self.tables)}
         self.reports: list[TableReport] = []
         self.error: CdcError | None = None
         self._pipeline = pipeline
@@ -71,6 +81,13 @@ class Run:
     @property
     def done(self) -> bool:
         return self._over.is_set()
+
+    @property
+    def done_tables(self) -> set[str]:
+        return {report.source for report in self.reports}
+
+    def add(self, report: TableReport) -> None:
+        insort(self.reports, report, key=lambda r: self._places[r.source])
 
     def wait(self, seconds: float) -> bool:
         """Whether it is done, at the latest after so long."""
@@ -139,12 +156,14 @@ class Reconciler:
         self._outside = outside
         self._lines: Mapping[TableId, Line] = {}
         self._ask: Callable[[Callable[[], Any]], Future[Any]] | None = None
+        self._hurry: Callable[[], None] = lambda: None
         self._runs: dict[str, Run] = {}
         self._lock = threading.Lock()
 
-    def follow(self, lines: Mapping[TableId, Line], ask: Callable[[Callable[[], Any]], Future[Any]]) -> None:
-        """From now on a service merges at the same time: ``ask`` runs something on its thread, which alone may use the destination."""
-        self._lines, self._ask = lines, ask
+    def follow(self, lines: Mapping[TableId, Line], ask: Callable[[Callable[[], Any]], Future[Any]], hurry: Callable[[], None]) -> None:
+        """From now on a service merges at the same time: ``ask`` runs something on its thread, which alone may use the destination;
+        ``hurry`` has it look soon how far the tables are."""
+        self._lines, self._ask, self._hurry = lines, ask, hurry
 
     def begin(self, tables: Sequence[str], options: Options, resume: str | None = None) -> Run:
         """``resume`` is the id of a run that did not come to its end: tables that it has done are not compared again.
@@ -179,16 +198,26 @@ class Reconciler:
             run.wait(1.0)
 
     def _on_line(self, do: Callable[[], Any]) -> Any:
-        return do() if self._ask is None else self._ask(do).result(timeout=ON_LINE_SECONDS)
+        return self._begun_on_line(do).result(timeout=ON_LINE_SECONDS)
+
+    def _begun_on_line(self, do: Callable[[], Any]) -> Future[Any]:
+        if self._ask is not None:
+            return self._ask(do)
+        done: Future[Any] = Future()
+        done.set_result(do())
+        return done
+
+    def _each_on_line(self, do: Callable[[TableConfig], T], configs: Sequence[TableConfig]) -> list[T]:
+        found = list[T]()
+        for first in range(0, len(configs), TABLES_ON_LINE):
+            found += self._on_line(lambda: [do(c) for c in configs[first : first + TABLES_ON_LINE]])  # noqa: B023  (it is waited for)
+        return found
 
     def _go(self, run: Run, configs: Sequence[TableConfig], options: Options, decoder: Decoder) -> None:
         reader = self._reader()
         try:
-            for config in configs:
-                if run.progress.cancelled:
-                    break
-                done = partial(recorded, self._destination, str(config.source), config.target, run.id)
-                run.reports.append((self._on_line(done) if run.resumed else None) or self._compared(run, config, options, reader, decoder))
+            with self._destination.views() as views:
+                self._compare(run, configs, options, _Means(reader, decoder, views, self._outside))
         except CdcError as error:
             run.error = error
         except Exception as error:
@@ -200,13 +229,70 @@ class Reconciler:
             reader.close()
             run.end()
 
-    def _compared(self, run: Run, config: TableConfig, options: Options, reader: TopicReader, decoder: Decoder) -> TableReport:
+    def _compare(self, run: Run, configs: Sequence[TableConfig], options: Options, means: _Means) -> None:
+        if run.resumed:
+            for report in self._each_on_line(lambda c: recorded(self._destination, str(c.source), c.target, run.id), configs):
+                if report is not None:
+                    run.add(report)
+        left = {c.source: c for c in configs if str(c.source) not in run.done_tables}
+        for subjects in self._together(list(left.values()), options, means):
+            self._compared_together(run, {s.target.source: left[s.target.source] for s in subjects}, subjects, options)
+        for config in left.values():
+            if run.progress.cancelled:
+                return
+            if str(config.source) not in run.done_tables:
+                run.add(self._compared(run, config, options, means))
+
+    def _together(self, configs: Sequence[TableConfig], options: Options, means: _Means) -> Iterator[Sequence[Subject]]:
+        """The small tables, as many at a time as have no more rows than one that is streamed at once. A limit is one of each table, by
+        itself."""
+        if options.max_seconds or options.max_rows_per_second or len(configs) < 2:
+            return
+        try:
+            estimates = {t.table: t.rows for t in self._outside.sources.primary.tables()}
+            small = [c for c in configs if estimates.get(c.source, SMALL_ROWS) < SMALL_ROWS]
+            facts = self._outside.kafka.describe([c.topic for c in small])
+            states = self._on_line(self._destination.states)
+        except CdcError:
+            return  # Each table says so.
+        small = [c for c in small if not _is_loading(states.get((str(c.source), str(c.target)), TableState()))]
+        made = self._each_on_line(lambda c: self._small(c, facts.get(c.topic), means), small)
+        group, rows = list[Subject](), 0
+        for subject in made:
+            if subject is not None:
+                if group and rows + subject.rows_expected > TOGETHER_ROWS:
+                    yield group
+                    group, rows = [], 0
+                group.append(subject)
+                rows += subject.rows_expected
+        if len(group) > 1:
+            yield group
+
+    def _small(self, config: TableConfig, facts: TopicFacts | None, means: _Means) -> Subject | None:
+        try:
+            subject = self._subject(config, means, facts)
+        except CdcError:
+            return None  # It says so when it is compared by itself.
+        return subject if subject.rows_expected < SMALL_ROWS else None
+
+    def _compared_together(self, run: Run, configs: Mapping[TableId, TableConfig], subjects: Sequence[Subject], options: Options) -> None:
+        """What went wrong is left to be compared by itself: it may have been another table's fault."""
+        kept = list[Future[TableReport]]()
+        uncovered = partial(self._uncovered, list(configs.values()))
+        for subject, report in together(subjects, options, run.progress, time.time_ns() // 1000, uncovered):
+            if report.status is not Status.ERROR:
+                kept.append(self._begun_on_line(partial(self._keep, configs[subject.target.source], run.id, report)))
+            while kept and kept[0].done():
+                run.add(kept.pop(0).result())
+        for one in kept:
+            run.add(one.result(timeout=ON_LINE_SECONDS))
+
+    def _compared(self, run: Run, config: TableConfig, options: Options, means: _Means) -> TableReport:
         now = time.time_ns() // 1000
         try:
-            state: TableState = self._on_line(partial(self._destination.load_state, config.target))
-            if state.state in ("waiting", "snapshotting") or state.resync:
+            if _is_loading(self._on_line(partial(self._destination.load_state, config.target))):
                 return _not_compared(config, Status.SKIPPED, "its rows are still on their way: it is being loaded", now)
-            subject = self._on_line(partial(self._subject, config, reader, decoder))
+            subject = self._on_line(partial(self._subject, config, means))
         except CdcError as error:
             why = f"{error.message} ({error.hint})" if error.hint else error.message
             return _not_compared(config, Status.ERROR, why, now)
@@ -275,7 +361,8 @@ class Reconciler:
         configs, decoder = self._on_line(self._resolved)
         config, made, reader = _named(configs, table), self._on_line(decoder), self._reader()
         try:
-            yield config, self._on_line(partial(self._subject, config, reader, made))
+            with self._destination.views() as views:
+                yield config, self._on_line(partial(self._subject, config, _Means(reader, made, views, self._outside)))
         finally:
             reader.close()
 
@@ -285,44 +372,74 @@ class Reconciler:
             line.tally.recount()
         return kept
 
-    def _subject(self, config: TableConfig, reader: TopicReader, decoder: Decoder) -> Subject:
+    def _subject(self, config: TableConfig, means: _Means, facts: TopicFacts | None = None) -> Subject:
         target, destination, o = config.target, self._destination, self._outside
         schemas = destination.schemas(target)
         schema = schemas[-1] if schemas else TableSchema(config.source, (), ())
-        prepare = Prepare(config.topic, decoder, transforms.of(config), destination.capabilities)
-        facts = o.kafka.describe([config.topic]).get(config.topic)
+        prepare = Prepare(config.topic, means.decoder, transforms.of(config), destination.capabilities)
+        facts = facts or o.kafka.describe([config.topic]).get(config.topic)
         if facts is None:
             raise Unavailable(f"topic {config.topic} does not exist", hint="cdc register creates it")
-        log = TopicLog(facts.log, schema, o.sources.primary, o.connect, o.names, o.kafka, reader, prepare, o.placeholder)
+        log = TopicLog(facts.log, means.sent, o.kafka, means.reader, prepare, o.placeholder)
 
         def view() -> AbstractContextManager[View]:
-            return destination.view(target, schema)
+            return means.views(target, schema)
 
         def explained(found: Sequence[Found], mapped: Mapping[str, str]) -> Sequence[Difference]:
-            with destination.view(target, schema) as v:
+            if not found:
+                return ()
+            with view() as v:
                 dates = [c.name for c in schema.columns if c.type.kind is Kind.DATE]
                 return explain(found, log, v, mapped, dates, o.sources.format_position)
 
-        def columns() -> tuple[Mapping[str, str], Mapping[str, str]]:
-            found = o.sources.primary.tables(config.source)
-            versions: Sequence[TableSchema] = self._on_line(partial(destination.schemas, target))
-            if not found or not versions:
-                return {}, {}
-            return uncovered(found[0], versions[-1], config.exclude, o.options, lambda: o.connect.config(o.names.connector) or {})
+        def columns() -> Uncovered:
+            return self._uncovered([config]).get(config.source, NOTHING)
 
         rows = destination.table_rows(target) or 0
-        steady = steady_columns(schemas)
-        return Subject(target, schema, o.sources, view, log, partial(self._fenced, config.source), rows, explained, steady, columns)
+        fenced = partial(self._fenced, config.source, means.fences)
+        return Subject(target, schema, o.sources, view, log, fenced, rows, explained, steady_columns(schemas), columns)
 
-    def _fenced(self, table: TableId, position: int) -> bool:
-        """Waits until the table is complete at the destination through ``position``; false where nobody merges, or it takes too long."""
+    def _uncovered(self, configs: Sequence[TableConfig]) -> AllUncovered:
+        """Of each table the columns that its target has not (Subject.uncovered)."""
+        o = self._outside
+        catalog = {t.table: t for t in o.sources.primary.tables(configs[0].source if len(configs) == 1 else None)}
+        versions = self._each_on_line(lambda c: self._destination.schemas(c.target), configs)
+        return {
+            c.source: uncovered(catalog[c.source], found[-1], c.exclude, o.options, lambda: o.connect.config(o.names.connector) or {})
+            for c, found in zip(configs, versions, strict=True)
+            if found and c.source in catalog
+        }
+
+    def _fenced(self, table: TableId, fences: dict[int, float], position: int) -> bool:
+        """Waits until the table is complete at the destination through ``position``; false where nobody merges, or it takes too long: all
+        tables that wait for one position have one time for it."""
         line = self._lines.get(table)
-        deadline = time.monotonic() + FENCE_SECONDS
-        while line is not None and line.state.name == "streaming" and time.monotonic() < deadline:
+        deadline = fences.setdefault(position, time.monotonic() + FENCE_SECONDS)
+        while line is not None and line.state.name == "streaming":
             if (line.state.now.complete_through or 0) >= position:
                 return True
+            if time.monotonic() > deadline:
+                return False
+            self._hurry()
             time.sleep(0.05)
         return False
+
+
+class _Means:
+    """What the tables of one run share."""
+
+    def __init__(self, reader: TopicReader, decoder: Decoder, views: Callable[[Target, TableSchema], View], outside: Outside) -> None:
+        self.reader = reader
+        self.decoder = decoder
+        self.views = views
+        self.sent = Sent(outside.sources.primary, outside.connect, outside.names)
+        self.fences: dict[int, float] = {}
+        """By position when waiting for it ends."""
+
+
+def _is_loading(state: TableState) -> bool:
+    """Whether the table's first rows, or those of a resync, are still on their way."""
+    return state.state in ("waiting", "snapshotting") or bool(state.resync)
 
 
 def _not_compared(config: TableConfig, status: Status, why: str, now: int) -> TableReport:

@@ -94,7 +94,7 @@ def _works(config: Config) -> Works:
         control = Commands(tables, context, Horizon(p), progress.begun, lambda: p.kafka.group_offsets(p.names.group))
         comparing = open_reconciler(p, destination, settings, stack)
         stack.callback(comparing.close)
-        comparing.follow({t.source: t for t in tables}, line.ask)
+        comparing.follow({t.source: t for t in tables}, line.ask, watch.hurry)
         schedule = Schedule([t.config for t in tables], comparing)
         stack.callback(schedule.stop)
         schedule.start()

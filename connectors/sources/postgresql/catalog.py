@@ -124,6 +124,15 @@ JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdroppe
 WHERE n.nspname = :schema AND c.relname = :table AND c.relkind IN ('r', 'p')
 """
 
+TYPES_OF_TABLES = f"""
+SELECT w.place - 1 AS place, a.attname AS name, {_TYPE}
+FROM unnest(CAST(:schemas AS text[]), CAST(:tables AS text[])) WITH ORDINALITY AS w(schema, name, place)
+JOIN pg_namespace n ON n.nspname = w.schema
+JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name AND c.relkind IN ('r', 'p')
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+{_TYPE_JOIN}
+"""
+
 KEY_TYPES = (
     COLUMN_TYPES
     + """

@@ -6,7 +6,7 @@ raises CdcError (unloadable), and none of that range is given. While it reads no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,7 +27,7 @@ class TableLoad(TableScan):
     """ports.reader.Load. Where the rows lie in several tables (partitions), or the server cannot read a range of pages without reading all,
     there is one range: the whole table."""
 
-    def __init__(self, url: URL, table: TableId, types: Types) -> None:
+    def __init__(self, url: URL, table: TableId, types: Mapping[TableId, Types]) -> None:
         super().__init__(url, table, types, lock=True)
         sql = f"SELECT COALESCE(pg_relation_filenode({scan.literal(qualified(table))}::regclass)::text, '') AS node"
         self.storage = str(self._fetch(sql)["node"][0].as_py())

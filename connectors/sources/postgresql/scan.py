@@ -74,37 +74,117 @@ def form(column: Column, type_: Mapping[Any, Any], value: str) -> str | None:
 _AS_TEXT = {Kind.STRING, Kind.UUID, Kind.JSON, Kind.INTERVAL, Kind.ARRAY}
 
 
-class TableScan:
-    """One read-only transaction; ``position`` is where the log stood when its snapshot was taken."""
+class _Transaction:
+    """A session in a read-only transaction; ``position`` is where the log stood when its snapshot was taken."""
 
-    canonical = CANONICAL
-
-    def __init__(self, url: URL, table: TableId, types: Types, *, snapshot: str | None = None, lock: bool = False) -> None:
-        """``types`` are the columns of ``table``; ``snapshot`` is another scan's, to be shared. With ``lock`` nobody alters the table, or
-        writes it anew, until the scan ends."""
-        self._url = url
-        self._table = table
-        self._types = types
+    def __init__(self, url: URL, *, snapshot: str | None = None, lock: TableId | None = None) -> None:
+        """``snapshot`` is another transaction's, to be ``shared``. Until the end nobody alters the table ``lock``, or writes it anew."""
+        self._snapshot = snapshot
+        self._lock = lock
+        self.shared = snapshot is not None
         try:
-            self._connection = adbc.connect(_conninfo(url))
+            self.connection = adbc.connect(_conninfo(url))
         except AdbcError as error:
             raise _translated(error) from None
         try:
-            self._run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            self._run("SET LOCAL statement_timeout = 0")
-            if lock:  # Before the snapshot is taken, so that its pages are those of the table as it is from now on.
-                self._run(f"LOCK TABLE {qualified(table)} IN ACCESS SHARE MODE")
-            if snapshot is not None:
-                self._run(f"SET TRANSACTION SNAPSHOT {literal(snapshot)}")
+            self._begin()
             # On a replica the log is only replayed: what was replayed by now holds all that the snapshot shows.
-            row = self._fetch(
+            row = self.fetch(
                 "SELECT txid_current_snapshot()::text AS s, (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()"
                 " ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn)::int8 AS position"
             )
             self.position = int(row["position"][0].as_py())
+        except AdbcError as error:
+            self.connection.close()
+            raise _translated(error) from None
         except BaseException:
-            self.close()
+            self.connection.close()
             raise
+
+    def _begin(self) -> None:
+        self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        self.run("SET LOCAL statement_timeout = 0")
+        self.run("SET LOCAL idle_in_transaction_session_timeout = 0")
+        if self._lock is not None:  # Before the snapshot is taken, so that its pages are those of the table as it is from now on.
+            self.run(f"LOCK TABLE {qualified(self._lock)} IN ACCESS SHARE MODE")
+        if self._snapshot is not None:
+            self.run(f"SET TRANSACTION SNAPSHOT {literal(self._snapshot)}")
+
+    def again(self) -> None:
+        """Whatever became of the transaction: a new one, of the same snapshot where that is another's."""
+        self.connection.rollback()
+        self._begin()
+
+    def export(self) -> str:
+        """The snapshot's name, by which other sessions read the same."""
+        try:
+            return str(self.fetch("SELECT pg_export_snapshot() AS name")["name"][0].as_py())
+        except AdbcError as error:
+            raise _translated(error) from None
+
+    def run(self, sql: str) -> None:
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql)
+
+    def fetch(self, sql: str) -> pa.Table:
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql)
+            return cursor.fetch_arrow_table()
+
+
+class TablesSnapshot:
+    """Tables of one snapshot. One session holds it, another reads several tables, each in a transaction of its own: what fails for one ends
+    that alone."""
+
+    def __init__(self, url: URL, types: Mapping[TableId, Types]) -> None:
+        self._url = url
+        self._types = types
+        self._held = self._reading = _Transaction(url)
+        self.position = self._held.position
+        if len(types) > 1:
+            try:
+                self._reading = _Transaction(url, snapshot=self._held.export())
+                self._reading.position = self.position
+            except BaseException:
+                self._held.connection.close()
+                raise
+
+    def __enter__(self) -> TablesSnapshot:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for transaction in {self._held, self._reading}:
+            transaction.connection.close()
+
+    def scan(self, table: TableId) -> TableScan:
+        return TableScan(self._url, table, self._types, within=self._reading)
+
+
+class TableScan:
+    """One table in a read-only transaction, its own or (``within``) one that reads others too."""
+
+    canonical = CANONICAL
+
+    def __init__(
+        self,
+        url: URL,
+        table: TableId,
+        types: Mapping[TableId, Types],
+        *,
+        snapshot: str | None = None,
+        within: _Transaction | None = None,
+        lock: bool = False,
+    ) -> None:
+        """``types`` are the columns of ``table`` and maybe others; ``snapshot`` is another scan's, to be shared. With ``lock`` nobody
+        alters the table, or writes it anew, until the scan ends."""
+        if table not in types:
+            raise CdcError(f"the source has no table {table}", hint="check its name, or take it out of 'tables'", code="no_table")
+        self._url = url
+        self._table = table
+        self._types = types[table]
+        self._owned = within is None
+        self._transaction = within or _Transaction(url, snapshot=snapshot, lock=table if lock else None)
+        self.position = self._transaction.position
 
     def __enter__(self) -> TableScan:
         return self
@@ -125,12 +205,14 @@ class TableScan:
     def types(self, columns: Sequence[Column]) -> Mapping[str, str]:
         return {c.name: self._types[c.name]["type"] for c in columns}
 
-    def _export(self) -> str:
-        """The snapshot's name, by which other sessions read the same; not on a replica."""
-        return str(self._fetch("SELECT pg_export_snapshot() AS name")["name"][0].as_py())
-
     def close(self) -> None:
-        self._connection.close()
+        if self._owned:
+            self._transaction.connection.close()
+        elif self._transaction.shared:
+            try:
+                self._transaction.again()
+            except AdbcError as error:
+                raise _translated(error) from None
 
     def count(self, where: str | None = None) -> int:
         return int(self._fetch(f"SELECT count(*) AS n FROM {qualified(self._table)} AS t{conditioned(where)}")["n"][0].as_py())
@@ -161,9 +243,9 @@ FROM pg_class WHERE oid = {literal(qualified(self._table))}::regclass"""
         self, columns: Sequence[Column], where: str | None = None, sample: float | None = None, most: int | None = None
     ) -> Iterator[pa.RecordBatch]:
         """A large table is read in two parts at a time, by two sessions that share the snapshot, and ahead of whoever takes the rows:
-        reading and hashing go on together."""
+        reading and hashing go on together. One of several tables of a snapshot is taken for small."""
         some = "" if sample is None else f" TABLESAMPLE SYSTEM ({sample})"
-        pages = self._pages() if sample is None and most is None else 0
+        pages = self._pages() if sample is None and most is None and not self._transaction.shared else 0
         half = -(-pages // 2) if pages >= SPLIT_PAGES else 0
         for batch in self._split(half, lambda part: self._select(self.forms(columns), some + conditioned(where, part) + _limit(most))):
             yield _typed(batch, columns)
@@ -174,17 +256,19 @@ FROM pg_class WHERE oid = {literal(qualified(self._table))}::regclass"""
 
     def digests(self, bucket: str, place: str, hash_: str, where: str | None = None, most: int | None = None) -> Iterator[pa.RecordBatch]:
         """By two sessions too, some pages at a time: what comes for one bucket has to be added up."""
+        pages = self._pages() if most is None and not self._transaction.shared else 0
 
         def sums(part: str) -> str:
             return digests(f"{qualified(self._table)} AS t{conditioned(where, part)}{_limit(most)}", bucket, place, hash_)
 
-        for batch in self._split(PART_PAGES if most is None and self._pages() > PART_PAGES else 0, sums):
+        for batch in self._split(PART_PAGES if pages > PART_PAGES else 0, sums):
             yield pa.RecordBatch.from_arrays([unwrapped(plain(a)) for a in batch.columns], batch.schema.names)
 
     def _split(self, pages: int, statement: Callable[[str], str]) -> Iterator[pa.RecordBatch]:
         """The rows of ``statement`` over all parts of the table, so many pages each (0: as one), by two sessions."""
         if not pages:
-            yield from _ahead([self._read(statement(""))])
+            # A session that is used again has no other thread, whatever becomes of the rows.
+            yield from self._read(statement("")) if self._transaction.shared else _ahead([self._read(statement(""))])
             return
         firsts = range(0, self._pages() + 1, pages)
         # The last part has no end: pages that were added meanwhile hold no row of this snapshot.
@@ -199,7 +283,7 @@ FROM pg_class WHERE oid = {literal(qualified(self._table))}::regclass"""
                     return
                 yield from scan._read(statement(part))
 
-        with TableScan(self._url, self._table, self._types, snapshot=self._export()) as other:
+        with TableScan(self._url, self._table, {self._table: self._types}, snapshot=self._transaction.export()) as other:
             yield from _ahead([some(self), some(other)])
 
     def matching(self, key: Sequence[Column], keys: pa.Table) -> str:
@@ -219,25 +303,17 @@ FROM pg_class WHERE oid = {literal(qualified(self._table))}::regclass"""
         return f"SELECT {', '.join(f'{e} AS {quoted(n)}' for n, e in expressions.items())} FROM {qualified(self._table)} AS t{tail}"
 
     def _read(self, sql: str) -> Iterator[pa.RecordBatch]:
+        settings = {"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)}
         try:
-            with self._connection.cursor(adbc_stmt_kwargs={"adbc.postgresql.batch_size_hint_bytes": str(BATCH_BYTES)}) as cursor:
+            with self._transaction.connection.cursor(adbc_stmt_kwargs=settings) as cursor:
                 cursor.execute(sql)
                 yield from cursor.fetch_record_batch()
         except (AdbcError, OSError) as error:
             raise self._explained(error) from None
 
-    def _run(self, sql: str) -> None:
-        try:
-            with self._connection.cursor() as cursor:
-                cursor.execute(sql)
-        except AdbcError as error:
-            raise _translated(error) from None
-
     def _fetch(self, sql: str) -> pa.Table:
         try:
-            with self._connection.cursor() as cursor:
-                cursor.execute(sql)
-                return cursor.fetch_arrow_table()
+            return self._transaction.fetch(sql)
         except (AdbcError, OSError) as error:
             raise self._explained(error) from None
 
@@ -247,11 +323,9 @@ FROM pg_class WHERE oid = {literal(qualified(self._table))}::regclass"""
         if isinstance(error, AdbcError) and error.sqlstate != "42501":
             return _translated(error)
         try:
-            self._connection.rollback()
+            self._transaction.again()
             asked = f"SELECT row_security_active({literal(qualified(self._table))}::regclass) AS active, current_user::text AS role"
-            with self._connection.cursor() as cursor:
-                cursor.execute(asked)
-                found = cursor.fetch_arrow_table().to_pylist()[0]
+            found = self._transaction.fetch(asked).to_pylist()[0]
         except AdbcError as after:
             return _translated(after)
         if isinstance(error, OSError):

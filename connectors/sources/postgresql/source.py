@@ -28,7 +28,7 @@ from cdc_service.core.types import TableId, TableSchema
 from cdc_service.core.wording import some
 from cdc_service.ports.capture import ConnectorProgress, Failures, LogHold
 from cdc_service.ports.events import EventModel
-from cdc_service.ports.reader import Load, Scan
+from cdc_service.ports.reader import Load, Scan, Snapshot
 from cdc_service.ports.source import (
     UNKNOWN_FILL,
     ConnectorRequest,
@@ -173,7 +173,7 @@ class PostgresSource:
             key = [(sql.written(name), types[name]["type"]) for name in keys.column_names]
             statement = sql.reread(sql.written(table.schema, table.name), key, [forms[name] for name in columns])
             values = {f"k{i}": sql.key_parameter(keys.column(i)) for i in range(keys.num_columns)}
-            position = settle(connection, table)
+            position = self._settled(connection, table)
             rows = [tuple(row) for row in connection.execute(text(statement), values)]
         arrays = [pa.array([row[2 + i] for row in rows], pa.string()) for i in range(len(columns))]
         found = pa.array([bool(row[1]) for row in rows], pa.bool_())
@@ -191,22 +191,39 @@ class PostgresSource:
     def scan(self, table: TableId) -> Scan:
         from connectors.sources.postgresql.scan import TableScan
 
-        return TableScan(self._url, table, self._column_types(table))
+        return TableScan(self._url, table, self._column_types([table]))
+
+    def snapshot(self, tables: Sequence[TableId]) -> Snapshot:
+        from connectors.sources.postgresql.scan import TablesSnapshot
+
+        return TablesSnapshot(self._url, self._column_types(tables))
 
     def load(self, table: TableId) -> Load:
         from connectors.sources.postgresql.load import TableLoad
 
-        return TableLoad(self._url, table, self._column_types(table))
+        return TableLoad(self._url, table, self._column_types([table]))
 
     def settled(self, table: TableId) -> int:
         with self._connected() as connection:
-            return settle(connection, table)
+            return self._settled(connection, table)
 
-    def _column_types(self, table: TableId) -> dict[str, RowMapping]:
+    @staticmethod
+    def _settled(connection: Connection, table: TableId) -> int:
+        position, busy = settle(connection, [table])
+        if busy:
+            raise busy[table]
+        return position
+
+    def settle(self, tables: Sequence[TableId]) -> tuple[int, Mapping[TableId, Unavailable]]:
         with self._connected() as connection:
-            found = {row["name"]: row for row in _rows(connection, sql.COLUMN_TYPES, schema=table.schema, table=table.name)}
-        if not found:
-            raise CdcError(f"the source has no table {table}", hint="check its name, or take it out of 'tables'", code="no_table")
+            return settle(connection, tables)
+
+    def _column_types(self, tables: Sequence[TableId]) -> dict[TableId, dict[str, RowMapping]]:
+        names = {"schemas": [t.schema for t in tables], "tables": [t.name for t in tables]}
+        found: dict[TableId, dict[str, RowMapping]] = {}
+        with self._connected() as connection:
+            for row in _rows(connection, sql.TYPES_OF_TABLES, **names):
+                found.setdefault(tables[row["place"]], {})[row["name"]] = row
         return found
 
     # -- what must be so before a connector may stream
