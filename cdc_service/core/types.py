@@ -418,6 +418,7 @@ class Delta:
 
     A delta of parked records has a ``decision`` and no spans: their offsets were passed when they were parked. Nor has one of rows that
     were read at the source itself: ``loaded`` says of which range.
+    ``mark`` says where the reading of a table that is loaded by queries stands behind these rows (None: where it stood).
     """
 
     batch_id: str
@@ -436,6 +437,7 @@ class Delta:
     decision: Decision | None = None
     doubtful: pa.Array | None = None
     loaded: LoadedPart | None = None
+    mark: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,12 +455,14 @@ NO_LOG = LogId("", "", "")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The destination's word on progress in one partition. ``epoch`` belongs to the writer that took the partition last."""
+    """The destination's word on progress in one partition. ``epoch`` belongs to the writer that took the partition last; ``mark`` is that
+    of the last delta that had one."""
 
     log: LogId
     partition: int
     next_offset: int
     epoch: int
+    mark: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,12 +118,13 @@ class Kept:
     changes: list[Logged] = field(default_factory=list)
     tails: dict[tuple[LogId, int], Tail] = field(default_factory=dict)
     ranges: list[LoadRange] = field(default_factory=list)
+    marks: dict[tuple[LogId, int], str] = field(default_factory=dict)
     made: bool = False
     epoch: int = 0
 
     def copy(self) -> Kept:
         other = copy(self)
-        for name in ("checkpoints", "rows", "deleted", "ledger", "quarantine", "schemas", "changes", "tails", "ranges"):
+        for name in ("checkpoints", "rows", "deleted", "ledger", "quarantine", "schemas", "changes", "tails", "ranges", "marks"):
             setattr(other, name, copy(getattr(self, name)))
         return other
 
@@ -185,7 +186,9 @@ class MemoryDestination:
         raise ConfigError("the in-memory destination answers no SQL")
 
     def checkpoints(self, target: Target) -> Sequence[Checkpoint]:
-        return [Checkpoint(log, p, offset, epoch) for (log, p), (offset, epoch) in sorted(self.kept(target).checkpoints.items(), key=repr)]
+        kept = self.kept(target)
+        found = sorted(kept.checkpoints.items(), key=repr)
+        return [Checkpoint(log, p, offset, epoch, kept.marks.get((log, p))) for (log, p), (offset, epoch) in found]
 
     def claim(self, target: Target, log: LogId, starts: Mapping[int, int], generation: int | None = None) -> Sequence[Checkpoint]:
         with self._transaction(target) as kept:
@@ -194,7 +197,7 @@ class MemoryDestination:
             for partition, start in starts.items():
                 offset, _ = kept.checkpoints.get((log, partition), (start, 0))
                 kept.checkpoints[log, partition] = (offset, kept.epoch)
-        return [Checkpoint(log, p, *kept.checkpoints[log, p]) for p in sorted(starts)]
+        return [Checkpoint(log, p, *kept.checkpoints[log, p], kept.marks.get((log, p))) for p in sorted(starts)]
 
     def begin_anew(
         self, target: Target, log: LogId, starts: Mapping[int, int], state: TableState, *, forget: bool = True, retire: bool = False
@@ -205,7 +208,7 @@ class MemoryDestination:
             kept.epoch += 1
             if forget:
                 kept.watermark = kept.snapshot = None
-                kept.checkpoints, kept.tails = {}, {}
+                kept.checkpoints, kept.tails, kept.marks = {}, {}, {}
             for partition, start in starts.items():
                 offset, _ = kept.checkpoints.get((log, partition), (start, 0))
                 kept.checkpoints[log, partition] = (offset, kept.epoch)
@@ -362,6 +365,8 @@ class MemoryDestination:
                 if kept.checkpoints.get((log, span.partition)) != (span.start, epochs.get(span.partition)):
                     raise Fenced(f"partition {span.partition} of {target} is no longer this writer's")
                 kept.checkpoints[log, span.partition] = (span.stop, epochs[span.partition])
+                if delta.mark is not None:
+                    kept.marks[log, span.partition] = delta.mark
             if delta.loaded is not None:
                 _mark_range(kept, delta.loaded)
             if delta.decision is not None:
@@ -390,7 +395,7 @@ class MemoryDestination:
                 for change, values in zip(winners, filled, strict=True):
                     _write(kept, target, change, values)
             counts = _account(delta, winners, duplicate_truncation)
-            kept.ledger += [(log.topic_id, row) for row in counts]
+            kept.ledger += [(log.topic_id, row) for row in counts if row.stop > row.start]
             kept.quarantine += [_quarantined(r, delta.batch_id, log) for r in delta.rejected]
             failpoint("merge.recorded")
         failpoint("merge.committed")

@@ -54,9 +54,11 @@ CHECKPOINT = MetaTable(
         ("last_record", _LONG),
         ("last_order", _LONG),
         ("last_seq", _LONG),
+        ("mark", _TEXT),
     ),
 )
-"""``last_*`` are the last change of the partition where the table has no key (core.types.Tail)."""
+"""``last_*`` are the last change of the partition where the table has no key (core.types.Tail), ``mark`` is where the reading of a loaded
+table stands."""
 BATCH = MetaTable(
     "batch",
     (
@@ -222,7 +224,7 @@ NAMES = (*(table.name for table in TABLES), "migration", "table_status")
 def migrations(spelling: Spelling, schema: str) -> tuple[tuple[str, ...], ...]:
     """The statements of each version, in order; version n is the n-th. The first makes all tables as they are now, and the later ones
     bring those up that an older version of the service made."""
-    return tuple(tuple(step(spelling, schema)) for step in (_first, _second, _third, _fourth, _fifth, _sixth, _seventh))
+    return tuple(tuple(step(spelling, schema)) for step in (_first, _second, _third, _fourth, _fifth, _sixth, _seventh, _eighth))
 
 
 def _first(spelling: Spelling, schema: str) -> Iterator[str]:
@@ -272,6 +274,10 @@ def _sixth(spelling: Spelling, schema: str) -> Iterator[str]:
 
 def _seventh(spelling: Spelling, schema: str) -> Iterator[str]:
     yield from _made(spelling, schema, (LOAD_RANGE,))
+
+
+def _eighth(spelling: Spelling, schema: str) -> Iterator[str]:
+    yield f"ALTER TABLE {spelling.quote(schema, CHECKPOINT.name)} ADD COLUMN IF NOT EXISTS mark {_TEXT}"
 
 
 def _status_view(spelling: Spelling, schema: str) -> str:

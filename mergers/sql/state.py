@@ -24,10 +24,11 @@ class SqlState(SqlSession):
     def checkpoints(self, target: Target) -> Sequence[Checkpoint]:
         s = self._sql(target)
         rows = self.connection().fetch(f"{self._select_checkpoints(s)} WHERE {s.in_scope()} ORDER BY 4", s.scope)
-        return [Checkpoint(LogId(cluster, topic, topic_id), p, offset, epoch) for cluster, topic, topic_id, p, offset, epoch in rows]
+        return [Checkpoint(LogId(*row[:3]), *row[3:]) for row in rows]
 
     def _select_checkpoints(self, s: TargetSql) -> str:
-        return f"SELECT cluster_id, topic, topic_id, {s.spelling.quote('partition')}, next_offset, epoch FROM {s.meta(meta.CHECKPOINT)}"
+        names = ("cluster_id", "topic", "topic_id", s.spelling.quote("partition"), "next_offset", "epoch", "mark")
+        return f"SELECT {', '.join(names)} FROM {s.meta(meta.CHECKPOINT)}"
 
     def claim(self, target: Target, log: LogId, starts: Mapping[int, int], generation: int | None = None) -> Sequence[Checkpoint]:
         if not starts:
@@ -54,7 +55,7 @@ class SqlState(SqlSession):
             rows = [[*log_params, n, starts[n], epoch, *none] for n in new]
             c.execute(s.insert(meta.CHECKPOINT, len(rows)), [value for row in rows for value in row])
         taken = c.fetch(f"{self._select_checkpoints(s)} WHERE {here} AND {listed} ORDER BY 4", [*log_params, *partitions])
-        return [Checkpoint(log, row[3], row[4], row[5]) for row in taken]
+        return [Checkpoint(log, *row[3:]) for row in taken]
 
     def tails(self, target: Target, log: LogId) -> Mapping[int, Tail]:
         s, p = self._sql(target), self.spelling.placeholder

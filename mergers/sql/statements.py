@@ -123,7 +123,7 @@ WHERE NOT EXISTS (SELECT 1 FROM {self.meta(table)} AS k WHERE {self.in_scope("k"
         writer has given the target a newer schema."""
         p = self.spelling.placeholder
         longs = ("start", "stop", "epoch", "com", "rec", "snap", "last_rec", "last_ord", "last_seq")
-        types = {"batch": "VARCHAR", "part": "INTEGER", **dict.fromkeys(longs, "BIGINT")}
+        types = {"batch": "VARCHAR", "part": "INTEGER", **dict.fromkeys(longs, "BIGINT"), "mark": "VARCHAR"}
         # All parameters but those of WHERE are in here: some databases number them by clauses, and not as they stand in the text.
         row = "SELECT " + ", ".join(f"CAST({p} AS {type_}) AS {name}" for name, type_ in types.items())
         values: list[object] = []
@@ -133,13 +133,14 @@ WHERE NOT EXISTS (SELECT 1 FROM {self.meta(table)} AS k WHERE {self.in_scope("k"
             values += [commit, record, delta.snapshot_record]
             tail = delta.tails.get(span.partition)
             values += [None, None, None] if tail is None else [tail.record, tail.order, tail.seq]
+            values.append(delta.mark)
         sql = f"""UPDATE {self.meta(CHECKPOINT)} AS k SET next_offset = v.stop, batch_id = v.batch, committed_at = now(),
   high_commit = GREATEST(COALESCE(k.high_commit, v.com), COALESCE(v.com, k.high_commit)),
   high_record = GREATEST(COALESCE(k.high_record, v.rec), COALESCE(v.rec, k.high_record)),
   high_snapshot = GREATEST(COALESCE(k.high_snapshot, v.snap), COALESCE(v.snap, k.high_snapshot)),
   last_record = COALESCE(v.last_rec, k.last_record),
   last_order = CASE WHEN v.last_rec IS NULL THEN k.last_order ELSE v.last_ord END,
-  last_seq = COALESCE(v.last_seq, k.last_seq)
+  last_seq = COALESCE(v.last_seq, k.last_seq), mark = COALESCE(v.mark, k.mark)
 FROM ({" UNION ALL ".join([row] * len(delta.spans))}) AS v
 WHERE k.{self.spelling.quote("partition")} = v.part AND k.next_offset = v.start AND k.epoch = v.epoch
   AND {self.in_scope("k")} AND k.cluster_id = {p} AND k.topic = {p} AND k.topic_id = {p} AND {self.newest()} = {p}"""

@@ -132,6 +132,7 @@ WHERE {s.in_scope()} AND truncate_commit IS NOT NULL ORDER BY 1 DESC, 2 DESC LIM
             if kept != len(delta.rejected):
                 raise LedgerOpen(f"{delta.target}: {len(delta.rejected)} records were to be parked, {kept} were")
         values: list[object] = []
+        counts = [n for n in counts if n.stop > n.start]  # One that passes no record (it moves a mark) has nothing to account for.
         for n in counts:
             numbers = (n.partition, n.start, n.stop, n.applied, n.folded, n.duplicate, n.parked, n.filtered)
             values += [*s.scope, delta.batch_id, log.topic_id, *numbers]

@@ -987,6 +987,36 @@ def test_a_writer_with_an_older_schema_is_fenced(harness: Harness, feed: Feed) -
     other.destination.close()
 
 
+def test_the_mark_of_a_loaded_table_moves_with_the_rows_and_not_without(harness: Harness, feed: Feed) -> None:
+    def marks() -> list[str | None]:
+        return [c.mark for c in feed.destination.checkpoints(feed.target)]
+
+    def marked(mark: str, *changes: Change) -> Any:
+        return replace(feed.delta(*changes), mark=mark)
+
+    assert marks() == [None, None]
+    feed.merge(marked("a 'mark'", item(C, 1, 10, "a")))
+    assert marks() == ["a 'mark'", None]
+    feed.apply(item(U, 1, 20, "b"))
+    assert marks() == ["a 'mark'", None]
+    before = everything(harness, feed)
+    lost = marked("lost", item(U, 1, 30, "c"))
+    with harness.crash_at(feed.destination, 2), pytest.raises(Unavailable):
+        feed.merge(lost)
+    feed.destination = harness.open()
+    assert everything(harness, feed) == before
+    feed.merge(replace(lost, mark="kept"))
+    assert marks() == ["kept", None]
+    taken = feed.destination.claim(feed.target, feed.log, {0: 0})
+    assert [c.mark for c in taken] == ["kept"]
+    with pytest.raises(Fenced):
+        feed.merge(marked("fenced", item(U, 1, 40, "d")))
+    assert marks() == ["kept", None]
+    anew = feed.destination.load_state(feed.target)
+    feed.destination.begin_anew(feed.target, feed.log, {0: 0}, anew)
+    assert marks() == [None]
+
+
 def test_table_state_round_trips(harness: Harness, feed: Feed) -> None:
     d = feed.destination
     assert d.load_state(feed.target) == TableState()
