@@ -1,6 +1,6 @@
 """The configuration: ``load`` reads one YAML file into a frozen Config, ``resolve`` meets its tables with those of the source."""
 
-from cdc_service.config.load import find_config, load
+from cdc_service.config.load import find_config, load, parse
 from cdc_service.config.models import Config, Flush, Listen
 from cdc_service.config.problems import InvalidConfig, Problem
 from cdc_service.config.resolve import TableConfig, resolve
@@ -20,5 +20,6 @@ __all__ = [
     "find_config",
     "json_schema",
     "load",
+    "parse",
     "resolve",
 ]

@@ -27,7 +27,11 @@ CONNECT_SECRETS: Final = "env"
 API_LISTEN = "127.0.0.1:0"
 STATE_DIR = ".cdc"
 
-FILE_SCHEMES = frozenset({"duckdb"})
+LOAD_BY: Final = "cursor"
+LOAD_DELETES: Final = "never"
+LOAD_NULL_CURSOR: Final = "refuse"
+
+FILE_SCHEMES = frozenset({"duckdb", "sqlite"})
 """URL schemes whose database is a file, so that a relative one means: beside the configuration file."""
 
 YAML_BYTES_MAX = 4 * 2**20

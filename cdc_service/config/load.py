@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from cdc_service.config import defaults
 from cdc_service.config.document import Document, read
@@ -41,12 +42,18 @@ def load(path: Path | str | None = None, env: Mapping[str, str] = os.environ) ->
     Raises ConfigError: InvalidConfig with every problem in the file, or a plain one where the file cannot be read.
     """
     file = find_config(path, env)
-    document = read(file, _text(file), env)
+    return parse(file, _text(file), env)
+
+
+def parse(file: Path, text: str, env: Mapping[str, str] = os.environ) -> Config:
+    """The configuration that ``file`` holds, or would hold, as ``text``. Raises as ``load`` does."""
+    document = read(file, text, env)
     config = None
     if not isinstance(document.data, dict):
         if not document.problems:
             document.add((), "must be a mapping of keys to values; 'cdc init --example' writes one to start from")
     else:
+        _add_missing(document)
         config = _validate(document, file.absolute().parent)
     if config is None or document.problems:
         raise InvalidConfig(file, document.problems)
@@ -85,6 +92,19 @@ def _validate(document: Document, base: Path) -> Config | None:
         del document.problems[before:]
         document.problems.extend(later)
         return None
+
+
+def _add_missing(document: Document) -> None:
+    """Sections that only captured tables need."""
+    tables = document.data.get("tables") or {}
+    settings = tables.items() if isinstance(tables, dict) else ()
+    captured = next((key for key, table in settings if not (isinstance(table, dict) and "load" in table)), None)
+    for name, cure in (("kafka", "kafka: {bootstrap_servers: host:9092}"), ("connect", "connect: {url: http://host:8083}")):
+        if name in document.data or (tables and captured is None):
+            continue
+        where = f"{captured} (line {document.line(('tables', captured))}) is captured from the source's log" if captured else ""
+        cures = f"add {cure}, or load the table by queries: load: {{cursor: ...}}"
+        document.add((name,), f"missing: {where}; {cures}" if captured else "missing")
 
 
 def _add(document: Document, item: Any) -> None:
@@ -132,12 +152,17 @@ def _unknown(path: tuple[str, ...]) -> tuple[str, str | None]:
 
 def _keys(path: tuple[str, ...]) -> list[str]:
     model = _annotation(path)
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+    return list(_fields(model)) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """By the keys that the file has."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _sections(model: type[BaseModel] = Config, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], list[str]]]:
-    found = [(path, list(model.model_fields))]
-    for name in model.model_fields:
+    found = [(path, list(_fields(model)))]
+    for name in _fields(model):
         inner = _annotation((*path, name))
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             found += _sections(inner, (*path, name))
@@ -150,8 +175,8 @@ def _annotation(path: tuple[str, ...]) -> Any:
     for part in path:
         if get_origin(at) is dict:
             at = get_args(at)[1]
-        elif isinstance(at, type) and issubclass(at, BaseModel) and part in at.model_fields:
-            at = at.model_fields[part].annotation
+        elif isinstance(at, type) and issubclass(at, BaseModel) and part in _fields(at):
+            at = _fields(at)[part].annotation
         else:
             return None
         if get_origin(at) in (Union, UnionType):

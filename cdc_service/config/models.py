@@ -26,7 +26,8 @@ from pydantic import (
 from cdc_service.config import defaults as fallback
 from cdc_service.config.patterns import PIPELINE, parse_pattern, render_target
 from cdc_service.config.secret import Options, Url
-from cdc_service.config.units import Count, Port, Seconds, Share, Size
+from cdc_service.config.units import Count, Port, Seconds, SecondsOrNone, Share, Size
+from cdc_service.core.errors import ConfigError
 from cdc_service.core.names import Names
 from cdc_service.core.types import Mode
 
@@ -34,6 +35,9 @@ Keyless = Literal["refuse", "append"]
 Snapshot = Literal["connector", "direct"]
 Metadata = Literal["full", "minimal"]
 Secrets = Literal["env", "file", "inline"]
+LoadBy = Literal["cursor", "full"]
+Deletes = Literal["never", "compare"]
+NullCursor = Literal["include", "skip", "refuse"]
 
 
 class Section(BaseModel):
@@ -67,6 +71,13 @@ def _parse_listen(value: object) -> Listen:
 def _beside_file(path: Path, info: ValidationInfo) -> Path:
     base: Path = (info.context or {}).get("base", Path())
     return base / path
+
+
+def _file_beside(url: Url, info: ValidationInfo) -> Url:
+    """The URL of a database that is a file, beside the configuration where its path is relative."""
+    if url.host or not url.database:
+        raise ValueError(f"names no file: write {url.scheme}:///warehouse.{url.scheme} (three slashes)")
+    return url if url.database == ":memory:" else url.with_database(str(_beside_file(Path(url.database), info)))
 
 
 def _table_key(text: str) -> str:
@@ -111,8 +122,46 @@ class Reconcile(Section):
     max_rows_per_second: Count | None = Field(default=None, description="Most rows read from the source in a second.")
 
 
+class Load(Section):
+    """How a table without a log is loaded: by queries."""
+
+    by: LoadBy = Field(
+        default=fallback.LOAD_BY,
+        description="cursor: the rows whose cursor moved since the last load; full: all rows, of which those that differ are written.",
+    )
+    cursor: str | None = Field(default=None, min_length=1, description="Column that grows with every change of a row, such as updated_at.")
+    key: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list, description="Columns that name a row; the primary key where they are left out."
+    )
+    lookback: SecondsOrNone | None = Field(
+        default=None,
+        description="How far behind the last load's end the next one begins: seconds, or 5min; for cursors of time."
+        " Left out, it is 0, and 2h for times without a zone.",
+    )
+    schedule: Annotated[str, AfterValidator(_cron)] | None = Field(
+        default=None,
+        description="When 'cdc run' loads it, as a cron expression in UTC, such as '*/10 * * * *'; without one only 'cdc load' does.",
+    )
+    deletes: Deletes = Field(
+        default=fallback.LOAD_DELETES,
+        description="What becomes of rows that are gone at the source: never found, or by comparing all keys.",
+    )
+    null_cursor: NullCursor = Field(
+        default=fallback.LOAD_NULL_CURSOR,
+        description="Rows without a cursor: include them in each load, skip them, or refuse to load while there are any.",
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Load:
+        if self.by == "cursor" and self.cursor is None:
+            raise ValueError("names no cursor: add cursor: COLUMN, or write by: full")
+        if self.by == "full" and (self.cursor is not None or self.lookback is not None):
+            raise ValueError("by: full reads all rows: it takes no cursor and no lookback")
+        return self
+
+
 class Source(Section):
-    """The database whose changes are captured."""
+    """The database whose changes are captured, or whose tables are loaded."""
 
     url: Url = Field(description="SQLAlchemy URL of the source, such as postgresql://cdc:${SHOP_PASSWORD}@localhost:5432/shop.")
     connect_host: str | None = Field(
@@ -125,7 +174,9 @@ class Source(Section):
 
     @field_validator("url", "replica_url")
     @classmethod
-    def _names_a_server(cls, url: Url | None) -> Url | None:
+    def _names_a_place(cls, url: Url | None, info: ValidationInfo) -> Url | None:
+        if url is not None and url.scheme in fallback.FILE_SCHEMES:
+            return _file_beside(url, info)
         if url is not None and not ((url.host or "host" in dict(url.query)) and url.database):
             raise ValueError("names no host or no database: write scheme://user:${PASSWORD}@host:port/database")
         return url
@@ -178,11 +229,7 @@ class Destination(Section):
     @field_validator("url")
     @classmethod
     def _beside_file(cls, url: Url, info: ValidationInfo) -> Url:
-        if url.scheme not in fallback.FILE_SCHEMES:
-            return url
-        if url.host or not url.database:
-            raise ValueError(f"names no file: write {url.scheme}:///warehouse.{url.scheme} (three slashes)")
-        return url if url.database == ":memory:" else url.with_database(str(_beside_file(Path(url.database), info)))
+        return _file_beside(url, info) if url.scheme in fallback.FILE_SCHEMES else url
 
 
 class Defaults(Section):
@@ -236,6 +283,7 @@ class Table(Section):
     reconcile: Reconcile | None = Field(
         default=None, description="When and how it is compared with its source; a key left out comes from defaults.reconcile."
     )
+    load: Load | None = Field(default=None, description="Loads the table by queries; without it, its changes are captured from the log.")
 
 
 class Limits(Section):
@@ -273,9 +321,13 @@ class Config(Section):
     pipeline: str = Field(
         pattern=PIPELINE, description="Name of the pipeline; connector, slot, publication, consumer group: cdc_<pipeline>."
     )
-    source: Source = Field(description="The database whose changes are captured.")
-    kafka: Kafka = Field(description="The Kafka cluster that Debezium writes to.")
-    connect: Connect = Field(description="The Kafka Connect worker that runs Debezium.")
+    source: Source = Field(description="The database whose changes are captured, or whose tables are loaded.")
+    kafka_section: Kafka | None = Field(
+        default=None, alias="kafka", description="The Kafka cluster that Debezium writes to; not needed where all tables are loaded."
+    )
+    connect_section: Connect | None = Field(
+        default=None, alias="connect", description="The Kafka Connect worker that runs Debezium; not needed where all tables are loaded."
+    )
     schema_registry: SchemaRegistry = Field(
         default_factory=SchemaRegistry, description="The registry that holds the schemas of events in Avro; without a url, events are JSON."
     )
@@ -306,8 +358,34 @@ class Config(Section):
         return self._lines.get(path, 1)
 
     @property
+    def captures(self) -> bool:
+        """Whether some table's changes are captured from the source's log, so that Kafka and Connect have to be there."""
+        return any(table.load is None for table in self.tables.values())
+
+    @property
+    def kafka(self) -> Kafka:
+        """Raises ConfigError where the file has no such section: all of its tables are loaded by queries."""
+        if self.kafka_section is None:
+            raise self._nothing_captured("kafka")
+        return self.kafka_section
+
+    @property
+    def connect(self) -> Connect:
+        """Raises as ``kafka`` does."""
+        if self.connect_section is None:
+            raise self._nothing_captured("connect")
+        return self.connect_section
+
+    def _nothing_captured(self, section: str) -> ConfigError:
+        return ConfigError(
+            f"{self.file} has no section '{section}': none of its tables is captured from a log, so there is nothing of the kind to do",
+            hint="loaded tables need: cdc load, cdc run, cdc status",
+            code="nothing_captured",
+        )
+
+    @property
     def topic_prefix(self) -> str:
-        return self.kafka.topic_prefix or self.pipeline
+        return (self.kafka_section.topic_prefix if self.kafka_section else None) or self.pipeline
 
     @property
     def names(self) -> Names:

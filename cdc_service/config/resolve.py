@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from cdc_service.config.models import Config, Flush, Keyless, Reconcile, Section, Snapshot, Table
+from cdc_service.config.models import Config, Flush, Keyless, Load, Reconcile, Section, Snapshot, Table
 from cdc_service.config.patterns import Pattern, parse_pattern, render_target
 from cdc_service.config.problems import InvalidConfig, Problem, dotted, nearest
 from cdc_service.core.order import BY_RECORD, Ordering
@@ -32,6 +32,8 @@ class TableConfig:
     reconcile: Reconcile = field(default_factory=Reconcile)
     exclude: tuple[str, ...] = ()
     """Columns of the source that the target never holds."""
+    load: Load | None = None
+    """How it is loaded by queries; None where its changes are captured."""
     snapshot: Snapshot = "connector"
 
     @property
@@ -87,14 +89,16 @@ def resolve(
     fold: Callable[[str], str] = str,
     keyless: Collection[TableId] = (),
     ordering: Ordering = BY_RECORD,
+    *,
+    loaded: bool = False,
 ) -> list[TableConfig]:
-    """The tables to replicate, ordered by name.
+    """The tables to replicate, ordered by name: those whose changes are captured, or those that are ``loaded``.
 
     ``source_tables`` are all tables that the source has, ``fold`` is how the destination spells a name (its folding), and
     ``keyless`` are tables known to have no key; ``ordering`` is the source's.
     Raises InvalidConfig with every problem: a key that matches nothing, two patterns on one table, two tables with one target or topic.
     """
-    tables, problems = resolution(config, source_tables, fold, keyless, ordering)
+    tables, problems = resolution(config, source_tables, fold, keyless, ordering, loaded=loaded)
     if problems:
         raise InvalidConfig(config.file, problems, hint="change the keys of 'tables', or the tables of the source")
     return tables
@@ -106,6 +110,8 @@ def resolution(
     fold: Callable[[str], str] = str,
     keyless: Collection[TableId] = (),
     ordering: Ordering = BY_RECORD,
+    *,
+    loaded: bool = False,
 ) -> tuple[list[TableConfig], list[Problem]]:
     """The same with the problems beside the tables, for those who say what is wrong and go on."""
     known = sorted(source_tables)
@@ -117,7 +123,8 @@ def resolution(
         config, tables, "target", lambda t: f"{fold(t.target.namespace)}.{fold(t.target.name)}", lambda t: str(t.target)
     )
     problems += _collisions(config, tables, "topic", lambda t: t.topic.replace(".", "_"), lambda t: t.topic)
-    return [t.without_key() if t.source in keyless else t for t in tables], sorted(set(problems))
+    wanted = [t for t in tables if (t.load is not None) is loaded]
+    return [t.without_key() if t.source in keyless else t for t in wanted], sorted(set(problems))
 
 
 def _choose(config: Config, patterns: Sequence[Pattern], known: Sequence[TableId], problems: list[Problem]) -> dict[TableId, Pattern]:
@@ -162,6 +169,7 @@ def _table(
         reconcile=_over(base.reconcile, own.reconcile),
         exclude=tuple(own.columns.exclude),
         snapshot=base.snapshot,
+        load=own.load,
     )
 
 

@@ -55,6 +55,13 @@ Seconds = Annotated[
     Field(gt=0),
     _or_text({"type": "number", "exclusiveMinimum": 0}, r"\d+(\.\d+)? ?(ms|s|sec|m|min|h|d)"),
 ]
+SecondsOrNone = Annotated[
+    float,
+    BeforeValidator(parse_seconds),
+    Field(ge=0),
+    _or_text({"type": "number", "minimum": 0}, r"\d+(\.\d+)? ?(ms|s|sec|m|min|h|d)"),
+]
+"""The same, or 0."""
 Count = Annotated[int, Field(gt=0), WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, _VARIABLE]})]
 Share = Annotated[float, Field(ge=0, le=1), WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, _VARIABLE]})]
 Port = Annotated[int, Field(gt=0, lt=65536), WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, _VARIABLE]})]

@@ -236,12 +236,58 @@ def test_sizes_and_durations_are_numbers_or_refused(value: object) -> None:
 
 def test_the_schema_describes_every_key() -> None:
     schema = json_schema()
-    assert schema["required"] == ["pipeline", "source", "kafka", "connect", "destination", "tables"]
+    assert schema["required"] == ["pipeline", "source", "destination", "tables"]
     sections = {"Config": schema, **{name: part for name, part in schema["$defs"].items() if "properties" in part}}
-    assert len(sections) == 13
+    assert len(sections) == 14
     for name, section in sections.items():
         assert section["additionalProperties"] is False, name
         for key, field in section["properties"].items():
             target = schema["$defs"].get(field.get("$ref", "").rpartition("/")[2], {})
             assert field.get("description") or target.get("description"), f"{name}.{key}"
-    assert set(schema["properties"]) == set(Config.model_fields)
+    assert set(schema["properties"]) == {field.alias or name for name, field in Config.model_fields.items()}
+
+
+LOADED = """
+pipeline: shop
+source: {url: "sqlite:///shop.db"}
+destination: {url: "duckdb:///w.duckdb"}
+tables:
+  main.items: {load: {cursor: updated_at}}
+"""
+
+
+def test_a_pipeline_whose_tables_are_all_loaded_needs_no_kafka_and_no_connect(tmp_path: Path) -> None:
+    config = made(tmp_path, LOADED)
+    assert not config.captures
+    assert config.source.url.database == str(tmp_path / "shop.db")
+    assert config.tables["main.items"].load is not None
+    assert config.topic_prefix == "shop"
+    for section in ("kafka", "connect"):
+        with pytest.raises(ConfigError, match=f"has no section '{section}'") as refused:
+            getattr(config, section)
+        assert "cdc load" in refused.value.hint
+
+
+def test_a_captured_table_without_kafka_is_refused_with_its_line_and_the_cure(tmp_path: Path) -> None:
+    found = problems(tmp_path, LOADED + "  main.orders: {}\n")
+    where = "main.orders (line 7) is captured from the source's log"
+    assert found == [
+        f"2: connect: missing: {where}; add connect: {{url: http://host:8083}}, or load the table by queries: load: {{cursor: ...}}",
+        f"2: kafka: missing: {where}; add kafka: {{bootstrap_servers: host:9092}}, or load the table by queries: load: {{cursor: ...}}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("load_", "why"),
+    [
+        ("{}", "names no cursor"),
+        ("{by: full, cursor: x}", "takes no cursor"),
+        ("{by: ful}", "must be one of cursor, full"),
+        ("{cursor: x, schedule: often}", "Wrong number of fields"),
+        ("{cursor: x, deletes: always}", "must be one of never, compare"),
+    ],
+)
+def test_what_a_load_cannot_be(tmp_path: Path, load_: str, why: str) -> None:
+    (found,) = problems(tmp_path, LOADED.replace("{cursor: updated_at}", load_))
+    assert why in found
+    assert found.startswith("6: tables[main.items].load")

@@ -75,10 +75,10 @@ class Parts:
 
 @contextmanager
 def open_parts(config: Config, *, retry_seconds: float | None = None) -> Iterator[Parts]:
+    url = config.connect.url.reveal()  # Raises where nothing is captured, before anything is opened.
     with ExitStack() as stack:
         source = open_source(config.source.url.reveal())
         stack.callback(source.close)
-        url = config.connect.url.reveal()
         patience = {} if retry_seconds is None else {"retry_seconds": retry_seconds}
         connect = KafkaConnect(url, source.failures, **patience)
         stack.callback(connect.close)
