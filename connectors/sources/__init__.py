@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError
 
 from cdc_service.core import plugins
 from cdc_service.core.errors import ConfigError
+from cdc_service.ports.load import Loadable
 from cdc_service.ports.source import Source
 
 _SOURCES = {"postgresql": "postgresql", "postgres": "postgresql"}
@@ -37,3 +38,14 @@ def open_source(url: str | URL) -> Source:
     if name in _SOURCES.values():
         return cast(Source, importlib.import_module(f"connectors.sources.{name}.source").open_source(make_url(url)))
     return cast(Source, plugins.load(plugins.SOURCES, name)(make_url(url)))  # type: ignore[misc]
+
+
+def open_loadable(url: str | URL) -> Loadable:
+    """The database of ``url`` as a source of loaded tables: a source's own way, where it has one, else SQLAlchemy's."""
+    try:
+        made = make_url(url)
+        name = _SOURCES.get(made.get_backend_name(), "")
+    except ArgumentError as error:
+        raise ConfigError("source.url is not a URL", hint="write it as scheme://user:${PASSWORD}@host/database") from error
+    module = f"connectors.sources.{name}.loadable" if name else "connectors.sources.sql.loadable"
+    return cast(Loadable, importlib.import_module(module).open_loadable(made))
