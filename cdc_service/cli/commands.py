@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cdc_service import __version__
-from cdc_service.cli import check, init, quarantine, query, reconcile, register, repair, run, schema, status, table
+from cdc_service.cli import check, init, load, quarantine, query, reconcile, register, repair, run, schema, status, table
 from cdc_service.cli.shared import ConfigOption, DebugOption, JsonOption, YesOption, shared_options
 
 app = typer.Typer(
@@ -39,7 +39,7 @@ def _root(
     context.obj = shared_options(config, json, yes, debug)
 
 
-for module in (init, schema, check, register, run, status, table, quarantine, query, reconcile, repair):
+for module in (init, schema, check, register, run, load, status, table, quarantine, query, reconcile, repair):
     module.register(app)
 
 cdc = typer.main.get_command(app)

@@ -12,13 +12,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from types import FrameType
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
 from cdc_service.cli import exits
 from cdc_service.cli.shared import Shared, command
+
+if TYPE_CHECKING:
+    from cdc_service.config import Config
 
 LIVE_SECONDS = 0.5
 LINE_SECONDS, LINE_SECONDS_EACH = 10.0, 0.03
@@ -77,9 +81,7 @@ def register(app: typer.Typer) -> None:
         try:
             with Signals(quiet=live) as signals:
                 config = shared.load()
-                from cdc_service.runtime.wiring.running import open_service
-
-                with open_service(config) as service:
+                with _opened(config) as service:
                     signals.stop = service.stop
                     with Display(service.snapshot, signals, live=live):
                         ended = service.run(until_caught_up=until_caught_up, until=until, once=once, timeout_seconds=timeout)
@@ -96,6 +98,17 @@ def register(app: typer.Typer) -> None:
             sys.stderr.flush()
             os._exit(code)
         return code
+
+
+def _opened(config: Config) -> AbstractContextManager[Any]:
+    """The service; where nothing is captured from a log, one without Kafka and Connect."""
+    if config.captures:
+        from cdc_service.runtime.wiring.running import open_service
+
+        return open_service(config)
+    from cdc_service.runtime.wiring.load_running import open_load_service
+
+    return open_load_service(config)
 
 
 def exit_code(ended: str, signal_number: int | None, document: Mapping[str, Any]) -> int:

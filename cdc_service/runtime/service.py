@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import pyarrow as pa
 import structlog
@@ -42,6 +42,13 @@ STALE_SECONDS = 60.0
 """A loop that did not turn for so long is not healthy; a merge of a full batch takes far less."""
 
 
+class Loads(Protocol):
+    """The pipeline's tables that are loaded by queries (runtime.wiring.load_running)."""
+
+    @property
+    def documents(self) -> Sequence[Mapping[str, Any]]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Works:
     """What runs once all servers answered."""
@@ -54,6 +61,7 @@ class Works:
     query: Callable[[str, int], pa.Table]
     comparing: Reconciler
     close: Callable[[], None]
+    loads: Loads | None = None
 
 
 class Service:
@@ -203,7 +211,7 @@ class Service:
             "fetched_records": totals.fetched,
             "fetched_bytes": totals.fetched_bytes,
         }
-        return document(self._config, service, facts, works.line.tables, now)
+        return document(self._config, service, facts, works.line.tables, now, works.loads.documents if works.loads else ())
 
     # Called from threads of the API
 

@@ -17,15 +17,22 @@ from cdc_service.ports.capture import Facts
 VERSION = 1
 
 
-def document(config: Config, service: Mapping[str, Any], facts: Facts | None, tables: Iterable[TableTask], now_us: int) -> dict[str, Any]:
-    """The whole document; safe from any thread, since it only reads."""
+def document(
+    config: Config,
+    service: Mapping[str, Any],
+    facts: Facts | None,
+    tables: Iterable[TableTask],
+    now_us: int,
+    loaded: Iterable[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The whole document; safe from any thread, since it only reads. ``loaded`` are the parts of loaded tables (runtime.load_status)."""
     return {
         "version": VERSION,
         "pipeline": config.pipeline,
         "at": rfc3339(now_us),
         "service": dict(service),
         "connector": _connector(config, facts),
-        "tables": [_table(table, now_us) for table in tables],
+        "tables": [*(_table(table, now_us) for table in tables), *map(dict, loaded)],
     }
 
 
@@ -38,7 +45,7 @@ def _connector(config: Config, facts: Facts | None) -> dict[str, Any]:
     status = facts.connector if facts else None
     hold = facts.hold if facts else None
     return {
-        "name": config.names.connector,
+        "name": config.names.connector if config.captures else None,
         "state": status.overall if status else "MISSING" if facts and facts.connector_missing else None,
         "problems": list(status.problems) if status else [],
         "cures": [failure.cure for failure in status.failures] if status else [],

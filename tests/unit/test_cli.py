@@ -30,7 +30,7 @@ from tests.unit.test_config import MINIMAL
 
 HEAVY = ("pyarrow", "pydantic", "sqlalchemy", "httpx", "rich", "duckdb", "confluent_kafka", "yaml", "numpy", "structlog")
 COMMANDS = [
-    *("init", "schema", "check", "plan", "register", "run", "status", "pause", "resume", "resync", "adopt", "query"),
+    *("init", "schema", "check", "plan", "register", "run", "load", "status", "pause", "resume", "resync", "adopt", "query"),
     *("reconcile", "repair", "explain", "quarantine"),
 ]
 

@@ -23,6 +23,7 @@ from cdc_service.ports.capture import Facts
 from cdc_service.ports.destination import Destination
 from cdc_service.runtime.service import alone, find_table, tables_of
 from cdc_service.runtime.status import document, waiting_for
+from cdc_service.runtime.wiring import loading
 from cdc_service.runtime.wiring.capture import Horizon, Snapshots
 from cdc_service.runtime.wiring.parts import Parts, connector_settings, open_configured, open_parts, prepared_destination
 from cdc_service.runtime.wiring.tables import table_tasks
@@ -40,6 +41,10 @@ def query(config: Config, sql: str, *, rows_max: int) -> pa.Table:
 def status(config: Config) -> dict[str, Any]:
     """The status document out of destination, Kafka and Connect; what does not answer is left out."""
     clock = RealClock()
+    if not config.captures:
+        with prepared_destination(config) as destination:
+            nobody = {"running": False, "pid": None, "api": None}
+            return document(config, nobody, None, (), clock.wall_us(), loading.status(config, destination))
     with open_parts(config, retry_seconds=0.0) as p, prepared_destination(config) as destination:
         tables = table_tasks(p, destination, None)
         facts = _facts_now(p, [t.config.topic for t in tables], clock.wall_us())
@@ -48,11 +53,13 @@ def status(config: Config) -> dict[str, Any]:
         service: dict[str, Any] = {"running": False, "pid": None, "api": None}
         if facts.trouble is not None:
             service["waiting_for"] = waiting_for(facts.trouble)
-        return document(config, service, facts, tables, clock.wall_us())
+        return document(config, service, facts, tables, clock.wall_us(), loading.status(config, destination))
 
 
 def act(config: Config, action: str, table: str, **body: Any) -> dict[str, Any]:
     """A person's deed on one table while no service runs; the next run goes on from there."""
+    if (found := loading.act(config, action, table)) is not None:
+        return found
     with _control(config) as (control, tables):
         return control.act(action, find_table(tables, table), body)
 

@@ -28,6 +28,7 @@ from cdc_service.runtime.monitor import Monitor
 from cdc_service.runtime.schedule import Schedule
 from cdc_service.runtime.service import Service, Works, alone
 from cdc_service.runtime.wiring.capture import Horizon, Snapshots
+from cdc_service.runtime.wiring.load_running import Loads
 from cdc_service.runtime.wiring.parts import Parts, connector_settings, open_configured, open_parts, write_whole
 from cdc_service.runtime.wiring.reconciling import open_reconciler
 from cdc_service.runtime.wiring.tables import table_tasks
@@ -98,6 +99,10 @@ def _works(config: Config) -> Works:
         schedule = Schedule([t.config for t in tables], comparing)
         stack.callback(schedule.stop)
         schedule.start()
+        loads = Loads(config, clock) if any(t.load is not None for t in config.tables.values()) else None
+        if loads is not None:
+            stack.callback(loads.stop)
+            loads.start()
         close = stack.pop_all().close
         return Works(
             line,
@@ -108,6 +113,7 @@ def _works(config: Config) -> Works:
             lambda sql, rows_max: destination.query(sql, rows_max=rows_max),
             comparing,
             close,
+            loads,
         )
 
 
