@@ -31,14 +31,14 @@ def register(app: typer.Typer) -> None:
             shown = [documented(finding) for finding in findings]
             shared.out.document({"version": 1, "pipeline": config.pipeline, "ok": not failed, "findings": shown})
         else:
-            _show(shared.out, findings)
+            _show(shared.out, findings, "cdc register" if config.captures else "cdc load")
         return exits.FINDING if failed else exits.OK
 
 
-def _show(out: Output, findings: Sequence[Finding]) -> None:
+def _show(out: Output, findings: Sequence[Finding], following: str) -> None:
     show(out, findings)
     failed = sum(finding.failed for finding in findings)
-    out.say(f"{len(findings)} checks, {failed} failed" if failed else f"{len(findings)} checks, none failed; next: cdc register")
+    out.say(f"{len(findings)} checks, {failed} failed" if failed else f"{len(findings)} checks, none failed; next: {following}")
 
 
 def show(out: Output, findings: Sequence[Finding]) -> None:

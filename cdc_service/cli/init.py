@@ -18,6 +18,7 @@ from cdc_service.cli.shared import Shared, command
 
 if TYPE_CHECKING:
     from cdc_service.config import Url
+    from cdc_service.ports.source import SourceTable
 
 SourceOption = Annotated[
     str | None, typer.Option("--source", metavar="URL", help="The source, such as 'postgresql://cdc:${PGPASSWORD}@localhost:5432/shop'.")
@@ -66,6 +67,13 @@ def register(app: typer.Typer) -> None:
         file = find_config(shared.config_file)
         if file.exists() and not shared.yes:
             raise ConfigError(f"{file} exists already", hint="name another file with --config, or overwrite it with --yes", code="exists")
+        if source is not None and not example and (loaded := _loaded(source, destination, pipeline)) is not None:
+            _write(file, loaded)
+            shared.out.say(f"wrote {file}: no log of this source is captured, so its tables are loaded by queries")
+            shared.out.say("next: look over the cursors (does each move with every update?), then: cdc check, cdc load")
+            if shared.json:
+                shared.out.document({"file": str(file), "loaded": True})
+            return exits.OK
         if example:
             url, name, tables = _EXAMPLE_SOURCE, pipeline or "shop", _EXAMPLE_TABLES
         else:
@@ -81,6 +89,13 @@ def register(app: typer.Typer) -> None:
             found = [{"table": line.key, "included": not line.refused, "note": line.note, "reason": line.refused} for line in tables]
             shared.out.document({"file": str(file), "pipeline": name, "tables": found})
         return exits.OK
+
+
+def _loaded(source: str, destination: str, pipeline: str | None) -> str | None:
+    """The configuration for a source of which no log is captured: all of its tables are loaded. None where there is a log."""
+    from cdc_service.runtime.wiring import load_proposal
+
+    return load_proposal.for_file(source, destination, pipeline or "")
 
 
 def _ask(shared: Shared, source: str | None, pipeline: str | None) -> tuple[str, str, list[Line]]:
@@ -120,8 +135,21 @@ def _ask(shared: Shared, source: str | None, pipeline: str | None) -> tuple[str,
         about = [f"about {table.rows:,} rows"] if table.rows > 0 else []
         note = ", ".join([*about, f"key ({', '.join(table.key)})" if table.key else "no key"])
         key = str(table.table)
-        lines.append(Line(key, note, refusal.message if refusal else "", refusal.cure if refusal else ""))
+        cure = "" if refusal is None else "\n".join(filter(None, (refusal.cure, _other_way(url.reveal(), table))))
+        lines.append(Line(key, note, refusal.message if refusal else "", cure))
     return _without_password(source, url, name, shared), name, lines
+
+
+def _other_way(source: str, table: SourceTable) -> str:
+    """How a table that no log serves could be loaded, as a comment behind its cure."""
+    from cdc_service.core.errors import CdcError
+    from cdc_service.runtime.wiring.load_proposal import line
+
+    try:
+        found = line(source, table.table) if table.readable and table.root is None else ""
+    except CdcError:
+        return ""
+    return f"or load it by queries: {found}" if found else ""
 
 
 def _without_password(source: str, url: Url, name: str, shared: Shared) -> str:

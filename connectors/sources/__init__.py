@@ -28,7 +28,7 @@ def source_name(url: str | URL) -> str:
     others = plugins.names(plugins.SOURCES)
     if scheme not in others:
         known = ", ".join(sorted({*_SOURCES.values(), *others}))
-        raise ConfigError(f"no source for {scheme}://", hint=f"sources that can be read: {known}")
+        raise ConfigError(f"no source for {scheme}://", hint=f"sources that can be read: {known}", code="no_source")
     return scheme
 
 

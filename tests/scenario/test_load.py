@@ -185,3 +185,42 @@ def test_from_and_to_need_nothing_else_and_say_how_to_go_on(folder: Path) -> Non
     refused = cdc(folder, "load", *two, "--table", "notes")
     assert refused.returncode == exits.USAGE
     assert "nothing names a row of it" in refused.stderr
+
+
+def test_check_says_what_is_loaded_how_and_what_speaks_against_it(folder: Path) -> None:
+    findings = answer(folder, "check")["findings"]
+    assert [(f["name"], f["status"]) for f in findings] == [
+        ("load main.lines", "ok"),
+        ("load main.orders", "ok"),
+        ("load main.orders", "warning"),
+        ("destination", "ok"),
+    ]
+    assert "begins no index" in findings[2]["message"]
+    change(folder, "CREATE INDEX orders_moved ON orders (updated_at)")
+    assert len(answer(folder, "check")["findings"]) == 3
+    change(folder, "CREATE TABLE events (id integer PRIMARY KEY, created_at datetime)")
+    more = {
+        "main.events": {"load": {"cursor": "created_at", "lookback": "1min"}},
+        "main.notes": {"load": {"by": "full"}},
+        "main.order": {"load": {"by": "full"}},
+    }
+    config = yaml.safe_load(CONFIG)
+    (folder / "cdc.yaml").write_text(yaml.safe_dump({**config, "tables": {**config["tables"], **more}}))
+    findings = answer(folder, "check", code=exits.FINDING)["findings"]
+    said = {(f["status"], f["name"]): [] for f in findings}
+    for f in findings:
+        said[f["status"], f["name"]].append(f["message"])
+    (unknown,), (keyless,) = said["failed", "load"], said["failed", "load main.notes"]
+    assert "did you mean 'main.orders'?" in unknown
+    assert "no primary key" in keyless
+    words = ("begins no index", "may be NULL", "is coarse", "does not move with updates", "below the hour")
+    assert [word for word, message in zip(words, said["warning", "load main.events"], strict=True) if word in message] == list(words)
+
+
+def test_init_for_a_source_without_a_log_proposes_key_and_cursor(folder: Path) -> None:
+    (folder / "cdc.yaml").unlink()
+    done = cdc(folder, "init", "--source", "sqlite:///shop.db", "--destination", "duckdb:///w.duckdb")
+    assert done.returncode == exits.OK, done.stderr
+    assert "cdc load" in done.stderr
+    told = {t["source"]: t for t in answer(folder, "load")["tables"]}
+    assert (told["main.orders"]["cursor"], told["main.lines"]["by"]) == ("updated_at", "full")

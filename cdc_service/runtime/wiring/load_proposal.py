@@ -7,6 +7,7 @@ A cursor has to move with every update, which no catalog says: a name that promi
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,9 +19,10 @@ from cdc_service.config.problems import unknown_table
 from cdc_service.config.secret import Url
 from cdc_service.core.errors import ConfigError
 from cdc_service.core.logical import Kind
+from cdc_service.core.types import TableId
 from cdc_service.ports.load import ORDERED, TIMES, LoadedColumn, LoadedTable
 from cdc_service.ports.source import Finding, Level
-from connectors.sources import open_loadable
+from connectors.sources import open_loadable, source_name
 
 _WHEN = r"(_?(at|on|ts|time|date|timestamp|utc))?"
 _MOVES = re.compile(f"(last_?)?(update|updated|modif|modified|modification|change|changed|mtime|touched){_WHEN}", re.IGNORECASE)
@@ -71,17 +73,40 @@ def warnings(table: LoadedTable, load: Load) -> Iterator[Finding]:
         cure = "rows of its last unit are read again with each load, so nothing is lost; a finer column makes that less"
         yield warn(f"its cursor {name} is coarse ({cursor.source_type})", cure)
     if name in key or _STAYS.fullmatch(name):
-        yield warn(f"its cursor {name} does not move with updates, by its name: changed rows are not seen", "name another one, or by: full")
+        why = "is part of its key, and" if name in key else "by its name"
+        yield warn(f"its cursor {name} {why} does not move with updates: changed rows are not seen", "name another one, or by: full")
     if cursor.type.kind is Kind.TIMESTAMP and load.lookback is not None and load.lookback < 3600:
         yield warn(f"its cursor {name} has no time zone and its lookback is below the hour by which clocks are set back", "lookback: 2h")
     if not any(set(names) <= set(key) for names in table.unique):
         yield warn(f"nothing keeps its key ({', '.join(key)}) unique: each load looks for rows that share one", "a UNIQUE constraint")
 
 
+def line(source: str, table: TableId) -> str:
+    """How one table of ``source`` could be loaded, as a line of the configuration; empty where it cannot be."""
+    opened = open_loadable(source)
+    try:
+        found = opened.table(table)
+    finally:
+        opened.close()
+    own = None if found is None or any(c.type is None for c in found.columns) else settings(found)
+    return "" if own is None else f"{table}: {_flow({'load': own})}"
+
+
 # A configuration out of nothing
 
 
-def proposed(source: str, destination: str, only: Sequence[str]) -> str:
+def for_file(source: str, destination: str, pipeline: str) -> str | None:
+    """A whole configuration for a source without a log, its passwords as variables; None where the source has one, or cannot be told."""
+    try:
+        has_log = bool(source_name(os.path.expandvars(source)))
+    except ConfigError as error:
+        if error.code != "no_source":
+            raise
+        has_log = False
+    return None if has_log else shown(proposed(os.path.expandvars(source), os.path.expandvars(destination), (), pipeline)) + "\n"
+
+
+def proposed(source: str, destination: str, only: Sequence[str], pipeline: str = "") -> str:
     """The text of a configuration that loads ``only`` these tables of ``source``, or all that can be, into ``destination``."""
     try:
         place = Url.parse(source)
@@ -108,7 +133,7 @@ def proposed(source: str, destination: str, only: Sequence[str]) -> str:
         lines.append(f"  {json.dumps(str(table.table))}: {_flow(own)}")
     if not any(not line.startswith("  #") for line in lines):
         raise ConfigError("the source has no table with a key that could be loaded", hint="\n".join(lines).strip(), code="nothing_loaded")
-    name = re.sub(r"[^a-z0-9_]+", "_", Path(place.database or "main").stem.lower()).strip("_")[:40] or "main"
+    name = pipeline or re.sub(r"[^a-z0-9_]+", "_", Path(place.database or "main").stem.lower()).strip("_")[:40] or "main"
     return "\n".join(
         (
             f"pipeline: {name if name[0].isalpha() else f'p_{name}'[:40]}",

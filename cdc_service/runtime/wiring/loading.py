@@ -14,16 +14,18 @@ from typing import Any
 
 from cdc_service.config import Config, TableConfig, resolve
 from cdc_service.config.patterns import parse_pattern
-from cdc_service.config.problems import unknown_table
+from cdc_service.config.problems import dotted, unknown_table
 from cdc_service.config.resolve import resolution
 from cdc_service.core.clock import Backoff, Clock, RealClock, Stop
 from cdc_service.core.errors import CdcError, ConfigError, Disposition
-from cdc_service.core.types import TableId
+from cdc_service.core.types import TableId, Target
 from cdc_service.pipeline.load_task import LoadTask, Window, log_said
 from cdc_service.ports.destination import Destination
 from cdc_service.ports.load import Loadable
+from cdc_service.ports.source import Finding
 from cdc_service.runtime.load_status import loaded_table
 from cdc_service.runtime.service import alone
+from cdc_service.runtime.wiring.load_proposal import warnings
 from cdc_service.runtime.wiring.parts import open_configured, prepared_destination
 from connectors.sources import open_loadable
 
@@ -164,6 +166,35 @@ def acted(task: LoadTask, action: str) -> dict[str, Any]:
     else:
         raise ConfigError(f"{name} is loaded by queries: it knows no {action}", hint=f"cdc load {name} --full", code="usage")
     return {"table": str(name), "state": task.state.name}
+
+
+def check(config: Config, destination: Destination) -> tuple[list[Finding], list[Target]]:
+    """Whether the loaded tables can be, what speaks against their cursors, and the targets of those that can."""
+    own = {key for key, table in config.tables.items() if table.load is not None}
+    if not own:
+        return [], []
+    findings, targets = list[Finding](), list[Target]()
+    with opened(config) as source:
+        try:
+            tables, problems = resolution(config, source.tables(), destination.fold, loaded=True)
+        except CdcError as error:
+            return [Finding("load", False, error.message, error.hint)], []
+        wrong = [p for p in problems if any(p.path == dotted(("tables", key)) for key in own)]
+        findings += [Finding("load", False, p.render(config.file)) for p in wrong]
+        for table in tables:
+            task = LoadTask(table, destination, source, RealClock(), config.limits)
+            name = f"load {table.source}"
+            try:
+                found, reading = task.reading()
+            except CdcError as error:
+                findings.append(Finding(name, False, error.message, error.hint))
+                continue
+            how = f"by {reading.cursor}" if reading.cursor is not None else "in full"
+            findings.append(Finding(name, True, f"is loaded {how}, key ({', '.join(reading.key)})"))
+            if table.load is not None:
+                findings += warnings(found, table.load)
+            targets.append(table.target)
+    return findings, targets
 
 
 def document(config: Config, outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from cdc_service.core.types import Target
 from cdc_service.ports.destination import RightsLacking
 from cdc_service.ports.source import Finding, SourceTable
 from cdc_service.runtime.service import alone
+from cdc_service.runtime.wiring import loading
 from cdc_service.runtime.wiring.parts import open_admin, open_configured, open_parts
 from connectors.debezium import check as preflight
 from connectors.debezium import refusals
@@ -40,7 +41,11 @@ def check(config: Config) -> list[Finding]:
         finally:
             opened.close()
 
-    return preflight.check(config, lambda: open_admin(config), destination, fold=warehouse.fold, fits=warehouse.misfit)
+    loads, targets = loading.check(config, warehouse)
+    if not config.captures:
+        return [*loads, *destination(targets)]
+    captured = preflight.check(config, lambda: open_admin(config), destination, fold=warehouse.fold, fits=warehouse.misfit)
+    return [*captured, *loads]
 
 
 def _lack(error: CdcError) -> Finding:
