@@ -19,12 +19,26 @@ import structlog
 from cdc_service.core.clock import rfc3339
 from cdc_service.core.errors import CdcError, ConfigError
 from cdc_service.core.keys import key_text
-from cdc_service.core.types import META, ChangeBatch, Decision, Delta, LogId, Mode, Op, RawBatch, Rejected, Span, TableSchema
+from cdc_service.core.types import (
+    META,
+    ChangeBatch,
+    Decision,
+    Delta,
+    LogId,
+    Mode,
+    Op,
+    RawBatch,
+    Rejected,
+    Span,
+    TableId,
+    TableSchema,
+    Target,
+)
 from cdc_service.core.validate import nothing_parked
 from cdc_service.pipeline.buffer import one_version
 from cdc_service.pipeline.reread import Unreadable, Why, completed
 from cdc_service.pipeline.table_task import TableTask
-from cdc_service.ports.destination import Quarantined, UnsentUnknown
+from cdc_service.ports.destination import Destination, Quarantined, UnsentUnknown
 
 RECORDS_AT_ONCE = 500
 """About so many records are one transaction: all of as many keys."""
@@ -38,6 +52,15 @@ NOT_NOW = ("needs_resync", "needs_decision")
 
 Place = tuple[int, int]
 """(partition, offset)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A table whose records are only looked at."""
+
+    source: TableId
+    target: Target
+    destination: Destination
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +110,17 @@ def do(action: str, tables: Sequence[TableTask], body: Mapping[str, Any]) -> dic
         # Another process of the group may have acted on the table since it was opened here.
         table.state.load()
     if action == "list":
-        return listed(tables, asked, body.get("state", "parked"), body.get("most", LISTED))
+        looked_at = [Listed(table.source, table.target, table.context.destination) for table in tables]
+        return listed(looked_at, asked, body.get("state", "parked"), body.get("most", LISTED))
     if action == "show":
         found = next((shown for table in tables if (shown := _shown(table, asked.id)) is not None), None)
         if found is None:
-            raise ConfigError("the quarantine has no record of this id", hint="cdc quarantine list --state all", code="unknown_record")
+            raise _unknown()
         return found
     return (replay if action == "replay" else discard)(tables[0], asked)
 
 
-def listed(tables: Sequence[TableTask], asked: Asked, state: object, most: object) -> dict[str, Any]:
+def listed(tables: Sequence[Listed], asked: Asked, state: object, most: object) -> dict[str, Any]:
     """The records, each table's oldest first, without their bytes, and how many the quarantine has of each kind."""
     if state not in (*STATES, "all") or type(most) is not int or not 0 < most <= LISTED_MAX:
         hint = f"state: {', '.join(STATES)} or all; most: 1 to {LISTED_MAX}"
@@ -106,13 +130,27 @@ def listed(tables: Sequence[TableTask], asked: Asked, state: object, most: objec
     records: list[dict[str, Any]] = []
     counts = []
     for table in tables:
-        d = table.context.destination
+        d = table.destination
         totals = d.totals(table.target)
         if totals.waiting or totals.decided:
             counts.append({"table": str(table.source), "waiting": dict(totals.waiting), "decided": dict(totals.decided)})
             found = d.quarantined(table.target, state=state, key=asked.key, code=asked.code, ids=ids, most=most + 1)
-            records += [_row(table, record) for record in found]
+            records += [_row(table.source, record) for record in found]
     return {"tables": counts, "records": records[:most], "more": len(records) > most}
+
+
+def shown(tables: Sequence[Listed], asked: Asked) -> dict[str, Any]:
+    """One record with its bytes, of a table that is loaded by queries: nothing waits behind it, and reading its row again is what heals."""
+    for table in tables if asked.id else ():
+        for record in table.destination.quarantined(table.target, ids=[asked.id], whole=True, most=1):
+            bytes_ = {"key_bytes": _readable(record.key), "value": _readable(record.value), "headers": list[Any]()}
+            again = "it is read again by the next load of its row"
+            return {**_row(table.source, record), "topic": "", "position": None, "now": again, **bytes_, "behind": []}
+    raise _unknown()
+
+
+def _unknown() -> ConfigError:
+    return ConfigError("the quarantine has no record of this id", hint="cdc quarantine list --state all", code="unknown_record")
 
 
 def _shown(table: TableTask, id_: str) -> dict[str, Any] | None:
@@ -123,11 +161,13 @@ def _shown(table: TableTask, id_: str) -> dict[str, Any] | None:
         return None
     record = found[0]
     same = d.quarantined(table.target, state="parked", key=record.key_text, most=RECORDS_MAX) if record.key_text else []
-    later = [_row(table, r) for r in same if (r.topic_id, r.partition) == (record.topic_id, record.partition) and r.offset > record.offset]
+    later = [
+        _row(table.source, r) for r in same if (r.topic_id, r.partition) == (record.topic_id, record.partition) and r.offset > record.offset
+    ]
     position, now = _judged(table, record)
     headers = [{"name": name, "value": _readable(value)} for name, value in record.headers or ()]
     bytes_ = {"key_bytes": _readable(record.key), "value": _readable(record.value), "headers": headers}
-    return {**_row(table, record), "topic": table.config.topic, "position": position, "now": now, **bytes_, "behind": later}
+    return {**_row(table.source, record), "topic": table.config.topic, "position": position, "now": now, **bytes_, "behind": later}
 
 
 def replay(table: TableTask, asked: Asked) -> dict[str, Any]:
@@ -335,10 +375,10 @@ def _judged(table: TableTask, record: Quarantined) -> tuple[str | None, str]:
     return (str(records[0]) if records else None), (refused[0] if refused else "it can be applied")
 
 
-def _row(table: TableTask, record: Quarantined) -> dict[str, Any]:
+def _row(table: TableId, record: Quarantined) -> dict[str, Any]:
     return {
         "id": record.id,
-        "table": str(table.source),
+        "table": str(table),
         "partition": record.partition,
         "offset": record.offset,
         "key": record.key_text,

@@ -1060,6 +1060,21 @@ def test_preparing_again_changes_nothing(harness: Harness, feed: Feed) -> None:
     again.close()
 
 
+def test_a_checkpoint_of_before_marks_gets_them(harness: Harness, feed: Feed) -> None:
+    """The meta tables as the version before made them, brought up by the next start."""
+    if harness.name in ("memory", "sqlite"):
+        pytest.skip("none was ever made by an older version")
+    feed.apply(item(C, 1, 10, "a"))
+    s = feed.destination._sql(feed.target)
+    q, c = s.spelling.quote, feed.destination.connection()
+    c.execute(f"ALTER TABLE {q('_cdc', 'checkpoint')} DROP COLUMN mark")
+    c.execute(f"DELETE FROM {q('_cdc', 'migration')} WHERE version >= 8")
+    feed.destination.prepare()
+    feed.take()
+    feed.merge(replace(feed.delta(item(U, 1, 20, "b")), mark="here"))
+    assert [c.mark for c in feed.destination.checkpoints(feed.target)] == ["here", None]
+
+
 def test_a_table_that_is_not_there_has_no_rows(destination: Any) -> None:
     destination.prepare()
     target = Feed(destination, ITEMS).target

@@ -224,3 +224,20 @@ def test_init_for_a_source_without_a_log_proposes_key_and_cursor(folder: Path) -
     assert "cdc load" in done.stderr
     told = {t["source"]: t for t in answer(folder, "load")["tables"]}
     assert (told["main.orders"]["cursor"], told["main.lines"]["by"]) == ("updated_at", "full")
+
+
+def test_what_is_set_aside_is_listed_and_shown_and_healed_by_the_source(folder: Path) -> None:
+    change(folder, "UPDATE orders SET total = 'much' WHERE id = 7")
+    (orders,) = answer(folder, "load", "main.orders")["tables"]
+    assert (orders["applied"], orders["parked"]) == (249, 1)
+    (record,) = answer(folder, "quarantine", "list", "main.orders")["records"]
+    assert (record["key"], record["code"]) == ('["7"]', "inexact_value")
+    assert "much" not in record["message"]
+    assert '"much"' in answer(folder, "quarantine", "show", record["id"])["value"]
+    refused = cdc(folder, "quarantine", "discard", "main.orders", "--key", '["7"]', "--reason", "none", "--yes")
+    assert refused.returncode == exits.USAGE
+    assert "cdc load main.orders --full" in refused.stderr
+    change(folder, "UPDATE orders SET total = 1.5 WHERE id = 7")
+    (orders,) = answer(folder, "load", "main.orders", "--full")["tables"]
+    assert (orders["applied"], orders["parked"]) == (1, 0)
+    assert answer(folder, "quarantine", "list")["records"] == []

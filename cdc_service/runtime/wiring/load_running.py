@@ -160,7 +160,7 @@ class LoadService:
         raise _not_here("resume all tables")
 
     def quarantine(self, action: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        raise _not_here("decide about parked records")
+        return loading.quarantine(self._config, action, body)
 
     def reconcile(self, body: Mapping[str, Any]) -> dict[str, Any]:
         raise _not_here("compare tables")

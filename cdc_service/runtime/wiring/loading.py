@@ -19,6 +19,7 @@ from cdc_service.config.resolve import resolution
 from cdc_service.core.clock import Backoff, Clock, RealClock, Stop
 from cdc_service.core.errors import CdcError, ConfigError, Disposition
 from cdc_service.core.types import TableId, Target
+from cdc_service.pipeline import quarantine as parked
 from cdc_service.pipeline.load_task import LoadTask, Window, log_said
 from cdc_service.ports.destination import Destination
 from cdc_service.ports.load import Loadable
@@ -154,6 +155,35 @@ def act(config: Config, action: str, table: str) -> dict[str, Any] | None:
     with alone(config.state_dir, config.pipeline), prepared_destination(config) as destination:
         found = next((task for task in known_tasks(config, destination) if str(task.config.source) == table), None)
         return None if found is None else acted(found, action)
+
+
+def is_loaded(config: Config, table: object) -> bool:
+    """Whether the configuration says by its name that ``table`` is loaded."""
+    return isinstance(table, str) and (own := config.tables.get(table)) is not None and own.load is not None
+
+
+def quarantine(config: Config, action: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The parked records of loaded tables. They are looked at; a load that reads a row again decides about its records by itself."""
+    with prepared_destination(config) as destination:
+        tasks = list(known_tasks(config, destination))
+        chosen = [task for task in tasks if body.get("table") in (None, str(task.config.source))]
+        if not chosen:
+            raise unknown_table(str(body.get("table")), [task.config.source for task in tasks])
+        return quarantine_of(chosen, destination, action, body)
+
+
+def quarantine_of(tasks: Sequence[LoadTask], destination: Destination, action: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    tables = [parked.Listed(task.config.source, task.target, destination) for task in tasks]
+    if action == "list":
+        return parked.listed(tables, parked.Asked.of(body), body.get("state", "parked"), body.get("most", parked.LISTED))
+    if action == "show":
+        return parked.shown(tables, parked.Asked.of(body))
+    name = tasks[0].config.source
+    raise ConfigError(
+        f"records of {name}, which is loaded by queries, are not decided on: when a row is read again, its records are discarded by that",
+        hint=f"mend the row at the source, then: cdc load {name} --full",
+        code="usage",
+    )
 
 
 def acted(task: LoadTask, action: str) -> dict[str, Any]:

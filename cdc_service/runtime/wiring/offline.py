@@ -84,6 +84,8 @@ def _control(config: Config) -> Iterator[tuple[Commands, list[TableTask]]]:
 
 def quarantine(config: Config, action: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Lists, shows, replays or discards parked records while no service runs (pipeline.quarantine)."""
+    if not config.captures or loading.is_loaded(config, body.get("table")):
+        return loading.quarantine(config, action, body)
     with alone(config.state_dir, config.pipeline), open_parts(config) as p, prepared_destination(config) as destination:
         # To read a record one has to know how the connector wrote it.
         tables = table_tasks(p, destination, None if action == "list" else connector_settings(p))
