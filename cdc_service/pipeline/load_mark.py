@@ -33,7 +33,7 @@ class Mark:
     run: Run | None = None
 
     def text(self) -> str:
-        return json.dumps({"version": VERSION, **asdict(self)}, ensure_ascii=False)
+        return json.dumps({"version": VERSION, **asdict(self)})
 
     @classmethod
     def read(cls, text: str | None) -> Mark:

@@ -496,6 +496,15 @@ def test_of_two_loads_at_once_one_is_fenced_and_nothing_is_there_twice(
         assert shop.ids() == list(range(30))
 
 
+def test_names_are_names_whatever_they_hold(source: Database, tmp_path: Path) -> None:
+    table = """CREATE TABLE items (id integer PRIMARY KEY, ":n" text, "a%sb" integer, "it's" integer, "x""y" timestamptz)"""
+    filled(source, [(n, "n", n, n, at(n)) for n in range(5)], table)
+    with loads(source, tmp_path, {"cursor": 'x"y', "lookback": 0, "deletes": "compare"}, rows=2) as shop:
+        assert shop.loaded().done.applied == 5
+        source.run("DELETE FROM items WHERE id = 0")
+        assert (shop.loaded().done.deleted, len(shop.ids())) == (1, 4)
+
+
 def test_a_value_of_another_type_is_set_aside_and_the_other_rows_are_not(tmp_path: Path) -> None:
     table = "CREATE TABLE items (id integer PRIMARY KEY, n integer, t text, at timestamp)"
     with database("sqlite", tmp_path, None) as source:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text, types
+from sqlalchemy import Connection, Engine, Row, create_engine, event, inspect, text, types
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -106,7 +107,7 @@ class SqlSnapshot:
 
     def __init__(self, engine: Engine, spelling: Standard, reading: Reading) -> None:
         self._url, self._spelling, self._reading = engine.url, spelling, reading
-        self._quote: Callable[[str], str] = engine.dialect.identifier_preparer.quote_identifier
+        self._marks = engine.dialect.identifier_preparer
         self._where = ".".join(self._quote(name) for name in (reading.table.schema, reading.table.name))
         with _explained(self._url):
             self._connection = engine.connect()
@@ -118,7 +119,7 @@ class SqlSnapshot:
                     self._connection.exec_driver_sql("BEGIN")
                 # Before the state is taken, so that it never claims to be newer than it is.
                 self.at_us = time.time_ns() // 1000
-                self._connection.exec_driver_sql(f"SELECT 1 FROM {self._where} WHERE 1 = 0")
+                self._connection.execute(text(f"SELECT 1 FROM {self._where} WHERE 1 = 0"))
                 self._high = self._highest()
         except BaseException:
             self._connection.close()
@@ -130,13 +131,18 @@ class SqlSnapshot:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._connection.close()
 
+    def _quote(self, name: str) -> str:
+        """For text(), in which a colon begins a parameter; what a percent sign means to the driver is its own matter there."""
+        p = self._marks
+        return f"{p.initial_quote}{name.replace(p.escape_quote, p.escape_to_quote)}{p.final_quote}".replace(":", r"\:")
+
     def _highest(self) -> str | None:
         if self._reading.cursor is None:
             return None
         name = self._quote(self._reading.cursor)
         top = f"SELECT {name} AS c FROM {self._where} WHERE {name} IS NOT NULL ORDER BY {name} DESC"
         found = self._connection.execute(text(f"SELECT {self._spelling.text('c')} FROM ({top} LIMIT 1) AS m")).scalar()
-        return None if found is None else str(found)
+        return None if found is None else self._spelling.place(found)
 
     def high(self) -> str | None:
         return self._high
@@ -172,16 +178,16 @@ class SqlSnapshot:
         with _explained(self._url):
             result = self._connection.execution_options(stream_results=True, max_row_buffer=rows).execute(text(sql), values)
             for found in result.partitions(rows):
-                yield self._page(names, [tuple(row) for row in found])
+                yield self._page(names, found)
 
-    def _page(self, names: Sequence[str], found: Sequence[tuple[Any, ...]]) -> Page:
+    def _page(self, names: Sequence[str], found: Sequence[Row[Any]]) -> Page:
         columns = list(zip(*found, strict=True))
         arrays, faults = [], []
         for column, values in zip(self._reading.columns, columns[: len(names)], strict=True):
             array, wrong = exact_column(values, column.type)
             arrays.append(array)
             faults += [Fault(row, column.name, NAME, f"column {column.name}: its value {why}") for row, why in wrong.items()]
-        last = tuple(str(value) for value in found[-1][len(names) :])
+        last = tuple(map(self._spelling.place, found[-1][len(names) :]))
         return Page(pa.table(arrays, names=list(names)), last, faults, lambda row: raw(names, found[row][: len(names)]))
 
     def _conditions(self, part: Part) -> tuple[str, dict[str, Any]]:
@@ -224,9 +230,13 @@ def _clause(where: str) -> str:
     return f" WHERE {where}" if where else ""
 
 
+_decoded = partial(str, encoding="utf-8", errors="surrogateescape")
+"""Made of C alone: it is called for each value."""
+
+
 def _text_as_bytes(connection: Any, record: object) -> None:
     """A text that is no UTF-8 must not end the reading: it comes with marks that no text of ours has, and its row is set aside."""
-    connection.text_factory = lambda data: data.decode(errors="surrogateescape")
+    connection.text_factory = _decoded
     connection.isolation_level = None  # The driver would begin and end transactions by itself.
 
 

@@ -29,6 +29,10 @@ class Standard:
     def text(self, name: str) -> str:
         return f"CAST({name} AS {self._text_type})"
 
+    def place(self, value: Any) -> str:
+        """The text of a value that was read by the expression ``text``."""
+        return str(value)
+
     def value(self, column: Column, text: str, parameter: str) -> tuple[str, Any]:
         """The SQL expression of a place's text, and the value of its ``parameter``."""
         return f"CAST(:{parameter} AS {column.source_type})", text
@@ -43,22 +47,34 @@ class Standard:
 
 
 class Sqlite(Standard):
-    """Values have types of their own there, whatever the column says: each text is led by a letter that says which."""
+    """Values have types of their own there, whatever the column says: each text is led by a letter that says which. The driver gives them
+    as they are kept (whole numbers, doubles, texts, bytes), so Python writes them as exactly as the database would."""
 
     snapshot = ""
 
     def text(self, name: str) -> str:
-        return (
-            f"CASE typeof({name}) WHEN 'integer' THEN 'i' || {name} WHEN 'real' THEN 'r' || printf('%!.17g', {name})"
-            f" WHEN 'text' THEN 't' || {name} WHEN 'blob' THEN 'b' || hex({name}) END"
-        )
+        return name
+
+    def place(self, value: Any) -> str:
+        match value:
+            case int():
+                return f"i{value}"
+            case float():
+                return f"r{value!r}"
+            case str():
+                return f"t{value}"
+            case _:
+                return f"b{bytes(value).hex()}"
 
     def value(self, column: Column, text: str, parameter: str) -> tuple[str, Any]:
         kind, rest = text[:1], text[1:]
         read: dict[str, Any] = {"i": int, "r": float, "t": str, "b": bytes.fromhex}
         if kind not in read:
             raise ConfigError(f"the checkpoint holds no place that can be read: it begins with {kind!r}", hint="cdc load --full")
-        return f":{parameter}", read[kind](rest)
+        value = read[kind](rest)
+        if kind == "t" and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):  # It is no UTF-8 there.
+            return f"CAST(:{parameter} AS text)", value.encode(errors="surrogateescape")
+        return f":{parameter}", value
 
     def back(self, column: Column, text: str, seconds: float) -> str:
         if text[:1] != "t":
