@@ -112,7 +112,7 @@ class PostgresLoadable:
             columns = connection.execute(text(learned.COLUMNS), name).mappings().all()
             types = {row["oid"]: row for row in connection.execute(text(learned.TYPES), name).mappings()}
             indexes = connection.execute(text(_INDEXES), name).mappings().all()
-        read = self._source._column_types(table)
+        read = self._source._column_types([table]).get(table, {})
         by_name = {row["name"]: row for row in columns}
         live = [c for c in found.columns if not c.generated and c.name in by_name]
         return LoadedTable(
@@ -146,13 +146,14 @@ class PostgresSnapshot:
 
     def __init__(self, url: URL, source: PostgresSource, reading: Reading) -> None:
         self._reading = reading
-        self._types = source._column_types(reading.table)
+        types = source._column_types([reading.table])
+        self._types = types.get(reading.table, {})
         self._source = source
         self._settled: str | None = None
         self._held = ""
         high = None
         if reading.cursor is not None:
-            with scans.TableScan(url, reading.table, self._types) as before:
+            with scans.TableScan(url, reading.table, types) as before:
                 high = self._highest(before)
         with source._connected() as connection:
             now = connection.execute(text(_NOW)).scalar_one()
@@ -160,7 +161,8 @@ class PostgresSnapshot:
             self.at_us = int(opened["now"].timestamp() * 1_000_000)
             if high is not None:
                 self._settled, self._held = self._bound(connection, high, opened)
-        self._scan = scans.TableScan(url, reading.table, self._types)
+        # Locked: to an older state, a table that somebody writes anew is empty.
+        self._scan = scans.TableScan(url, reading.table, types, lock=True)
         try:
             self._high = None if reading.cursor is None else self._highest(self._scan)
         except BaseException:
