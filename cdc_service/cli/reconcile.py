@@ -153,7 +153,7 @@ class _Bar:
             return
         words = {"fence": "waiting for the fence", "judge": "looking again at what differs", "explain": "tracing differences"}
         expected = state["rows_expected"]
-        place = f" ({state['tables_done'] + 1} of {state['tables']})" if state["tables"] > 1 else ""
+        place = f" ({state['tables_done']} of {state['tables']} done)" if state["tables"] > 1 else ""
         self._bar.update(
             self._task,
             description=f"{state['table']}{place}: {words.get(state['phase'], state['phase'])}",

@@ -12,10 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from cdc_service.core.errors import CdcError
 from cdc_service.core.keys import key_text
 from cdc_service.core.logical import INFINITY, Kind, LogicalType, array, decimal
 from cdc_service.core.types import Column, Mode, Op, TableId, TableSchema
-from tests.conformance.harness import ITEMS, LOG, PARAMS, Change, Feed, Harness, harness_of, number, text
+from tests.conformance.harness import ITEMS, LOG, PARAMS, Change, Feed, Harness, PostgreSqlHarness, harness_of, number, text
 
 C, U, D = Op.CREATE, Op.UPDATE, Op.DELETE
 PAIRS = TableSchema(TableId("public", "pairs"), (text("a"), number("n"), text("note")), ("a", "n"))
@@ -46,6 +47,29 @@ def read(view: Any, *names: str, where: str | None = None) -> list[dict[str, Any
     columns = [c for c in ITEMS.columns if c.name in names]
     rows = [row for batch in view.select(view.forms(columns), where) for row in batch.to_pylist()]
     return sorted(rows, key=lambda row: row["id"])
+
+
+def test_views_one_after_another_are_each_as_of_their_opening(destination: Any, harness: Harness) -> None:
+    """Also where one left rows unread, was refused a statement, or its session was ended between two of them."""
+    feed = Feed(destination, ITEMS).start()
+    feed.apply(item(C, 1, 10, "a"))
+    ended = 0
+    with destination.views() as views:
+        for number_ in range(2, 6):
+            with views(feed.target, feed.own) as before:
+                feed.apply(item(C, number_, 10 * number_, "b"))
+                assert before.count() == number_ - 1
+                if number_ == 3:
+                    assert next(before.select({"n": "1"})).num_rows > 0
+                if number_ == 4:
+                    with pytest.raises(CdcError):
+                        before.count("no_such_column = 1")
+            if isinstance(harness, PostgreSqlHarness):
+                kept = f"datname = '{harness.database}' AND query = 'ROLLBACK' AND state = 'idle'"
+                ended += len(harness.admin(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {kept}"))
+        with views(feed.target, feed.own) as last, views(feed.target, feed.own) as beside:
+            assert (last.count(), beside.count()) == (5, 5)
+    assert ended or not isinstance(harness, PostgreSqlHarness), "no session was kept"
 
 
 def test_a_view_stays_as_it_was_opened(destination: Any) -> None:

@@ -29,7 +29,7 @@ from tests.support.still import StillLog
 SMALL = [f"public.t_{n:02}" for n in range(20)]
 LOG, LARGE = "public.events", "public.large"
 TABLES = "\n  ".join([f"{LARGE}: {{}}", *(f"{name}: {{}}" for name in SMALL), f"{LOG}: {{mode: append, keyless: append}}"])
-RUNS = 3
+RUNS = 2
 
 
 def setup() -> str:
@@ -64,7 +64,7 @@ class Changes:
     def _make(self) -> None:
         rand = random.Random(1)
         with psycopg.connect(self._url, autocommit=True) as connection:
-            while not self._done.wait(0.005):
+            while not self._done.wait(0.02):
                 with connection.transaction():
                     for name in sorted(rand.sample(SMALL, 4)):
                         id_ = rand.randrange(1, 40)

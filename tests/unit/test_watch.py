@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from typing import Any, cast
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from cdc_service.core.clock import RealClock
 from cdc_service.core.identity import Identities
 from cdc_service.core.names import Names
+from cdc_service.core.types import TableId
 from cdc_service.kafka import admin as kafka
 from cdc_service.runtime.monitor import SIGHTINGS_MAX, Hold, Monitor, Sightings
 from connectors.debezium.connect import KafkaConnect
@@ -30,6 +32,24 @@ def test_kafka_is_named_when_connect_does_not_answer_because_of_it(monkeypatch: 
     assert watch.facts is not None
     assert watch.facts.trouble is not None
     assert watch.facts.trouble.message.startswith(f"Kafka does not answer at {HOST}:{nobody}")
+
+
+def test_who_waits_for_a_look_gets_one_soon_however_seldom_the_watcher_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cdc_service.runtime.monitor.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("cdc_service.runtime.monitor.LOOK_SECONDS_EACH", 600.0)
+    monkeypatch.setattr("cdc_service.runtime.monitor.LOOK_SECONDS_MAX", 600.0)
+    unasked, looks = cast(Any, None), [threading.Event() for _ in range(3)]
+
+    class Watch(Monitor):
+        def look(self) -> None:
+            next(one for one in looks if not one.is_set()).set()
+
+    watch = Watch(Names("shop", "shop"), {"t": TableId("public", "t")}, unasked, unasked, unasked, unasked, RealClock(), {}, {})
+    watch.start()
+    for look in looks:
+        assert look.wait(20), "the next look is ten minutes away"
+        watch.hurry()
+    watch.stop()
 
 
 def test_i29_the_source_stood_at_a_position_when_it_was_last_seen_at_or_before_it() -> None:

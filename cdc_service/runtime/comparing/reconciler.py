@@ -56,8 +56,9 @@ SMALL_ROWS = 50_000
 """From so many rows on a table is compared by itself: to read it takes as long as what it would share with others saves."""
 TOGETHER_ROWS = 500_000
 """So many rows small tables have together, at most, that are read in one snapshot: no more than one table that is always streamed."""
-TABLES_ON_LINE = 100
-"""Of so many the line is asked at a time, some milliseconds each: it must not be kept for long, and each time its turn is waited for."""
+TABLES_ON_LINE, RESUMED_ON_LINE = 100, 10
+"""Of so many the line is asked at a time, some milliseconds each (some more for what their last runs recorded): it must not be kept for
+long, and each time its turn is waited for."""
 ON_LINE_SECONDS = 60.0
 T = TypeVar("T")
 NO_LOG = LogId("", "", "")
@@ -174,7 +175,7 @@ class Reconciler:
         run = Run(self._pipeline, [str(c.source) for c in chosen], resume)
         with self._lock:
             if busy := next((r for r in self._runs.values() if not r.done), None):
-                hint = "wait for it; tables that are given together are compared one after another"
+                hint = "wait for it; tables that are given together are compared in one run"
                 raise CdcError(f"another comparison is under way: {busy.id}, at {busy.progress.table}", hint=hint, code="busy")
             self._runs = dict(list(self._runs.items())[-HISTORY_RUNS:]) | {run.id: run}
         made = self._on_line(decoder)
@@ -207,10 +208,10 @@ class Reconciler:
         done.set_result(do())
         return done
 
-    def _each_on_line(self, do: Callable[[TableConfig], T], configs: Sequence[TableConfig]) -> list[T]:
+    def _each_on_line(self, do: Callable[[TableConfig], T], configs: Sequence[TableConfig], most: int = TABLES_ON_LINE) -> list[T]:
         found = list[T]()
-        for first in range(0, len(configs), TABLES_ON_LINE):
-            found += self._on_line(lambda: [do(c) for c in configs[first : first + TABLES_ON_LINE]])  # noqa: B023  (it is waited for)
+        for first in range(0, len(configs), most):
+            found += self._on_line(lambda: [do(c) for c in configs[first : first + most]])  # noqa: B023  (it is waited for)
         return found
 
     def _go(self, run: Run, configs: Sequence[TableConfig], options: Options, decoder: Decoder) -> None:
@@ -231,7 +232,8 @@ class Reconciler:
 
     def _compare(self, run: Run, configs: Sequence[TableConfig], options: Options, means: _Means) -> None:
         if run.resumed:
-            for report in self._each_on_line(lambda c: recorded(self._destination, str(c.source), c.target, run.id), configs):
+            done = partial(recorded, self._destination, run_id=run.id)
+            for report in self._each_on_line(lambda c: done(str(c.source), c.target), configs, RESUMED_ON_LINE):
                 if report is not None:
                     run.add(report)
         left = {c.source: c for c in configs if str(c.source) not in run.done_tables}
