@@ -433,6 +433,11 @@ class Watermarks:
             end = self._ends.get((table.source, table.state.now.generation))
             if end is None or goal.position <= end:
                 return  # At the very same position the connector may have been before it wrote the rows; a heartbeat moves it on.
+            newest = None if table.state.now.resync else self._newest_snapshot()
+            if newest is not None and newest - LOWEST > end:
+                # Rows of an attempt that began after the one whose end is known: what that one brought is no ghost yet.
+                self._forget(table)
+                return
             if table.versions.doubtful or self._outdated(table):
                 table.versions.reload = (
                     "the connector began its snapshot anew after it had sent changes; what happened between the two was not sent"

@@ -63,6 +63,27 @@ REGRESSIONS = {
         deliver 1
         retain t0 0 0
         """,
+    "a row of a second snapshot came before the news of it, and swept what the first one had brought of another table": """
+        begin tables=t0:soft_delete,t1:soft_delete partitions=3 memory=1000000000 rows=6 alone=0
+        deliver 10
+        turn w0 606669 look
+        kill w0 529721
+        join 936811
+        join 319291
+        commit 1
+        turn w3 636171
+        deliver 3
+        turn w3 907094 look
+        deliver 10
+        store
+        turn w3 662678 look
+        share 554121
+        turn w3 810273
+        forget_offsets
+        deliver 10
+        turn w3 350488
+        turn w3 595682
+        """,
     "a snapshot begun twice found no row the second time": """
         begin tables=t0:soft_delete partitions=1 memory=1000 rows=2 alone=0
         deliver 3
