@@ -108,8 +108,8 @@ class RegistrationPlan:
     topic is told so (notifications.py). ``initial`` is true when the connector is new and takes its own snapshot of all tables.
     ``skip`` says why the log can only be gone on with at its end (empty: it can be read on); the notification topic is told of that too,
     since the running service has to read every table anew then.
-    ``direct``: the service reads the rows of tables with a key itself; a new connector only streams, and the others get an incremental
-    snapshot.
+    ``direct``: the service reads the rows of tables that are kept as rows itself, or asks for those of the others; a new connector only
+    streams.
     ``refused`` says which tables cannot be replicated: the steps are those for the others, and none is done while there is one.
     """
 
@@ -298,14 +298,12 @@ def plan_registration(
     wires.require_converter(connect, wanted_config)
     connector = connect.plan(wanted_config, secret_options(config))
     direct = config.defaults.snapshot == "direct"
-    added = sorted({t.table for t in facts} - (source.registered(existing) if existing is not None and not initial else set()))
-    if initial and not direct:
-        added = []
+    added = [] if existing is None or initial else sorted({t.table for t in facts} - source.registered(existing))
     loaded = {t.table for t in facts if direct and not taken_as_log(config, t.table)}
-    wanted = [] if initial and not direct else sorted({*added, *snapshot} - loaded)
+    wanted = [] if initial else sorted({*added, *snapshot} - loaded)
     refused += [replace(f, cure=f.cure + _INITIAL) for t in wanted if (f := source.snapshot_refusal(t)) is not None]
     described = kafka.describe([n for t in added if (n := names.topic(t)) in there]) if added else {}
-    returning = [t for t in added if not initial and _holds_events(described.get(names.topic(t)))]
+    returning = [t for t in added if _holds_events(described.get(names.topic(t)))]
     wake = status is not None and status.overall in {"FAILED", "STOPPED", "PAUSED"}
     steps = [
         *_source_steps(statements),
@@ -380,15 +378,13 @@ def apply_registration(
         kafka.send(plan.names.notification_topic, notes)
     for table in ids:
         say(f"ask for a snapshot of {table}")
-    if not (plan.initial and plan.direct):  # Of a new connector there is no log yet that would bring what is asked.
-        _ask_snapshots(plan.connector.config, ids, source, kafka)
+    _ask_snapshots(plan.connector.config, ids, source, kafka)
     if plan.connector.kind != "nothing":
         say(f"{plan.connector.kind} connector {name}")
         connect.apply(plan.connector)
     initial = _settle_new(plan, source, connect, kafka, say) if plan.initial else False
     if initial and plan.direct:
-        _skip_log(plan.names, source, connect, kafka, say)
-        _ask_snapshots(plan.connector.config, ids, source, kafka)
+        _skip_log(plan.names, source, connect, kafka, say)  # Of which the service is told: it has every table read.
         initial = False
     if plan.initial or plan.wake or plan.skip or plan.connector.kind == "update":
         say(f"start connector {name}")

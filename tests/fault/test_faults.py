@@ -209,7 +209,7 @@ def test_a_source_that_went_back_in_its_log_stops_the_tables_and_the_cure_heals(
         said = str(left.value)
         pipeline.execute(json.loads(said[said.index("{") :])["error"]["hint"])
         pipeline.register()
-        pipeline.call("resync", "public.a", "--yes")
+        pipeline.act("resync", "public.a")  # Which waits while the service opens all anew.
         pipeline.await_state("public.a", "streaming", limit_seconds=120)
         end_equal(pipeline)
 

@@ -493,7 +493,7 @@ def _() -> Sequence[Patch]:
 
     def through(self: Any, table: Any, goal: Any) -> None:
         if (table.source, table.state.now.generation) in self._ends:
-            self._ends[table.source, table.state.now.generation] = -1
+            self._ends[table.source, table.state.now.generation] = goal.position - 1
         real(self, table, goal)
 
     return [(progress_module.Watermarks, "_through", through)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import count
@@ -155,16 +155,14 @@ class Connector:
         self.stored = self.position = self.chunk = None
         self.scans.clear()
 
-    def begin_at_the_end(self, asked: Sequence[str]) -> None:
-        """As it is registered where the service reads rows itself: a slot at the end of the log, of which the service is told, no snapshot
-        but those that are ``asked`` of it."""
+    def begin_at_the_end(self) -> None:
+        """As it is registered where the service reads rows itself: a slot at the end of the log, of which the service is told, and no
+        snapshot."""
         self.source.heartbeat()
         self.reading, self.at = False, len(self.source.log)
         self.stored, self.position = self.at, self.source.lsn
         tables = {f"public.{name}": t.identity for name, t in self.source.tables.items()}
         self.told = replace(self.told, skipped=self.source.lsn, identities=tables)
-        for name in asked:
-            self.ask(f"added-{name}", name)
 
     def restart(self) -> None:
         if self.stored is None or self.reading:

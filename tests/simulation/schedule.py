@@ -140,7 +140,7 @@ class Simulation:
             source.write(1, "update", name, 0, 0)
             source.write(1, "delete", name, 1, 0)
         if setting.direct:
-            self.world.connector.begin_at_the_end([name for name, mode in setting.modes if mode is Mode.APPEND])
+            self.world.connector.begin_at_the_end()
         else:
             self.world.connector.begin()
 

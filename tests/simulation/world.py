@@ -252,7 +252,8 @@ class Loaded:
         t = world.source.tables[table]
         self._world = world
         self._rows = {key: t.named(row) for key, row in world.source.seen(table).items()}
-        self._places = {key: (key + t.history[key][-1][0]) % 2 for key in self._rows}
+        written = Counter(key for e in world.source.log if e.table == table for key in {e.key, e.old, e.new})
+        self._places = {key: (key + written[key]) % 2 for key in self._rows}
         self._columns = {name for _, name in t.columns}
         self.position = world.source.lsn
         self.storage = str(t.shape.file)
