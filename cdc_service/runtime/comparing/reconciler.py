@@ -29,7 +29,7 @@ from cdc_service.config.resolve import TableConfig
 from cdc_service.core.errors import CdcError, ConfigError, Fenced, Unavailable
 from cdc_service.core.logical import Kind
 from cdc_service.core.names import Names
-from cdc_service.core.types import Delta, LogId, Mode, TableId, TableSchema, Target
+from cdc_service.core.types import NO_LOG, Delta, Mode, TableId, TableSchema, Target
 from cdc_service.kafka.admin import Admin
 from cdc_service.kafka.reader import TopicReader
 from cdc_service.pipeline.prepare import Prepare
@@ -61,8 +61,6 @@ TABLES_ON_LINE, RESUMED_ON_LINE = 100, 10
 long, and each time its turn is waited for."""
 ON_LINE_SECONDS = 60.0
 T = TypeVar("T")
-NO_LOG = LogId("", "", "")
-"""A repair comes from no log."""
 
 
 class Run:
